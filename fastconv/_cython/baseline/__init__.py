@@ -1,0 +1,1 @@
+"""Kernels compiled for baseline: put here by the build."""

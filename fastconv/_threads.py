@@ -1,0 +1,145 @@
+"""How many threads a call may use, and what must hold for them after fork and between Python threads.
+
+Nothing outside this file (and setup.py, which probes OpenMP) knows of a thread runtime.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from pathlib import Path
+
+_local = threading.local()
+_global: int | None = None  # set_num_threads(); None: environment or default
+_pool_started = False  # a call has run on more than one thread in this process
+_forked_with_pool = False  # this process is the fork of one whose pool had started
+
+
+def _cgroup_quota() -> float:
+    """CPUs granted by the cgroup (v2, then v1); inf if unlimited or unknown."""
+    try:
+        path = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        path = "/"
+    root = Path("/sys/fs/cgroup")
+    quota = math.inf
+    folder = root / path.lstrip("/")
+    for place in (folder, *folder.parents):  # a limit of any ancestor binds
+        try:
+            limit, period = (place / "cpu.max").read_text().split()
+            if limit != "max":
+                quota = min(quota, int(limit) / int(period))
+        except (OSError, ValueError):
+            pass
+        if place == root:
+            break
+    try:
+        limit_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        if limit_us > 0:
+            quota = min(quota, limit_us / int((root / "cpu/cpu.cfs_period_us").read_text()))
+    except (OSError, ValueError):
+        pass
+    return quota
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity mask, capped by the cgroup's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cpus, math.ceil(_cgroup_quota())))
+
+
+def _default() -> int:
+    text = os.environ.get("FASTCONV_NUM_THREADS", "").strip()
+    if not text:
+        return available_cpus()
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"FASTCONV_NUM_THREADS is {text!r}: it must be an integer of at least 1")
+    return int(text)
+
+
+def check_count(function: str, n: object) -> int:
+    """``n`` as a thread count; ValueError or TypeError if it is none."""
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"{function}: num_threads is {n!r}: it must be an integer")
+    count = int(n.__index__())
+    if count < 1:
+        raise ValueError(f"{function}: num_threads {count}: it must be at least 1")
+    return count
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call may use, for the whole process.
+
+    Results do not depend on it: a call gives the same bits for every thread count.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not an integer of at least 1.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> before = fastconv.get_num_threads()
+    >>> fastconv.set_num_threads(1)
+    >>> fastconv.get_num_threads()
+    1
+    >>> fastconv.set_num_threads(before)
+    """
+    global _global
+    _global = check_count("set_num_threads", n)
+
+
+def get_num_threads() -> int:
+    """Threads that a call may use in this Python thread.
+
+    The innermost of ``config(num_threads=)``, `set_num_threads`, the environment variable
+    ``FASTCONV_NUM_THREADS``, and the number of CPUs this process may use (affinity and cgroup quota).
+
+    Returns
+    -------
+    int
+    """
+    global _global
+    count = getattr(_local, "count", None)
+    if count is not None:
+        return count
+    if _global is None:
+        _global = _default()
+    return _global
+
+
+def swap_local(count: int | None) -> int | None:
+    """Set this Python thread's own count (None: none) and return the former one."""
+    former = getattr(_local, "count", None)
+    _local.count = count
+    return former
+
+
+def workers() -> int:
+    """Threads to run a kernel on now: `get_num_threads`, but 1 in a fork of a process that used its pool.
+
+    OpenMP's pool does not survive fork and its next region would wait for ever.
+    """
+    global _pool_started
+    if _forked_with_pool:
+        return 1
+    count = get_num_threads()
+    if count > 1:
+        _pool_started = True
+    return count
+
+
+def _after_fork_in_child() -> None:
+    global _forked_with_pool
+    _forked_with_pool = _forked_with_pool or _pool_started
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,99 @@
+"""Build of the compiled kernels: every stem of src_cython, once per ISA level. Metadata: pyproject.toml.
+
+Environment: FASTCONV_NO_EXTENSION=1 builds none (Numba or the NumPy reference then serve);
+FASTCONV_BOUNDSCHECK=1 checks every memoryview index (slow, for tests).
+"""
+
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = ("pad",)
+
+# ISA level: floats in a vector, compiler flags. Only x86-64 has more than the baseline.
+ISAS = {
+    "baseline": (4, []),
+    "x86_64_v3": (8, ["-march=x86-64-v3"]),
+    "x86_64_v4": (16, ["-march=x86-64-v4", "-mprefer-vector-width=512"]),
+}
+if platform.machine().lower() not in ("x86_64", "amd64"):
+    ISAS = {"baseline": ISAS["baseline"]}
+
+# One fast-maths policy: contraction yes, but NaN, Inf, signed zeros and the order of sums stay as written.
+FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-unused-function"]
+
+
+def openmp_flags() -> list[str]:
+    """Flags that compile and link an OpenMP program here; none if the compiler has no OpenMP."""
+    from setuptools._distutils.ccompiler import new_compiler
+    from setuptools._distutils.errors import CompileError, LinkError
+    from setuptools._distutils.sysconfig import customize_compiler
+
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+        try:
+            objects = compiler.compile([str(source)], output_dir=folder, extra_postargs=["-fopenmp"])
+            compiler.link_executable(objects, "probe", output_dir=folder, extra_postargs=["-fopenmp"])
+        except (CompileError, LinkError):
+            return []
+    return ["-fopenmp"]
+
+
+class BuildKernels(build_ext):
+    """build_ext on all CPUs: two dozen independent files."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+
+def extensions() -> list[Extension]:
+    """All compiled modules. One cythonize() call per ISA: one call cannot build one .pyx under two names."""
+    from Cython.Build import cythonize
+
+    openmp = openmp_flags()
+    checked = os.environ.get("FASTCONV_BOUNDSCHECK") == "1"
+    directives = {
+        "language_level": 3,
+        "boundscheck": checked,
+        "wraparound": False,
+        "cdivision": True,
+        "initializedcheck": False,
+        "freethreading_compatible": True,
+    }
+    options = {"include_path": ["src_cython"], "compiler_directives": directives, "quiet": True}
+    built = cythonize(
+        Extension("fastconv._cython.cpu", ["src_cython/cpu.pyx"], extra_compile_args=[*FLAGS, *openmp]),
+        build_dir="build/cython/cpu",
+        **options,
+    )
+    for isa, (vl, flags) in ISAS.items():
+        built += cythonize(
+            [
+                Extension(
+                    f"fastconv._cython.{isa}.{stem}",
+                    [f"src_cython/{stem}.pyx"],
+                    include_dirs=["src_cython"],
+                    depends=["src_cython/simd.h", "src_cython/common.pxd"],
+                    define_macros=[("FASTCONV_VL", str(vl))],
+                    extra_compile_args=[*FLAGS, *flags, *openmp],
+                    extra_link_args=[*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp,
+                )
+                for stem in KERNELS
+            ],
+            build_dir=f"build/cython/{isa}",
+            force=checked,
+            **options,
+        )
+    return built
+
+
+without = os.environ.get("FASTCONV_NO_EXTENSION") == "1"
+setup(ext_modules=[] if without else extensions(), cmdclass={"build_ext": BuildKernels})

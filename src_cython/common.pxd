@@ -1,0 +1,68 @@
+# cython: language_level=3
+"""What all kernels share: element and vector types, and the geometry vector's index names."""
+
+from libc.stdint cimport int64_t
+
+ctypedef fused real:
+    float
+    double
+
+cdef extern from "simd.h" nogil:
+    ctypedef float vf
+    ctypedef double vd
+    enum:
+        VL_FLOAT
+        VL_DOUBLE
+        MR
+        NV
+    vf vmax_f(vf a, vf b)
+    vd vmax_d(vd a, vd b)
+    vf vmin_f(vf a, vf b)
+    vd vmin_d(vd a, vd b)
+    void prefetch "SIMD_PREFETCH"(const void* p)
+
+# Used together with `real`: only (float, vf) and (double, vd) are ever called.
+ctypedef fused vec:
+    vf
+    vd
+
+# Order of fastconv/_problem.py: GEOMETRY (tests/test_contract.py compares).
+cdef enum:
+    GEO_N, GEO_IC, GEO_IH, GEO_IW, GEO_OC, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_G
+    GEO_STRIDE_H, GEO_STRIDE_W, GEO_PAD_TOP, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_DIL_H, GEO_DIL_W
+    GEO_ACCUMULATE, GEO_PAD_MODE, GEO_COUNT_INCLUDE_PAD, GEO_DIVISOR
+    GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW
+    GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_POOL_PAD_TOP, GEO_POOL_PAD_LEFT
+
+cdef enum:
+    PAD_ZEROS, PAD_REFLECT, PAD_REPLICATE, PAD_CIRCULAR
+
+
+cdef inline vec vmax(vec a, vec b) noexcept nogil:
+    """a > b ? a : b; where one is NaN the result is b."""
+    if vec is vf:
+        return vmax_f(a, b)
+    else:
+        return vmax_d(a, b)
+
+
+cdef inline vec vmin(vec a, vec b) noexcept nogil:
+    """a < b ? a : b; where one is NaN the result is b."""
+    if vec is vf:
+        return vmin_f(a, b)
+    else:
+        return vmin_d(a, b)
+
+
+cdef inline real clamp(real value, real low, real high) noexcept nogil:
+    """value within [low, high]; NaN stays NaN: both comparisons are false for it."""
+    if value < low:
+        return low
+    if value > high:
+        return high
+    return value
+
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    """ceil(a / b) for b > 0, also for negative a."""
+    return -(-a // b)

@@ -1,0 +1,52 @@
+/* The portable vector type: VL floats, VL / 2 doubles, on GCC and Clang vector extensions.
+
+   Vectors are declared aligned to their element, so dereferencing a `vf *` or `vd *` is an
+   unaligned load or store, and arithmetic is written plainly: a + b * c contracts to an FMA.
+   FASTCONV_VL comes from setup.py (one value per ISA); tile shapes follow from the registers
+   that the ISA has. */
+#ifndef FASTCONV_SIMD_H
+#define FASTCONV_SIMD_H
+
+#ifndef FASTCONV_VL
+#define FASTCONV_VL 4
+#endif
+
+typedef float vf __attribute__((vector_size(FASTCONV_VL * 4), aligned(4), may_alias));
+typedef double vd __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_alias));
+
+/* GEMM tile: MR filters x NV vectors of pixels. MR * NV accumulators, NV vectors of pixels and one
+   broadcast must fit into the registers: 16 of them up to AVX2, 32 with AVX-512. */
+#if FASTCONV_VL == 16
+enum { VL_FLOAT = 16, VL_DOUBLE = 8, MR = 8, NV = 3 };
+#else
+enum { VL_FLOAT = FASTCONV_VL, VL_DOUBLE = FASTCONV_VL / 2, MR = 6, NV = 2 };
+#endif
+
+/* mask ? a : b for vectors (GCC's C has no such operator); mask comes from a comparison. */
+#define SIMD_SELECT(mask, a, b) \
+    ((__typeof__(a))(((mask) & (__typeof__(mask))(a)) | (~(mask) & (__typeof__(mask))(b))))
+
+/* a > b ? a : b. Where one is NaN the result is b. */
+#define SIMD_MAX(name, type) \
+    static inline __attribute__((always_inline)) type name(type a, type b) \
+    { return SIMD_SELECT(a > b, a, b); }
+/* a < b ? a : b. Where one is NaN the result is b. */
+#define SIMD_MIN(name, type) \
+    static inline __attribute__((always_inline)) type name(type a, type b) \
+    { return SIMD_SELECT(a < b, a, b); }
+
+#if FASTCONV_VL == 8 && defined(__AVX__)
+static inline __attribute__((always_inline)) vf vmax_f(vf a, vf b) { return __builtin_ia32_maxps256(a, b); }
+static inline __attribute__((always_inline)) vd vmax_d(vd a, vd b) { return __builtin_ia32_maxpd256(a, b); }
+static inline __attribute__((always_inline)) vf vmin_f(vf a, vf b) { return __builtin_ia32_minps256(a, b); }
+static inline __attribute__((always_inline)) vd vmin_d(vd a, vd b) { return __builtin_ia32_minpd256(a, b); }
+#else
+SIMD_MAX(vmax_f, vf)
+SIMD_MAX(vmax_d, vd)
+SIMD_MIN(vmin_f, vf)
+SIMD_MIN(vmin_d, vd)
+#endif
+
+#define SIMD_PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 3)
+
+#endif
