@@ -521,6 +521,12 @@ class PoolProblem:
         include = flag(function, "count_include_pad", count_include_pad)
         return cls(N, C, IH, IW, KH, KW, OH, OW, stride_h, stride_w, *pads, dil_h, dil_w, dtype, include, divisor)
 
+    @classmethod
+    def of_indices(cls, plane_shape: tuple[int, ...], index_shape: tuple[int, ...], dtype: str) -> PoolProblem:
+        """The problem of an operation that reads indices alone: (N, C, IH, IW) planes, (N, C, OH, OW) indices."""
+        N, C, IH, IW = plane_shape
+        return cls(N, C, IH, IW, 1, 1, index_shape[2], index_shape[3], 1, 1, 0, 0, 0, 0, 1, 1, dtype)
+
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
         return self.N, self.C, self.IH, self.IW

@@ -1,0 +1,64 @@
+"""Convolution as a blocked matrix product: columns of the image are packed block by block, never all at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastconv._algorithms import NO_IMAGE, NO_INDICES, Step, kernel_workspace, transposed
+from fastconv._problem import ConvProblem
+
+
+def refusal(problem: ConvProblem, op: str) -> str | None:
+    """None: every convolution is a matrix product."""
+    return None
+
+
+def cost(problem: ConvProblem, op: str) -> float:
+    """Estimated nanoseconds on one thread.
+
+    About 40 multiply-adds a ns in whole tiles of 8 filters; packing the columns costs a copy of them, packing the
+    weight about 2 ns for each 8 of its elements.
+    """
+    filters = -(-problem.OCG // 8) * 8 * problem.G
+    pixels = problem.N * problem.OH * problem.OW
+    K = problem.ICG * problem.KH * problem.KW
+    return pixels * filters * K / 40.0 + pixels * problem.G * K / 4.0 + problem.OC * K / 4.0 + 2000.0
+
+
+def forward(k: Any, problem: ConvProblem) -> Step:
+    """output = clamp(conv(input, weight) + bias)."""
+    geometry, low, high = problem.geometry(), problem.act_min, problem.act_max
+    pack, kernel, no_image = k.im2col.pack_weight, k.im2col.conv2d, NO_IMAGE[problem.dtype]
+    size = k.im2col.packed_weight_size(geometry)
+    kernel_elements = kernel_workspace(k, "im2col", "conv2d", geometry)
+
+    def run(input, weight, bias, output, workspace, n_threads):
+        packed, rest = workspace[:size], workspace[size:]
+        pack(weight, packed, rest, geometry, n_threads)
+        kernel(input, packed, bias, low, high, output, no_image, NO_INDICES, rest, geometry, n_threads)
+
+    return Step(run, lambda n_workers: size + kernel_elements(n_workers), packed_elements=size)
+
+
+def grad_input(k: Any, problem: ConvProblem) -> Step:
+    """grad_input = clamp(adjoint of conv in its input (grad_output) + bias): a forward convolution where stride is 1."""
+    if transposed.refusal(problem) is None:
+        return transposed.grad_input(k, problem, forward)
+    geometry, low, high = problem.geometry(), problem.act_min, problem.act_max
+    kernel = k.im2col.conv2d_grad_input
+
+    def run(grad_output, weight, bias, output, workspace, n_threads):
+        kernel(grad_output, weight, bias, low, high, output, workspace, geometry, n_threads)
+
+    return Step(run, kernel_workspace(k, "im2col", "conv2d_grad_input", geometry))
+
+
+def grad_weight(k: Any, problem: ConvProblem) -> Step:
+    """grad_weight = adjoint of conv in its weight."""
+    geometry = problem.geometry()
+    kernel = k.im2col.conv2d_grad_weight
+
+    def run(input, grad_output, output, workspace, n_threads):
+        kernel(input, grad_output, output, workspace, geometry, n_threads)
+
+    return Step(run, kernel_workspace(k, "im2col", "conv2d_grad_weight", geometry))

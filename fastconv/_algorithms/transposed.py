@@ -1,0 +1,115 @@
+"""The gradient of the input by the forward machinery.
+
+With stride 1 it is a convolution of grad_output with the weight turned by 180 degrees and its channel axes swapped,
+padded by dilation * (kernel - 1) - pad. With stride s and dilation 1, the input rows of one residue modulo s meet every
+s-th kernel row only: s*s such convolutions, each dense, each filling every s-th row and column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv._algorithms import Step
+from fastconv._problem import ConvProblem
+
+
+class Phase(NamedTuple):
+    """One residue: the cells of grad_input it fills, the kernel cells it reads, its convolution (None: no kernel cell)."""
+
+    rows: slice
+    columns: slice
+    kernel_rows: slice
+    kernel_columns: slice
+    problem: ConvProblem | None
+
+
+def refusal(problem: ConvProblem) -> str | None:
+    """Why this form does not apply; None if it does."""
+    for stride, dilation in ((problem.stride_h, problem.dil_h), (problem.stride_w, problem.dil_w)):
+        if stride > 1 and dilation > 1:
+            return f"stride is {stride} and dilation {dilation}, one of them must be 1"
+    return None
+
+
+def _axis(extent: int, size: int, kernel: int, stride: int, dil: int, pad: int, residue: int):
+    """For input cells i with (i + pad) % stride == residue: (first i, their number, kernel cells, pad of their convolution)."""
+    first = (residue - pad) % stride
+    count = len(range(first, extent, stride))
+    cells = len(range(residue, kernel, stride))
+    # Cell first + j*stride meets output (first + pad - residue) / stride + j - t through kernel cell residue + t*stride
+    shift = (first + pad - residue) // stride
+    return first, count, cells, dil * (cells - 1) - shift
+
+
+def phases(problem: ConvProblem) -> list[Phase]:
+    """The convolutions that make up the gradient; one, of everything, for stride 1."""
+    found = []
+    p = problem
+    for residue_h in range(p.stride_h):
+        first_h, IH, KH, pad_top = _axis(p.IH, p.OH, p.KH, p.stride_h, p.dil_h, p.pad_top, residue_h)
+        for residue_w in range(p.stride_w):
+            first_w, IW, KW, pad_left = _axis(p.IW, p.OW, p.KW, p.stride_w, p.dil_w, p.pad_left, residue_w)
+            if IH == 0 or IW == 0:
+                continue
+            inner = None
+            if KH and KW:
+                inner = replace(
+                    p, IC=p.OC, IH=p.OH, IW=p.OW, OC=p.IC, KH=KH, KW=KW, OH=IH, OW=IW, stride_h=1, stride_w=1,
+                    pad_top=pad_top, pad_left=pad_left,
+                    pad_bottom=IH - 1 + p.dil_h * (KH - 1) + 1 - p.OH - pad_top,
+                    pad_right=IW - 1 + p.dil_w * (KW - 1) + 1 - p.OW - pad_left,
+                )  # fmt: skip
+            found.append(
+                Phase(
+                    slice(first_h, p.IH, p.stride_h),
+                    slice(first_w, p.IW, p.stride_w),
+                    slice(residue_h, p.KH, p.stride_h),
+                    slice(residue_w, p.KW, p.stride_w),
+                    inner,
+                )
+            )
+    return found
+
+
+def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem], Step]) -> Step:
+    """grad_input by the forward step that ``forward(k, problem)`` makes for each phase."""
+    made = [(phase, forward(k, phase.problem) if phase.problem else None) for phase in phases(problem)]
+    whole = problem.stride_h == problem.stride_w == 1
+    filters = problem.OC * problem.ICG * problem.KH * problem.KW
+    largest = 0 if whole else max(_cells(phase, problem) for phase, _ in made) if made else 0
+    by_group = (problem.G, problem.OCG, problem.ICG, problem.KH, problem.KW)
+    low, high = problem.act_min, problem.act_max
+
+    def run(grad_output, weight, bias, output, workspace, n_threads):
+        turned_space, part_space, rest = np.split(workspace, (filters, filters + largest))
+        for phase, step in made:
+            if step is None:  # no kernel cell reaches these input cells: bias and clamp alone
+                value = np.clip(bias if bias.size else np.zeros(1, output.dtype), low, high)
+                output[:, :, phase.rows, phase.columns] = value.astype(output.dtype)[:, None, None]
+                continue
+            inner = phase.problem
+            source = weight.reshape(by_group)[..., phase.kernel_rows, phase.kernel_columns]
+            turned = turned_space[: source.size].reshape(inner.weight_shape)
+            by_input = turned.reshape(problem.G, problem.ICG, problem.OCG, inner.KH, inner.KW)
+            by_input[...] = source[..., ::-1, ::-1].swapaxes(1, 2)
+            if whole:
+                step.run(grad_output, turned, bias, output, rest, n_threads)
+            else:
+                part = part_space[: _cells(phase, problem)].reshape(inner.output_shape)
+                step.run(grad_output, turned, bias, part, rest, n_threads)
+                output[:, :, phase.rows, phase.columns] = part
+
+    def workspace(n_workers):
+        return filters + largest + max((step.workspace(n_workers) for _, step in made if step), default=0)
+
+    packed = filters + max((step.packed_elements for _, step in made if step), default=0)
+    return Step(run, workspace, packed_elements=packed)
+
+
+def _cells(phase: Phase, problem: ConvProblem) -> int:
+    inner = phase.problem
+    return inner.N * inner.OC * inner.OH * inner.OW if inner else 0

@@ -1,0 +1,112 @@
+"""What users pass becomes what kernels read: C-contiguous, aligned, native float32 or float64 arrays.
+
+A plain array that is all of this already is passed on as it is; anything else is copied, never changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+NO_BIAS = {"float32": np.empty(0, FLOAT32), "float64": np.empty(0, FLOAT64)}
+CPU_DEVICES = (1, 3)  # DLPack: kDLCPU, kDLCUDAHost
+
+
+def as_ndarray(function: str, name: str, value: Any) -> np.ndarray:
+    """``value`` as an ndarray of any dtype; accepts ``__array__`` and a CPU ``__dlpack__``, else TypeError."""
+    if isinstance(value, np.ndarray):
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{function}: {name} is a masked array: pass its filled() values")
+        return np.asarray(value)
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+    elif hasattr(value, "__dlpack__"):
+        device = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else CPU_DEVICES[0]
+        if device not in CPU_DEVICES:
+            raise TypeError(f"{function}: {name} is a {type(value).__name__} on a device: move it to the CPU first")
+        array = np.from_dlpack(value)
+    else:
+        raise TypeError(
+            f"{function}: {name} is a {type(value).__name__}: it must be a NumPy array or have __array__ or __dlpack__"
+        )
+    return array
+
+
+def as_floats(function: str, name: str, value: Any) -> np.ndarray:
+    """``value`` as a C-contiguous, aligned, native float32 or float64 array; TypeError for any other dtype."""
+    if type(value) is np.ndarray and (value.dtype is FLOAT32 or value.dtype is FLOAT64):
+        flags = value.flags
+        if flags.c_contiguous and flags.aligned:
+            return value
+    array = as_ndarray(function, name, value)
+    native = array.dtype.newbyteorder("=")
+    if native not in (FLOAT32, FLOAT64):
+        hint = ""
+        if native == np.uint8:
+            hint = "; fastconv.from_images turns uint8 photographs into floats"
+        raise TypeError(f"{function}: {name} has dtype {array.dtype}: it must be float32 or float64{hint}")
+    return contiguous(array, native)
+
+
+def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """``array`` as it is if C-contiguous, aligned and of ``dtype``, else a copy that is (0-d arrays stay 0-d)."""
+    if array.ndim == 0:
+        return array.astype(dtype)
+    return np.require(array, dtype=dtype, requirements=["C", "A"])
+
+
+def as_indices(function: str, name: str, value: Any) -> np.ndarray:
+    """``value`` as a C-contiguous int64 array; TypeError for any other kind than integers."""
+    array = as_ndarray(function, name, value)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{function}: {name} has dtype {array.dtype}: it must be int64")
+    return contiguous(array, INT64)
+
+
+def check_index_range(function: str, name: str, indices: np.ndarray, plane: tuple[int, int]) -> None:
+    """ValueError unless every index lies in a plane of ``plane`` cells."""
+    cells = plane[0] * plane[1]
+    if indices.size and (indices.min() < 0 or indices.max() >= cells):
+        wrong = indices.min() if indices.min() < 0 else indices.max()
+        raise ValueError(f"{function}: {name} hold {wrong}: they must lie in 0 .. {cells - 1}, the plane {plane}")
+
+
+def same_dtype(function: str, **arrays: np.ndarray | None) -> str:
+    """The one dtype of all ``arrays``; TypeError naming those that differ."""
+    given = [(name, array.dtype) for name, array in arrays.items() if array is not None]
+    first_name, first = given[0]
+    for name, dtype in given[1:]:
+        if dtype != first:
+            raise TypeError(f"{function}: {first_name} is {first} and {name} is {dtype}: they must have one dtype")
+    return first.name
+
+
+def check_out(
+    function: str, out: Any, shape: tuple[int, ...], dtype: str, inputs: tuple[np.ndarray | None, ...], name: str = "out"
+) -> None:
+    """Raise unless ``out`` can take the result: an ndarray of ``shape`` and ``dtype`` apart from all ``inputs``."""
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"{function}: {name} is a {type(out).__name__}: it must be a NumPy array")
+    if out.dtype != np.dtype(dtype):
+        raise TypeError(f"{function}: {name} has dtype {out.dtype}: it must be {dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{function}: {name} has shape {out.shape}: it must be {shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"{function}: {name} is read-only: it must be writeable")
+    for array in inputs:
+        if array is not None and _overlap(out, array):
+            raise ValueError(f"{function}: {name} overlaps an input: it must have memory of its own")
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True  # their bounds overlap and the exact question is too hard: refuse
+
+
+def kernel_ready(out: np.ndarray) -> bool:
+    """Whether a kernel can write ``out`` itself; else the result is copied into it."""
+    return out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
