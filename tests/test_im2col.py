@@ -1,0 +1,132 @@
+"""The im2col kernels, on every engine."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+import convolution
+import oracle
+from conftest import Guarded
+from problems import BY_NAME, RUN_IDS, RUNS, convolutions, integers, normals, solved
+from tolerance import assert_same, assert_within, bound
+
+STEM = "im2col"
+KERNELS = tuple(convolution.RESULT)
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=RUN_IDS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_against_scipy(engine, kernel, case, dtype):
+    convolution.check_case(engine, STEM, kernel, case, dtype)
+
+
+@given(case=convolutions())
+def test_any_geometry(engine, case):
+    convolution.check_any(engine, STEM, case)
+
+
+@pytest.mark.parametrize("name", ["article", "crop-and-pad", "depthwise", "pixels-49", "rows-3", "batch-empty"])
+def test_epilogue(engine, name, dtype):
+    convolution.check_epilogue(engine, STEM, BY_NAME[name], dtype)
+
+
+@pytest.mark.parametrize("name", ["article", "groups2", "depth-385"])
+def test_epilogue_rounding(engine, name, dtype):
+    convolution.check_epilogue_rounding(engine, STEM, BY_NAME[name], dtype)
+
+
+@pytest.mark.parametrize("indices", [True, False])
+@pytest.mark.parametrize(
+    ("name", "window", "stride", "pads"),
+    [
+        ("article", (2, 2), (2, 2), (0, 0)),
+        ("same-3x3", (3, 3), (2, 2), (1, 1)),
+        ("plane-14x14", (2, 3), (3, 1), (0, 1)),
+        ("depthwise", (2, 2), (2, 2), (0, 0)),
+        ("first-layer", (3, 2), (1, 2), (1, 0)),
+    ],
+)
+def test_fused_pool(engine, name, window, stride, pads, indices, dtype):
+    convolution.check_fused_pool(engine, STEM, BY_NAME[name], dtype, window, stride, pads, indices)
+
+
+@pytest.mark.parametrize("name", ["same-3x3", "crop-and-pad", "groups2", "depthwise-stride2", "rows-17", "filters-7"])
+def test_non_finite(engine, name):
+    convolution.check_non_finite(engine, STEM, BY_NAME[name], "float32")
+
+
+@pytest.mark.parametrize("name", ["article", "crop-and-pad", "dilation-3x2", "depthwise", "stride-2x3"])
+def test_adjoint_identity(engine, name, dtype):
+    convolution.check_adjoint(engine, STEM, BY_NAME[name], dtype)
+
+
+@pytest.mark.parametrize("name", ["stride-2x3", "crop-and-pad", "groups2", "multiplier2"])
+def test_central_differences(engine, name, rng):
+    convolution.check_central_differences(engine, STEM, BY_NAME[name], rng)
+
+
+@pytest.mark.parametrize("name", ["article", "plane-14x14", "batch5", "depthwise", "filters-49", "depth-43x9", "tall"])
+def test_threads_do_not_change_bits(engine, name):
+    convolution.check_threads(engine, STEM, BY_NAME[name], "float32")
+
+
+@pytest.mark.parametrize("name", ["article", "rows-9"])
+def test_subnormal(engine, name, dtype):
+    convolution.check_subnormal(engine, STEM, BY_NAME[name], dtype)
+
+
+def _arguments(problem):
+    return (
+        (problem.stride_h, problem.stride_w),
+        (problem.pad_top, problem.pad_bottom, problem.pad_left, problem.pad_right),
+        (problem.dil_h, problem.dil_w),
+    )
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=RUN_IDS)
+def test_columns(engine, case, dtype):
+    problem = case.problem(dtype)
+    kernel, out_shape = (problem.KH, problem.KW), (problem.OH, problem.OW)
+    x = solved(case, dtype, "normals")["x"]
+    cols = Guarded((problem.N, problem.IC, *kernel, *out_shape), dtype)
+    engine.run(STEM, "im2col", x, cols.array, geometry=problem.geometry())
+    cols.check("im2col")
+    stride, pads, dilation = _arguments(problem)
+    assert_same(cols.array, oracle.unfold(x, kernel, stride, pads, dilation, out_shape), f"{engine.name} im2col")
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=RUN_IDS)
+def test_columns_back(engine, case, dtype):
+    problem = case.problem(dtype)
+    shape = (problem.N, problem.IC, problem.KH, problem.KW, problem.OH, problem.OW)
+    stride, pads, dilation = _arguments(problem)
+    for make in (integers, normals):
+        cols = make(shape, dtype, 5)
+        output = Guarded(problem.input_shape, dtype)
+        engine.run(STEM, "col2im", cols, output.array, geometry=problem.geometry())
+        output.check("col2im")
+        exact = oracle.fold(cols, problem.input_shape, stride, pads, dilation)
+        if make is integers:
+            assert_same(output.array, exact.astype(dtype), f"{engine.name} col2im")
+        sizes = oracle.fold(abs(cols), problem.input_shape, stride, pads, dilation)
+        limit = bound(problem.KH * problem.KW, sizes, dtype)
+        assert_within(output.array, exact, limit, f"{engine.name} col2im")
+
+
+def test_columns_keep_non_finite_cells(engine):
+    case = BY_NAME["same-3x3"]
+    problem = case.problem("float32")
+    x = normals(problem.input_shape, "float32", 1)
+    x[0, 0, 0, 0], x[0, 1, 2, 3], x[0, -1, -1, -1] = np.nan, np.inf, -np.inf
+    cols = np.zeros((problem.N, problem.IC, 3, 3, problem.OH, problem.OW), "float32")
+    engine.run(STEM, "im2col", x, cols, geometry=problem.geometry())
+    stride, pads, dilation = _arguments(problem)
+    assert_same(cols, oracle.unfold(x, (3, 3), stride, pads, dilation, (problem.OH, problem.OW)))
+
+
+def test_pack_is_independent_of_threads(engine):
+    problem = BY_NAME["filters-49"].problem("float32")
+    w = normals(problem.weight_shape, "float32", 3)
+    one = convolution.weight_of(engine, STEM, w, problem, 1)
+    for n_threads in (2, 3):
+        assert_same(convolution.weight_of(engine, STEM, w, problem, n_threads), one)

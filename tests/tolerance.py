@@ -1,0 +1,99 @@
+"""How far a float result may lie from the exact one. Derived here, once; u = eps / 2 is the unit roundoff.
+
+**A sum of products.** Let a result be the sum of m products, added one after another in any order or grouping in
+which no term passes through more than f roundings. With t_i the terms and no underflow, each rounding multiplies what it
+touches by (1 + d), |d| <= u, so
+
+    |actual - exact| <= ((1 + u)**f - 1) * sum |t_i|  <=  f * eps / 2 * 1.01 * sum |t_i|      (while f * u < 0.01)
+
+and ``f * eps * sum|t_i|`` holds with room for one rounding more per term (the product, where it is not contracted into
+an FMA). sum |t_i| is the same convolution of |x| and |w|. An underflowing product adds at most one smallest subnormal;
+sums do not lose anything by underflow. Hence, for every result,
+
+    |actual - exact| <= f * eps * conv(|x|, |w|) + m * smallest_subnormal
+
+**f**, the longest chain really summed:
+
+* direct conv2d: a filter's cells, KH*KW*ICG.
+* im2col conv2d: K = KH*KW*ICG is cut into blocks of KC (the kernel module exports KC); a term passes through its
+  block's sum, then through the sums of blocks: min(K, KC) + ceil(K / KC). Without KC the product is one chain of K.
+* grad_input: an input cell meets at most OCG*KH*KW products; blocks of KC only make chains shorter.
+* grad_weight: one product for every output pixel, N*OH*OW; chunks only make chains shorter.
+* max_pool2d, im2col, pad, unpooling: no arithmetic, bitwise equal.
+* avg_pool2d: KH*KW cells, one division. Its adjoint: at most KH*KW shares, one division each.
+* col2im, pad's adjoint, max_pool2d's adjoint: the number of cells that meet in one.
+
+**Epilogue.** bias and accumulate are two terms and two roundings more: f + 2, and |bias| and |out| join the sum. A
+clamp whose bounds are floats of the type moves no two numbers apart.
+
+**Zero-mean random data.** Errors are random-signed then and the partial sums grow like sqrt(i): the standard deviation
+of the error of a chain of n is about u * sqrt(1 + 2 + ... + n) / 2 = 0.35 u n against sum|t_i| = 0.64 n: 0.28 eps of
+it, whatever n. Five deviations are 1.4 eps; hence f <= 2 for every sum above, besides the proven bound. A wrong
+or missing term exceeds it by orders of magnitude, a needlessly long chain in low precision too.
+
+**Integers** whose sums stay below 2**24 are exact in any order: bitwise equal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ZERO_MEAN = 2  # eps of conv(|x|, |w|), on zero-mean random data
+
+
+def conv_chain(k, stem, kernel, problem):
+    """f of a convolution kernel of kernel table ``k``."""
+    taps = problem.KH * problem.KW
+    if kernel == "conv2d":
+        depth = taps * problem.ICG
+        if stem == "direct":
+            return depth
+        block = getattr(k.im2col, "KC", depth) or 1
+        return min(depth, block) + -(-depth // block)
+    if kernel == "conv2d_grad_input":
+        return taps * problem.OCG
+    return problem.N * problem.OH * problem.OW
+
+
+def products(kernel, problem):
+    """m: products in one result, at most."""
+    taps = problem.KH * problem.KW
+    if kernel == "conv2d":
+        return taps * problem.ICG
+    return taps * problem.OCG if kernel == "conv2d_grad_input" else problem.N * problem.OH * problem.OW
+
+
+def bound(chain, magnitude, dtype, terms=0, extra=0):
+    """The bound above: ``chain`` is f, ``magnitude`` the sum of |terms|, ``terms`` is m, ``extra`` epilogue roundings."""
+    info = np.finfo(dtype)
+    return (chain + extra) * float(info.eps) * np.asarray(magnitude) + terms * float(info.smallest_subnormal)
+
+
+def assert_within(actual, exact, limit, what=""):
+    """Fail, naming the worst cell, unless |actual - exact| <= limit everywhere."""
+    assert actual.shape == exact.shape, f"{what}: shape {actual.shape}, not {exact.shape}"
+    if not actual.size:
+        return
+    error = np.abs(actual.astype(exact.dtype) - exact)
+    limit = np.broadcast_to(limit, error.shape)
+    bad = ~(error <= limit)
+    if bad.any():
+        with np.errstate(all="ignore"):
+            ratio = np.where(bad, error / limit, -1)
+        where = np.unravel_index(np.argmax(np.where(np.isnan(ratio), np.inf, ratio)), error.shape)
+        raise AssertionError(
+            f"{what}: {int(bad.sum())} of {bad.size} cells off; worst at {tuple(map(int, where))}: {actual[where]!r} "
+            f"instead of {exact[where]!r}, error {error[where]:.3g} > bound {limit[where]:.3g}"
+        )
+
+
+def assert_same(actual, exact, what=""):
+    """Fail, naming the first cell, unless equal bit for bit (NaN equals NaN, -0.0 equals 0.0)."""
+    assert actual.shape == exact.shape, f"{what}: shape {actual.shape}, not {exact.shape}"
+    bad = ~((actual == exact) | ((actual != actual) & (exact != exact)))
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise AssertionError(
+            f"{what}: {int(bad.sum())} of {bad.size} cells differ; first at {where}: {actual[where]!r} instead of "
+            f"{exact[where]!r}"
+        )
