@@ -19,6 +19,8 @@ cdef extern from "simd.h" nogil:
     vd vmax_d(vd a, vd b)
     vf vmin_f(vf a, vf b)
     vd vmin_d(vd a, vd b)
+    vf vset_f(float x)
+    vd vset_d(double x)
     void prefetch "SIMD_PREFETCH"(const void* p)
 
 # Used together with `real`: only (float, vf) and (double, vd) are ever called.
@@ -54,6 +56,14 @@ cdef inline vec vmin(vec a, vec b) noexcept nogil:
         return vmin_d(a, b)
 
 
+cdef inline void fill(vec* out, real value) noexcept nogil:
+    """out[0] = value in every lane."""
+    if vec is vf:
+        out[0] = vset_f(value)
+    else:
+        out[0] = vset_d(value)
+
+
 cdef inline real clamp(real value, real low, real high) noexcept nogil:
     """value within [low, high]; NaN stays NaN: both comparisons are false for it."""
     if value < low:
@@ -64,5 +74,5 @@ cdef inline real clamp(real value, real low, real high) noexcept nogil:
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    """ceil(a / b) for b > 0, also for negative a."""
-    return -(-a // b)
+    """ceil(a / b) for b > 0, also for negative a (// truncates here: cdivision)."""
+    return (a + b - 1) // b if a > 0 else -(-a // b)

@@ -47,6 +47,9 @@ SIMD_MIN(vmin_f, vf)
 SIMD_MIN(vmin_d, vd)
 #endif
 
+static inline __attribute__((always_inline)) vf vset_f(float x) { return x - (vf){0}; } /* x - 0 keeps -0.0 */
+static inline __attribute__((always_inline)) vd vset_d(double x) { return x - (vd){0}; }
+
 #define SIMD_PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 3)
 
 #endif
