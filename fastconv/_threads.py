@@ -46,7 +46,8 @@ def _cgroup_quota() -> float:
 def available_cpus() -> int:
     """CPUs that this process may use: its affinity mask, capped by the cgroup's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, math.ceil(_cgroup_quota())))
+    quota = _cgroup_quota()
+    return max(1, cpus if quota == math.inf else min(cpus, math.ceil(quota)))
 
 
 def _default() -> int:
