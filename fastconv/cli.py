@@ -1,0 +1,48 @@
+"""The command `fastconv`: ``demo`` runs the unit on a photograph, ``info`` prints the configuration."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    from fastconv import __version__
+    from fastconv._backends import BACKENDS
+
+    main_parser = argparse.ArgumentParser(prog="fastconv", description="Convolution and pooling for NumPy arrays.")
+    main_parser.add_argument("--version", action="version", version=f"fastconv {__version__}")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="run Conv2d -> ReLU -> MaxPool -> Conv2d on a photograph, timed, checked and drawn",
+        description="Runs Conv2d(3->32) -> ReLU -> MaxPool -> Conv2d(32->64) on a photograph with every back end, prints "
+        "shape, time and error of each step, and draws how a filter works into anatomy.png.",
+    )
+    demo.add_argument("image", nargs="?", metavar="IMAGE", help="a photograph (default: a small one that is shipped)")
+    demo.add_argument("--backend", choices=("all", *BACKENDS), default="all", help="default: all that run here")
+    demo.add_argument("--out", default=".", metavar="DIR", help="folder of anatomy.png (default: this one)")
+    commands.add_parser("info", help="print back ends, instruction sets and threads")
+    return main_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code: 0 good, 1 the demo's check failed, 2 a bad request (one line on stderr)."""
+    arguments = parser().parse_args(argv)
+    import fastconv
+    from fastconv._backends import BackendUnavailable
+
+    if arguments.command == "info":
+        fastconv.show_config()
+        return 0
+    from fastconv._demo import DemoError, run
+
+    try:
+        return 0 if run(arguments.image, arguments.backend, arguments.out) else 1
+    except (DemoError, BackendUnavailable) as error:
+        print(f"fastconv demo: {error}", file=sys.stderr)
+        return 2
+
+
