@@ -12,7 +12,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = ("pad",)
+KERNELS = sorted({path.stem for path in Path("src_cython").glob("*.pyx")} - {"cpu"})
+HEADERS = sorted(map(str, [*Path("src_cython").glob("*.h"), *Path("src_cython").glob("*.pxd")]))
 
 # ISA level: floats in a vector, compiler flags. Only x86-64 has more than the baseline.
 ISAS = {
@@ -81,7 +82,7 @@ def extensions() -> list[Extension]:
                     f"fastconv._cython.{isa}.{stem}",
                     [f"src_cython/{stem}.pyx"],
                     include_dirs=["src_cython"],
-                    depends=["src_cython/simd.h", "src_cython/common.pxd"],
+                    depends=HEADERS,
                     define_macros=[("FASTCONV_VL", str(vl))],
                     extra_compile_args=[*FLAGS, *flags, *openmp],
                     extra_link_args=[*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp,

@@ -18,7 +18,8 @@ Array = np.ndarray
 
 FILTERS = (0, 8, 28)  # drawn, and calculated by hand for the first: an edge, a colour, a random one
 NOTES = (
-    "The same pattern in all three\nplanes: dark left of bright gives\n+ (orange), bright left of dark\n- (purple), flat areas give 0.\nThe frame comes from the zeros\noutside (padding 1).",
+    "The same pattern in all three\nplanes: dark left of bright gives\n+ (orange), bright left of dark\n"
+    "- (purple), flat areas give 0.\nThe frame comes from the zeros\noutside (padding 1).",
     "Red counts +, green and blue\ncount -: only the sum of the\nthree tells red from white.\nThe bias is a threshold.",
     "Random numbers, as all filters\nare before training. It answers\nto some pattern, but to none\nthat has a name.",
 )
@@ -40,7 +41,9 @@ class Page:
         FigureCanvasAgg(self.figure)
 
     def axes(self, x: float, y: float, width: float, height: float) -> Any:
-        axes = self.figure.add_axes((x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height))
+        axes = self.figure.add_axes(
+            (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+        )
         axes.set_xticks([])
         axes.set_yticks([])
         return axes
@@ -82,7 +85,9 @@ class Page:
         for (row, column), value in np.ndenumerate(data):
             rgb = colours.cmap(colours.norm(value))[:3]
             light = np.dot(rgb, (0.299, 0.587, 0.114)) > 0.5
-            shown = f"{value:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
+            shown = (
+                f"{value:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
+            )
             axes.text(column, row, shown, ha="center", va="center", fontsize=26 * cell, color=INK if light else "white")
         return axes
 
@@ -148,14 +153,24 @@ def draw(photo: Photo, weights: Weights, x: Array, backend: str) -> Figure:
 
 
 def _heading(
-    page: Page, photo: Photo, x: Array, column_x: list[float], top: float, tall: float, results: list[Array], weights: Weights
+    page: Page,
+    photo: Photo,
+    x: Array,
+    column_x: list[float],
+    top: float,
+    tall: float,
+    results: list[Array],
+    weights: Weights,
 ) -> None:
     """Title, the photograph, its planes, and the chain of shapes."""
     convolved, rectified, pooled, second = results
-    page.text(MARGIN, 0.38, "Anatomy of a convolution layer: Conv2d \u2192 ReLU \u2192 MaxPool", 21, ha="left", weight="bold")
     page.text(
-        MARGIN, 0.78, "Read from left to right. Each filter has one 3 x 3 kernel per colour plane; each kernel slides over its plane and gives a map; "
-        "the three maps are ADDED to one map per filter.", 11.5, ha="left", color=SOFT,
+        MARGIN, 0.38, "Anatomy of a convolution layer: Conv2d \u2192 ReLU \u2192 MaxPool", 21, ha="left", weight="bold"
+    )
+    page.text(
+        MARGIN, 0.78, "Read from left to right. Each filter has one 3 x 3 kernel per colour plane; "
+        "each kernel slides over its plane and gives a map; the three maps are ADDED to one map per filter.",
+        11.5, ha="left", color=SOFT,
     )  # fmt: skip
     rows, columns = x.shape[2:]
     page.image(MARGIN, top, MAP, tall, photo.image)
@@ -187,13 +202,18 @@ def _heading(
             page.text(column_x[3], y, "\u2192", 10.5, color=SOFT)
     made = sum(name != "random" for name in weights.names)
     page.text(
-        column_x[3], top - 0.12, f"{made} of the 32 filters are made by hand, the others random. Nothing is trained.", 9.5, ha="left", color=SOFT
+        column_x[3],
+        top - 0.12,
+        f"{made} of the 32 filters are made by hand, the others random. Nothing is trained.",
+        9.5,
+        ha="left",
+        color=SOFT,
     )
 
 
 def _band(
-    page: Page, y: float, tall: float, column_x: list[float], place: int, index: int, weights: Weights, maps: list[Array],
-    mark: tuple[int, int] | None,
+    page: Page, y: float, tall: float, column_x: list[float], place: int, index: int, weights: Weights,
+    maps: list[Array], mark: tuple[int, int] | None,
 ) -> None:  # fmt: skip
     """One filter: kernels above, maps below."""
     weight, bias = weights.weight1[index], float(weights.bias1[index])
@@ -234,11 +254,19 @@ def _band(
     _scale(page, column_x[3] + 0.1, y + 0.2, map_shades)
     if mark:
         row, column = mark
-        for ax, box in ((axes[3], (2 * row, 2 * column, 2)), (axes[4], (2 * row, 2 * column, 2)), (axes[5], (row, column, 1))):
+        for ax, box in (
+            (axes[3], (2 * row, 2 * column, 2)),
+            (axes[4], (2 * row, 2 * column, 2)),
+            (axes[5], (row, column, 1)),
+        ):
             r, c, size = box
             wide = max(width * size // 44, size)  # as wide as can be seen
             centre = (c + (size - 1) / 2, r + (size - 1) / 2)
-            ax.add_patch(Rectangle((centre[0] - wide / 2, centre[1] - wide / 2), wide, wide, fill=False, edgecolor=MARK, linewidth=1.8))
+            ax.add_patch(
+                Rectangle(
+                    (centre[0] - wide / 2, centre[1] - wide / 2), wide, wide, fill=False, edgecolor=MARK, linewidth=1.8
+                )
+            )
 
 
 def _scale(page: Page, x: float, y: float, shades: dict[str, Any]) -> None:
@@ -252,7 +280,14 @@ def _scale(page: Page, x: float, y: float, shades: dict[str, Any]) -> None:
 
 
 def _by_hand(
-    page: Page, y: float, column_x: list[float], x: Array, weights: Weights, index: int, convolved: Array, window: tuple[int, int]
+    page: Page,
+    y: float,
+    column_x: list[float],
+    x: Array,
+    weights: Weights,
+    index: int,
+    convolved: Array,
+    window: tuple[int, int],
 ) -> None:
     """The same with numbers: one output pixel, then ReLU and pooling of its neighbourhood."""
     page.line(y)
@@ -263,8 +298,9 @@ def _by_hand(
     patches = np.pad(x, ((0, 0), (1, 1), (1, 1)))[:, row : row + 3, column : column + 3]
     page.text(MARGIN, y + 0.3, "By hand", 13, ha="left", weight="bold")
     page.text(
-        MARGIN, y + 1.3, f"One number of filter {index}'s map:\nrow {row}, column {column}, inside the\nblue square above. Multiply the\n"
-        "3 x 3 pixels by the 3 x 3 kernel,\nnumber by number, and add up.\nZeros stand outside the picture.", 10, ha="left",
+        MARGIN, y + 1.3, f"One number of filter {index}'s map:\nrow {row}, column {column}, inside the\n"
+        "blue square above. Multiply the\n3 x 3 pixels by the 3 x 3 kernel,\nnumber by number, and add up.\n"
+        "Zeros stand outside the picture.", 10, ha="left",
     )  # fmt: skip
     cell, grey = 0.29, {"cmap": "gray", "vmin": 0, "vmax": 1}
     top = y + 0.75
@@ -277,18 +313,27 @@ def _by_hand(
         page.text(left + 3 * cell + 0.19, top + 1.5 * cell, "\u00d7", 17)
         page.numbers(left + 3 * cell + 0.38, top, weight[channel], shades, cell, colour)
         page.text(left + 4.5 * cell + 0.38, top - 0.15, f"kernel for {letter}", 9, color=colour)
-        page.text(left + MAP / 2, top + 3 * cell + 0.27, f"adds up to {sums[channel]:+.3f}", 10.5, color=colour, weight="bold")
+        page.text(
+            left + MAP / 2, top + 3 * cell + 0.27, f"adds up to {sums[channel]:+.3f}", 10.5, color=colour, weight="bold"
+        )
         if channel:
             page.text(left - GAP / 2, top + 3 * cell + 0.27, "+", 15, weight="bold")
     value = float(convolved[index, row, column])
     page.text(column_x[3] - GAP / 2, top + 3 * cell + 0.27, "=", 15, weight="bold")
     page.text(
-        column_x[3], top + 3 * cell + 0.27, f"{sums.sum():+.3f}, bias {bias:+.1f}: {value:+.3f}", 10.5, ha="left", weight="bold"
+        column_x[3],
+        top + 3 * cell + 0.27,
+        f"{sums.sum():+.3f}, bias {bias:+.1f}: {value:+.3f}",
+        10.5,
+        ha="left",
+        weight="bold",
     )
     map_shades = signed(convolved[index])
     big = 0.44
     texts = ("the 2 x 2 sums there", "after ReLU", "after pooling")
-    for place, (data, text) in enumerate(zip((block, np.maximum(block, 0), np.maximum(block, 0).max(keepdims=True)), texts, strict=True)):
+    for place, (data, text) in enumerate(
+        zip((block, np.maximum(block, 0), np.maximum(block, 0).max(keepdims=True)), texts, strict=True)
+    ):
         left = column_x[3 + place] + MAP / 2 - data.shape[1] * big / 2
         axes = page.numbers(left, top + (2 - data.shape[0]) * big / 2, data, map_shades, big)
         if place == 0:
@@ -296,6 +341,4 @@ def _by_hand(
         page.text(column_x[3 + place] + MAP / 2, top - 0.15, text, 9, color=SOFT)
         if place:
             page.arrow(column_x[3 + place] - GAP / 2 - 0.45, top + big, column_x[3 + place] - GAP / 2 + 0.45, top + big)
-    page.text(
-        page.width - MARGIN, y + 2.6, f"computed by fastconv {fastconv.__version__}", 8, ha="right", color=SOFT
-    )
+    page.text(page.width - MARGIN, y + 2.6, f"computed by fastconv {fastconv.__version__}", 8, ha="right", color=SOFT)

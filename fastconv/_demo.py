@@ -6,6 +6,7 @@ is held against a bound that follows from float32's rounding alone. The picture 
 
 from __future__ import annotations
 
+import functools
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -245,7 +246,7 @@ def step_times(steps: list[Step], x: Array, *, once: bool = False) -> list[float
         start = time.perf_counter()
         result = step(x)
         single = time.perf_counter() - start
-        times.append(single if once else seconds(lambda step=step, x=x: step(x)))
+        times.append(single if once else seconds(functools.partial(step, x)))
         x = result
     return times
 
@@ -263,7 +264,9 @@ class Row:
     within: bool  # every element keeps its bound
 
 
-def measure(backend: str, weights: Weights, x: Array, exact: list[Array], bounds: list[Array]) -> tuple[list[Row], float]:
+def measure(
+    backend: str, weights: Weights, x: Array, exact: list[Array], bounds: list[Array]
+) -> tuple[list[Row], float]:
     """Run, check and time the four steps on one back end; also the time of the first run."""
     steps = fastconv_steps(weights)
     with fastconv.config(backend=backend):
@@ -308,7 +311,9 @@ def table(rows: list[Row], peers: dict[str, list[float]]) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------- run
 
 
-def run(path: str | None = None, backend: str = "all", out: str | Path = ".", echo: Callable[[str], Any] = print) -> bool:
+def run(
+    path: str | None = None, backend: str = "all", out: str | Path = ".", echo: Callable[[str], Any] = print
+) -> bool:
     """The whole demo; True if every step of every back end kept its bound.
 
     Parameters

@@ -18,8 +18,8 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="run Conv2d -> ReLU -> MaxPool -> Conv2d on a photograph, timed, checked and drawn",
-        description="Runs Conv2d(3->32) -> ReLU -> MaxPool -> Conv2d(32->64) on a photograph with every back end, prints "
-        "shape, time and error of each step, and draws how a filter works into anatomy.png.",
+        description="Runs Conv2d(3->32) -> ReLU -> MaxPool -> Conv2d(32->64) on a photograph with every back end, "
+        "prints shape, time and error of each step, and draws how a filter works into anatomy.png.",
     )
     demo.add_argument("image", nargs="?", metavar="IMAGE", help="a photograph (default: a small one that is shipped)")
     demo.add_argument("--backend", choices=("all", *BACKENDS), default="all", help="default: all that run here")
@@ -44,5 +44,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DemoError, BackendUnavailable) as error:
         print(f"fastconv demo: {error}", file=sys.stderr)
         return 2
-
-
