@@ -1,0 +1,615 @@
+"""Convolution as a blocked matrix product. Formula and shapes: fastconv/_reference/im2col.py.
+
+conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image and group, K = ICG*KH*KW. ``cols`` exists
+only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
+
+    task   one block of NB pixels (of one image, group, chunk of filters)
+    loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
+    loop 2 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
+    loop 3 over panels of NV*VL pixels
+    tile   MR x NV accumulators in registers, vectors along pixels, so that results are stored as NCHW
+"""
+
+from cython.parallel cimport prange, threadid
+from libc.string cimport memcpy, memset
+
+from common cimport (
+    GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
+    GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H,
+    GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp, fill, int64_t, real, vec, vd, vf, vmax, vmin,
+)
+from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
+from fused_pool cimport max_pool_rows
+
+# A B block of KC x NB stays in the second-level cache beside the rows it is packed from; KC rows of an A panel in the first.
+cdef enum:
+    _KC = 256
+    MOST_PIXELS = 384          # of a block: a multiple of every NV * VL
+    FEW_TASKS = 8              # with fewer, filters are split into chunks as well
+    CHUNK_FILTERS = 64         # the smallest chunk: a pixel's columns are packed again for each
+    MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
+
+KC = _KC
+VL_FLOAT_ = VL_FLOAT
+
+
+cdef struct Blocking:
+    Py_ssize_t ICG, OCG, T, K, OH, OW, P        # T taps of one channel; a flat 1x1 problem has one row of P pixels
+    bint flat
+    Py_ssize_t NB, blocks, pooled_rows          # pixels of a task, tasks of an image; rows of a fused pool per task
+    Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels
+    Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input
+    Py_ssize_t copy_elements, b_elements, c_elements
+
+
+cdef Blocking blocking(const int64_t* geometry) noexcept nogil:
+    """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
+    cdef:
+        Blocking b
+        Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
+        Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
+        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], tasks, overlap
+    b.ICG = geometry[GEO_IC] // G
+    b.OCG = geometry[GEO_OC] // G
+    b.T = KH * KW
+    b.K = b.ICG * b.T
+    b.OH = geometry[GEO_OH]
+    b.OW = geometry[GEO_OW]
+    b.P = b.OH * b.OW
+    # A 1x1 kernel that meets every pixel once: the plane is one long row, read in place
+    b.flat = (
+        b.T == 1 and stride_h == 1 and stride_w == 1 and geometry[GEO_PAD_TOP] == 0 and geometry[GEO_PAD_LEFT] == 0
+        and b.OH == geometry[GEO_IH] and b.OW == geometry[GEO_IW]
+    )
+    b.panels = ceil_div(b.OCG, _MR)
+
+    # K in equal blocks, of whole channels where a channel fits
+    b.k_blocks = max(ceil_div(b.K, _KC), 1)
+    b.kc = ceil_div(b.K, b.k_blocks)
+    if b.T <= _KC and ceil_div(b.kc, b.T) * b.T <= _KC:
+        b.kc = ceil_div(b.kc, b.T) * b.T
+    b.kc = max(b.kc, 1)
+    b.k_blocks = max(ceil_div(b.K, b.kc), 1)
+
+    # Pixels in equal blocks of whole panels; a fused pool wants whole rows
+    b.pooled_rows = 0
+    if geometry[GEO_POOL_KH] > 0:
+        overlap = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
+        b.pooled_rows = max((2 * MOST_PIXELS // max(b.OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
+        b.blocks = ceil_div(geometry[GEO_POOL_OH], b.pooled_rows)
+        b.NB = min(
+            ((b.pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * b.OW, b.P
+        )
+        b.NB = ceil_div(b.NB, NR) * NR
+    else:
+        b.blocks = max(ceil_div(b.P, MOST_PIXELS), 1)
+        b.NB = ceil_div(ceil_div(b.P, b.blocks), NR) * NR
+        b.blocks = ceil_div(b.P, max(b.NB, 1))
+
+    b.chunks = 1
+    tasks = geometry[GEO_N] * G * b.blocks
+    if 0 < tasks < FEW_TASKS:
+        b.chunks = max(min(ceil_div(FEW_TASKS, tasks), b.OCG // CHUNK_FILTERS), 1)
+    b.chunk_panels = ceil_div(b.panels, b.chunks)
+
+    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
+    b.phases = stride_w
+    b.phase_width = b.OW + ((KW - 1) * dil_w) // stride_w + 1
+    b.row_width = b.phases * b.phase_width
+    b.rows = 0
+    b.channels = 0
+    b.copy_elements = 0
+    if not b.flat:
+        b.rows = (min(b.OH, ceil_div(b.NB, max(b.OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
+        b.channels = min(ceil_div(b.kc - 1, b.T) + 1, max(b.ICG, 1))
+        b.copy_elements = b.channels * b.rows * b.row_width + VL_FLOAT
+    b.b_elements = b.kc * b.NB + VL_FLOAT
+    b.c_elements = b.chunk_panels * _MR * b.NB if b.pooled_rows else 0
+    return b
+
+
+# ----------------------------------------------------------------------------------------------------- the tile
+
+
+cdef void tile(
+    const real* a,         # IN   [kc][MR] filters
+    const real* b,         # IN   [kc][NV * VL] pixels
+    Py_ssize_t kc,
+    real* c,               # IN/OUT rows of pixels, ldc apart
+    Py_ssize_t ldc,
+    bint accumulate,       # start from c, else from zero
+    const real* bias,      # IN   (MR,), or NULL: not the last block of K, so neither bias nor clamp
+    real low,
+    real high,
+    int nv,                # vectors in use; a constant at each call, so that GCC keeps acc in registers
+    vec* unused,           # names the vector type
+) noexcept nogil:
+    # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one broadcast
+    # filter stay in registers: the depth loop must not be unrolled (GCC then spills).
+    cdef:
+        vec[_MR][_NV] acc
+        vec[_NV] x
+        vec filter, low_v, high_v, shift
+        Py_ssize_t k, i, j, VL = sizeof(vec) // sizeof(real)
+
+    for i in range(_MR):
+        for j in range(nv):
+            if accumulate:
+                acc[i][j] = (<const vec*> (c + i * ldc + j * VL))[0]
+            else:
+                fill(&acc[i][j], <real> 0)
+    for k in range(kc):
+        for j in range(nv):
+            x[j] = (<const vec*> (b + j * VL))[0]
+        for i in range(_MR):
+            fill(&filter, a[i])
+            for j in range(nv):
+                acc[i][j] = acc[i][j] + filter * x[j]
+        a += _MR
+        b += _NV * VL
+    if bias != NULL:
+        fill(&low_v, low)
+        fill(&high_v, high)
+        for i in range(_MR):
+            fill(&shift, bias[i])
+            for j in range(nv):
+                acc[i][j] = vmin(high_v, vmax(low_v, acc[i][j] + shift))
+    for i in range(_MR):
+        for j in range(nv):
+            (<vec*> (c + i * ldc + j * VL))[0] = acc[i][j]
+
+
+cdef void tile_of(
+    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias, real low,
+    real high, Py_ssize_t nv, vec* unused,
+) noexcept nogil:
+    """`tile` with the number of vectors as a constant."""
+    if nv == 1:
+        tile(a, b, kc, c, ldc, accumulate, bias, low, high, 1, unused)
+    elif nv == 2:
+        tile(a, b, kc, c, ldc, accumulate, bias, low, high, 2, unused)
+    else:
+        tile(a, b, kc, c, ldc, accumulate, bias, low, high, _NV, unused)
+
+
+cdef void edge_tile(
+    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias, real low,
+    real high, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
+) noexcept nogil:
+    """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
+    cdef:
+        real[_MR * _NV * VL_FLOAT] whole
+        Py_ssize_t i, VL = sizeof(vec) // sizeof(real), NR = _NV * VL
+    if accumulate:
+        for i in range(filters):
+            memcpy(&whole[i * NR], c + i * ldc, pixels * sizeof(real))
+    tile_of(a, b, kc, &whole[0], NR, accumulate, bias, low, high, ceil_div(pixels, VL), unused)
+    for i in range(filters):
+        memcpy(c + i * ldc, &whole[i * NR], pixels * sizeof(real))
+
+
+# -------------------------------------------------------------------------------------------- packing the columns
+
+
+cdef void copy_rows(
+    const real* plane,          # IN   one channel (IH, IW)
+    real* copied,               # OUT  [rows][phases][phase_width]
+    const Blocking* b,
+    const int64_t* geometry,
+    Py_ssize_t first_row,       # input row of the first copied one; may lie above the image
+    Py_ssize_t rows,
+) noexcept nogil:
+    """Input rows with their zero border, columns split by their position modulo stride."""
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], KH = geometry[GEO_KH], KW = geometry[GEO_KW]
+        Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
+        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], pad_left = geometry[GEO_PAD_LEFT]
+        Py_ssize_t row, phase, kh, kw, j, ih, width = b.phase_width, left, first, last
+        real* target
+        const real* source
+        bint used
+    for row in range(rows):
+        used = False
+        for kh in range(KH):  # rows between the taps of a strided kernel are never read
+            if row >= kh * dil_h and (row - kh * dil_h) % stride_h == 0:
+                used = True
+                break
+        if not used:
+            continue
+        ih = first_row + row
+        for phase in range(stride_w):
+            used = False
+            for kw in range(KW):
+                if (kw * dil_w) % stride_w == phase:
+                    used = True
+                    break
+            if not used:
+                continue
+            target = copied + row * b.row_width + phase * width
+            if ih < 0 or ih >= IH:
+                memset(target, 0, width * sizeof(real))
+                continue
+            # Cell j holds input column left + j * stride_w
+            left = phase - pad_left
+            first = min(max(ceil_div(-left, stride_w), 0), width) if left < 0 else 0
+            last = min(max(ceil_div(IW - left, stride_w), first), width) if left < IW else first
+            source = plane + ih * IW + left
+            if first > 0:
+                memset(target, 0, first * sizeof(real))
+            if stride_w == 1:
+                memcpy(target + first, source + first, (last - first) * sizeof(real))
+            elif stride_w == 2:
+                for j in range(first, last):
+                    target[j] = source[2 * j]
+            else:
+                for j in range(first, last):
+                    target[j] = source[j * stride_w]
+            if last < width:
+                memset(target + last, 0, (width - last) * sizeof(real))
+
+
+cdef void pack_block(
+    const real* image,          # IN   the channels of one group of one image
+    real* copied,               # scratch, copy_elements
+    real* packed,               # OUT  panels of [kc][NV * VL]
+    const Blocking* b,
+    const int64_t* geometry,
+    Py_ssize_t k_from,
+    Py_ssize_t kc,
+    Py_ssize_t p_from,
+    Py_ssize_t pixels,
+    vec* unused,
+) noexcept nogil:
+    """Rows k_from .. k_from + kc of the columns of ``pixels`` pixels."""
+    # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order: what
+    # a vector writes past its run is overwritten by the next run, the next row, or lies in the slack behind the block.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL
+        Py_ssize_t IHW = geometry[GEO_IH] * geometry[GEO_IW], KW = geometry[GEO_KW]
+        Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
+        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
+        Py_ssize_t oh_from = p_from // b.OW, rows, c, c_from = k_from // b.T, c_to = (k_from + kc - 1) // b.T + 1
+        Py_ssize_t[MOST_VECTORS] run_to
+        Py_ssize_t[MOST_VECTORS] run_from
+        Py_ssize_t vectors, panel, p, oh, ow, length, done, k, kh, kw, phase, column, i, j, whole, rest
+        Py_ssize_t phase_step = dil_w % stride_w, column_step = dil_w // stride_w
+        const real* source
+
+    if b.flat:
+        for panel in range(ceil_div(pixels, NR)):
+            source = image + k_from * IHW + p_from + panel * NR
+            whole = min(pixels - panel * NR, NR) // VL * VL
+            rest = min(pixels - panel * NR, NR) - whole
+            for k in range(kc):
+                if whole == NR:
+                    for j in range(_NV):
+                        (<vec*> (packed + j * VL))[0] = (<const vec*> (source + j * VL))[0]
+                else:
+                    for j in range(whole // VL):
+                        (<vec*> (packed + j * VL))[0] = (<const vec*> (source + j * VL))[0]
+                    for j in range(whole, whole + rest):  # nothing past the caller's array may be read
+                        packed[j] = source[j]
+                source += IHW
+                packed += NR
+        return
+
+    rows = ((p_from + pixels - 1) // b.OW - oh_from) * stride_h + (geometry[GEO_KH] - 1) * dil_h + 1
+    for c in range(c_from, c_to):
+        copy_rows(
+            image + c * IHW, copied + (c - c_from) * b.rows * b.row_width, b, geometry,
+            oh_from * stride_h - geometry[GEO_PAD_TOP], rows,
+        )
+    for panel in range(ceil_div(pixels, NR)):
+        vectors = 0
+        p = p_from + panel * NR
+        done = 0
+        while done < NR and p < p_from + pixels:
+            oh = p // b.OW
+            ow = p % b.OW
+            length = min(min(b.OW - ow, NR - done), p_from + pixels - p)
+            for j in range(ceil_div(length, VL)):
+                run_to[vectors] = done + j * VL
+                run_from[vectors] = (oh - oh_from) * stride_h * b.row_width + ow + j * VL
+                vectors += 1
+            done += length
+            p += length
+        c = c_from
+        kh = k_from % b.T // KW
+        kw = k_from % KW
+        phase = kw * dil_w % stride_w
+        column = kw * dil_w // stride_w
+        for k in range(kc):
+            source = copied + ((c - c_from) * b.rows + kh * dil_h) * b.row_width + phase * b.phase_width + column
+            for i in range(vectors):
+                (<vec*> (packed + run_to[i]))[0] = (<const vec*> (source + run_from[i]))[0]
+            packed += NR
+            # The next tap, counted up: a division costs more than the copies
+            kw += 1
+            phase += phase_step
+            column += column_step
+            if phase >= stride_w:
+                phase -= stride_w
+                column += 1
+            if kw == KW:
+                kw = phase = column = 0
+                kh += 1
+                if kh == geometry[GEO_KH]:
+                    kh = 0
+                    c += 1
+
+
+# ------------------------------------------------------------------------------------------- kernels: columns
+
+
+cdef void im2col_task(
+    Py_ssize_t task,
+    const real[:, :, :, ::1] input,          # IN
+    real[:, :, :, :, :, ::1] cols,           # OUT
+    const int64_t[::1] geometry,             # IN
+) noexcept nogil:
+    # A task is one channel of one image.
+    cdef:
+        Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW], KH = geometry[GEO_KH], KW = geometry[GEO_KW]
+        Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
+        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
+        Py_ssize_t n = task // IC, c = task % IC, kh, kw, oh, ow, ih, left, first, last
+    for kh in range(KH):
+        for kw in range(KW):
+            left = kw * dil_w - geometry[GEO_PAD_LEFT]
+            # Output columns [first, last) lie over the image
+            first = min(max(ceil_div(-left, stride_w), 0), OW)
+            last = min(max(ceil_div(IW - left, stride_w), first), OW)
+            for oh in range(OH):
+                ih = oh * stride_h - geometry[GEO_PAD_TOP] + kh * dil_h
+                if ih < 0 or ih >= IH:
+                    for ow in range(OW):
+                        cols[n, c, kh, kw, oh, ow] = 0
+                    continue
+                for ow in range(first):
+                    cols[n, c, kh, kw, oh, ow] = 0
+                if stride_w == 1:
+                    for ow in range(first, last):
+                        cols[n, c, kh, kw, oh, ow] = input[n, c, ih, ow + left]
+                else:
+                    for ow in range(first, last):
+                        cols[n, c, kh, kw, oh, ow] = input[n, c, ih, ow * stride_w + left]
+                for ow in range(last, OW):
+                    cols[n, c, kh, kw, oh, ow] = 0
+
+
+def im2col(
+    const real[:, :, :, ::1] input,
+    real[:, :, :, :, :, ::1] cols,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """input (N, IC, IH, IW) -> cols (N, IC, KH, KW, OH, OW)."""
+    cdef Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        im2col_task(task, input, cols, geometry)
+
+
+cdef void col2im_task(
+    Py_ssize_t task,
+    const real[:, :, :, :, :, ::1] cols,     # IN
+    real[:, :, :, ::1] output,               # OUT
+    const int64_t[::1] geometry,             # IN
+) noexcept nogil:
+    # A task is one channel of one image; a cell sums its columns in the order of the taps.
+    cdef:
+        Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW], KH = geometry[GEO_KH], KW = geometry[GEO_KW]
+        Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
+        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
+        Py_ssize_t n = task // IC, c = task % IC, kh, kw, oh, ow, ih, left, first, last
+    for ih in range(IH):
+        for ow in range(IW):
+            output[n, c, ih, ow] = 0
+    for kh in range(KH):
+        for kw in range(KW):
+            left = kw * dil_w - geometry[GEO_PAD_LEFT]
+            first = min(max(ceil_div(-left, stride_w), 0), OW)
+            last = min(max(ceil_div(IW - left, stride_w), first), OW)
+            for oh in range(OH):
+                ih = oh * stride_h - geometry[GEO_PAD_TOP] + kh * dil_h
+                if 0 <= ih < IH:
+                    for ow in range(first, last):
+                        output[n, c, ih, ow * stride_w + left] += cols[n, c, kh, kw, oh, ow]
+
+
+def col2im(
+    const real[:, :, :, :, :, ::1] cols,
+    real[:, :, :, ::1] output,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """The adjoint of im2col: output (N, IC, IH, IW) sums the columns' cells."""
+    cdef Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        col2im_task(task, cols, output, geometry)
+
+
+# ------------------------------------------------------------------------------------------- kernels: forward
+
+
+def packed_weight_size(const int64_t[::1] geometry):
+    """Elements of a packed weight: panels of MR filters, [G][panel][K][MR], the last panel of a group filled with zeros."""
+    cdef Blocking b = blocking(&geometry[0])
+    return geometry[GEO_G] * b.panels * b.K * _MR
+
+
+cdef void pack_weight_task(
+    Py_ssize_t task,
+    const real[:, :, :, ::1] weight,  # IN
+    real[::1] packed,                 # OUT
+    const Blocking* b,                # IN
+) noexcept nogil:
+    # A task is one panel of filters.
+    cdef:
+        Py_ssize_t g = task // b.panels, panel = task % b.panels, i, k, filters = min(b.OCG - panel * _MR, _MR)
+        real* target = &packed[task * b.K * _MR] if b.K else NULL
+        const real* source
+    for i in range(_MR):
+        if i < filters and b.K:
+            source = &weight[g * b.OCG + panel * _MR + i, 0, 0, 0]
+            for k in range(b.K):
+                target[k * _MR + i] = source[k]
+        else:
+            for k in range(b.K):
+                target[k * _MR + i] = 0
+
+
+def pack_weight(
+    const real[:, :, :, ::1] weight,
+    real[::1] packed,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
+    cdef:
+        Blocking b = blocking(&geometry[0])
+        Py_ssize_t task, n_tasks = geometry[GEO_G] * b.panels
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="static"):
+        pack_weight_task(task, weight, packed, &b)
+
+
+def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
+    """Elements of workspace: for each worker the copied rows, the packed block, and the rows that a fused pool reads."""
+    cdef Blocking b = blocking(&geometry[0])
+    return n_workers * (b.copy_elements + b.b_elements + b.c_elements)
+
+
+cdef void conv2d_task(
+    Py_ssize_t task,
+    const real* input,            # IN
+    const real* packed,           # IN
+    const real[::1] bias,         # IN
+    real low,
+    real high,
+    real* output,                 # OUT
+    real* pooled,                 # OUT
+    int64_t* indices,             # OUT
+    real* scratch,                # copy_elements + b_elements + c_elements
+    const Blocking* b,            # IN
+    const int64_t* geometry,      # IN
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, G = geometry[GEO_G]
+        Py_ssize_t chunk = task % b.chunks, block = task // b.chunks % b.blocks
+        Py_ssize_t g = task // b.chunks // b.blocks % G, n = task // b.chunks // b.blocks // G
+        Py_ssize_t panel_from = chunk * b.chunk_panels, panel_to = min(panel_from + b.chunk_panels, b.panels)
+        Py_ssize_t p_from, pixels, ldc, k_block, k_from, kc, panel, j, q, i, filters, pooled_from, pooled_to, row_from
+        Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
+        const real* image = input + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
+        const real* a
+        real* copied = scratch
+        real* b_block = scratch + b.copy_elements
+        real* c_block = b_block + b.b_elements
+        real* c                   # this task's pixels of filter panel_from * MR
+        real* map
+        const real* shift
+        real[_MR] shifts
+        bint accumulate, last
+
+    if b.pooled_rows:
+        pooled_from = block * b.pooled_rows
+        pooled_to = min(pooled_from + b.pooled_rows, geometry[GEO_POOL_OH])
+        row_from = max(pooled_from * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP], 0)
+        p_from = row_from * b.OW
+        pixels = (
+            min(
+                (pooled_to - 1) * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP] + geometry[GEO_POOL_KH],
+                geometry[GEO_OH],
+            ) * geometry[GEO_OW] - p_from
+        )
+        ldc = b.NB
+        c = c_block
+    else:
+        pooled_from = pooled_to = row_from = 0
+        p_from = block * b.NB
+        pixels = min(b.P - p_from, b.NB)
+        ldc = b.P
+        c = output + ((n * G + g) * b.OCG + panel_from * _MR) * b.P + p_from
+
+    for k_block in range(b.k_blocks):                                                      # loop 1: blocks of K
+        k_from = k_block * b.kc
+        kc = min(b.K - k_from, b.kc)
+        accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] and not b.pooled_rows)
+        last = k_block == b.k_blocks - 1
+        if kc > 0:
+            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels, unused)
+        for panel in range(panel_from, panel_to):                                          # loop 2: filters
+            filters = min(b.OCG - panel * _MR, _MR)
+            a = packed + ((g * b.panels + panel) * b.K + k_from) * _MR
+            shift = NULL
+            if last:
+                for i in range(_MR):
+                    shifts[i] = bias[g * b.OCG + panel * _MR + i] if i < filters and bias.shape[0] else 0
+                shift = &shifts[0]
+            for j in range(ceil_div(pixels, NR)):                                          # loop 3: pixels
+                q = j * NR
+                map = c + (panel - panel_from) * _MR * ldc + q
+                if filters == _MR and q + NR <= pixels:
+                    tile(a, b_block + q * kc, kc, map, ldc, accumulate, shift, low, high, _NV, unused)
+                elif filters == _MR and (pixels - q) % VL == 0:
+                    tile_of(
+                        a, b_block + q * kc, kc, map, ldc, accumulate, shift, low, high, (pixels - q) // VL, unused
+                    )
+                else:
+                    edge_tile(
+                        a, b_block + q * kc, kc, map, ldc, accumulate, shift, low, high, filters,
+                        min(pixels - q, NR), unused,
+                    )
+            if last and b.pooled_rows:
+                for i in range(filters):
+                    map = c + ((panel - panel_from) * _MR + i) * ldc
+                    q = ((n * G + g) * b.OCG + panel * _MR + i) * plane
+                    max_pool_rows(
+                        <const real*> map, row_from, pooled_from, pooled_to, pooled + q,
+                        indices + q if indices != NULL else NULL, geometry,
+                    )
+
+
+def conv2d(
+    const real[:, :, :, ::1] input,
+    const real[::1] packed,
+    const real[::1] bias,
+    double act_min,
+    double act_max,
+    real[:, :, :, ::1] output,
+    real[:, :, :, ::1] pooled,
+    int64_t[:, :, :, ::1] indices,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
+    cdef:
+        Blocking b = blocking(&geometry[0])
+        Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_G] * b.blocks * b.chunks
+        Py_ssize_t per_worker = b.copy_elements + b.b_elements + b.c_elements
+        int64_t* where = &indices[0, 0, 0, 0] if indices.shape[0] else NULL
+        const real* x = &input[0, 0, 0, 0]
+        const real* w = &packed[0]
+        real* y = &output[0, 0, 0, 0]
+        real* z = &pooled[0, 0, 0, 0]
+        real* scratch = &workspace[0]
+        const int64_t* g = &geometry[0]
+        vf* floats = NULL
+        vd* doubles = NULL
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        if real is float:
+            conv2d_task(
+                task, x, w, bias, <real> act_min, <real> act_max, y, z, where, scratch + threadid() * per_worker, &b, g,
+                floats,
+            )
+        else:
+            conv2d_task(
+                task, x, w, bias, <real> act_min, <real> act_max, y, z, where, scratch + threadid() * per_worker, &b, g,
+                doubles,
+            )
