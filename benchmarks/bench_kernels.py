@@ -1,0 +1,197 @@
+"""Kernel level: one call of one compiled kernel, workspace and packed weights made beforehand."""
+
+import numpy as np
+
+from fastconv import _arena, _backends
+from fastconv._algorithms import NO_IMAGE, NO_INDICES
+
+from . import _common
+from ._common import Data
+
+
+class _Kernel(_common.Timed):
+    """Binds one kernel call in ``setup`` to ``self.call``."""
+
+    def prepare(self, kernel, shape, threads):
+        backend, isa = _common.require(kernel, shape, threads)
+        self.k = _backends.kernels(backend, isa)
+        self.threads = threads
+        self.data = Data(shape)
+
+    def bind(self, stem, name, *arrays):
+        """``self.call``: kernel ``stem.name`` with a workspace of just its size; called once."""
+        workspace = _arena.aligned_empty(4 * self.k.workspace(stem, name, self.geometry, self.threads)).view("float32")
+        kernel, geometry, threads = getattr(getattr(self.k, stem), name), self.geometry, self.threads
+        self.call = lambda: kernel(*arrays, workspace, geometry, threads)
+        self.call()
+
+
+class Conv2d(_Kernel):
+    """Forward convolution with bias and ReLU; im2col's weights are packed."""
+
+    params = (_common.KERNELS, _common.ALGORITHMS, _common.CONVS, _common.THREADS)
+    param_names = ("backend", "algorithm", "shape", "threads")
+
+    def setup(self, kernel, algorithm, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        problem = _common.conv_problem(shape)
+        self.geometry = problem.geometry()
+        weight = self.data.weight
+        if algorithm == "im2col":
+            packed = np.empty(self.k.im2col.packed_weight_size(self.geometry), weight.dtype)
+            self.bind("im2col", "pack_weight", weight, packed)
+            weight = packed
+        output = np.empty(problem.output_shape, weight.dtype)
+        self.bind(
+            algorithm, "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
+            output, NO_IMAGE["float32"], NO_INDICES,
+        )  # fmt: skip
+
+    def time_forward(self, kernel, algorithm, name, threads):
+        self.call()
+
+
+class _Gradient(_Kernel):
+    params = (_common.KERNELS, _common.ALGORITHMS, _common.CONVS, _common.THREADS)
+    param_names = ("backend", "algorithm", "shape", "threads")
+
+    def prepare_gradient(self, kernel, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        self.problem = _common.conv_problem(shape)
+        self.geometry = self.problem.geometry()
+
+
+class Conv2dGradInput(_Gradient):
+    """Gradient of a convolution in its input."""
+
+    def setup(self, kernel, algorithm, name, threads):
+        self.prepare_gradient(kernel, name, threads)
+        data, no_bias = self.data, np.empty(0, "float32")
+        grad_input = np.empty_like(data.input)
+        self.bind(
+            algorithm, "conv2d_grad_input", data.grad_output, data.weight, no_bias, -np.inf, np.inf, grad_input
+        )  # fmt: skip
+
+    def time_grad_input(self, kernel, algorithm, name, threads):
+        self.call()
+
+
+class Conv2dGradWeight(_Gradient):
+    """Gradient of a convolution in its weight."""
+
+    def setup(self, kernel, algorithm, name, threads):
+        self.prepare_gradient(kernel, name, threads)
+        data = self.data
+        self.bind(algorithm, "conv2d_grad_weight", data.input, data.grad_output, np.empty_like(data.weight))
+
+    def time_grad_weight(self, kernel, algorithm, name, threads):
+        self.call()
+
+
+class PackWeight(_Kernel):
+    """What a functional call pays before an im2col convolution."""
+
+    params = (_common.KERNELS, _common.CONVS, _common.THREADS)
+    param_names = ("backend", "shape", "threads")
+
+    def setup(self, kernel, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        self.geometry = _common.conv_problem(shape).geometry()
+        packed = np.empty(self.k.im2col.packed_weight_size(self.geometry), "float32")
+        self.bind("im2col", "pack_weight", self.data.weight, packed)
+
+    def time_pack_weight(self, kernel, name, threads):
+        self.call()
+
+
+class Columns(_Kernel):
+    """The whole column matrix, and its adjoint."""
+
+    params = (_common.KERNELS, ("im2col", "col2im"), ("resnet50.layer1.conv", *_common.SMOKE_CONVS), _common.THREADS)
+    param_names = ("backend", "kernel", "shape", "threads")
+
+    def setup(self, kernel, function, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        self.geometry = _common.conv_problem(shape).geometry()
+        OH, OW = shape.conv_extents
+        cols = np.zeros((1, shape.IC, shape.kernel, shape.kernel, OH, OW), "float32")
+        arrays = (self.data.input, cols) if function == "im2col" else (cols, self.data.input)
+        self.bind("im2col", function, *arrays)
+
+    def time_columns(self, kernel, function, name, threads):
+        self.call()
+
+
+class MaxPool2d(_Kernel):
+    """Max-pool, with indices where the shape's name ends in "_idx"."""
+
+    params = (_common.KERNELS, _common.POOLS, _common.THREADS)
+    param_names = ("backend", "shape", "threads")
+
+    def setup(self, kernel, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        self.geometry = _common.pool_problem(shape).geometry()
+        output = np.empty(shape.output_shape, "float32")
+        indices = np.empty(shape.output_shape, "int64") if shape.indices else NO_INDICES
+        self.bind("pool", "max_pool2d", self.data.input, output, indices)
+
+    def time_max_pool2d(self, kernel, name, threads):
+        self.call()
+
+
+class MaxPool2dBackward(_Kernel):
+    """Gradient of the max-pool."""
+
+    params = (_common.KERNELS, _common.POOLS, _common.THREADS)
+    param_names = ("backend", "shape", "threads")
+
+    def setup(self, kernel, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        self.geometry = _common.pool_problem(shape).geometry()
+        output, indices = np.empty(shape.output_shape, "float32"), np.empty(shape.output_shape, "int64")
+        self.bind("pool", "max_pool2d", self.data.input, output, indices)
+        self.bind("pool", "max_pool2d_backward", self.data.grad_output, indices, np.empty_like(self.data.input))
+
+    def time_max_pool2d_backward(self, kernel, name, threads):
+        self.call()
+
+
+class AvgPool2d(_Kernel):
+    """Average pool."""
+
+    params = (_common.KERNELS, _common.POOLS, _common.THREADS)
+    param_names = ("backend", "shape", "threads")
+
+    def setup(self, kernel, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        self.geometry = _common.pool_problem(shape).geometry()
+        self.bind("pool", "avg_pool2d", self.data.input, np.empty(shape.output_shape, "float32"))
+
+    def time_avg_pool2d(self, kernel, name, threads):
+        self.call()
+
+
+class Pad2d(_Kernel):
+    """The copy with a border, as a 3x3 convolution with padding 1 would need it."""
+
+    params = (_common.KERNELS, ("zeros", "reflect", "replicate", "circular"), ("resnet50.layer1.conv", "smoke.3x3"), _common.THREADS)
+    param_names = ("backend", "padding_mode", "shape", "threads")
+
+    def setup(self, kernel, mode, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        border = _common.ConvProblem.from_args(
+            "benchmark", shape.input_shape, shape.weight_shape, "float32", 1, shape.padding, padding_mode=mode
+        ).border()
+        self.geometry = border.geometry()
+        self.bind("pad", "pad2d", self.data.input, np.empty(border.output_shape, "float32"))
+
+    def time_pad2d(self, kernel, mode, name, threads):
+        self.call()
