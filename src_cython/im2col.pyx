@@ -30,7 +30,6 @@ cdef enum:
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
 
 KC = _KC
-VL_FLOAT_ = VL_FLOAT
 
 
 cdef struct Blocking:
@@ -612,4 +611,372 @@ def conv2d(
             conv2d_task(
                 task, x, w, bias, <real> act_min, <real> act_max, y, z, where, scratch + threadid() * per_worker, &b, g,
                 doubles,
+            )
+
+
+# ------------------------------------------------------------------------------- kernels: gradient of the input
+
+
+cdef struct Transposed:
+    Py_ssize_t CB, channel_blocks, tiles      # channels of a task, tasks of a group, tiles of MR (channel, tap) rows
+    Py_ssize_t a_elements, b_elements, c_elements
+
+
+cdef Transposed transposed(const Blocking* b, const int64_t* geometry) noexcept nogil:
+    cdef Transposed t
+    t.CB = max(_MR // max(b.T, 1), 1)
+    t.channel_blocks = ceil_div(b.ICG, t.CB)
+    t.tiles = ceil_div(t.CB * b.T, _MR)
+    t.a_elements = geometry[GEO_G] * t.channel_blocks * t.tiles * b.OCG * _MR
+    t.b_elements = max(b.OCG, 1) * _NV * VL_FLOAT
+    t.c_elements = t.tiles * _MR * _NV * VL_FLOAT
+    return t
+
+
+def conv2d_grad_input_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
+    """Elements of workspace: the transposed weight, and for each worker a panel of grad_output and its columns."""
+    cdef:
+        Blocking b = blocking(&geometry[0])
+        Transposed t = transposed(&b, &geometry[0])
+    return t.a_elements + n_workers * (t.b_elements + t.c_elements)
+
+
+cdef void transpose_weight_task(
+    Py_ssize_t task,
+    const real* weight,        # IN   (OC, ICG, KH, KW)
+    real* transposed_weight,   # OUT  [G][channel block][tile][OCG][MR]
+    const Blocking* b,
+    const Transposed* t,
+) noexcept nogil:
+    # A task is one block of channels.
+    cdef:
+        Py_ssize_t g = task // t.channel_blocks, c_from = task % t.channel_blocks * t.CB, tile_index, oc, i, row
+        Py_ssize_t rows = min(t.CB, b.ICG - c_from) * b.T
+        real* target = transposed_weight + task * t.tiles * b.OCG * _MR
+    for tile_index in range(t.tiles):
+        for oc in range(b.OCG):
+            for i in range(_MR):
+                row = tile_index * _MR + i
+                target[i] = weight[(g * b.OCG + oc) * b.K + c_from * b.T + row] if row < rows else 0
+            target += _MR
+
+
+cdef void conv2d_grad_input_task(
+    Py_ssize_t task,
+    const real* grad_output,         # IN
+    const real* transposed_weight,   # IN
+    const real[::1] bias,            # IN
+    real low,
+    real high,
+    real[:, :, :, ::1] grad_input,   # OUT
+    real* scratch,                   # b_elements + c_elements
+    const Blocking* b,
+    const Transposed* t,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    # A task is one block of channels of one image: columns = weight^T @ grad_output, panel by panel, summed where they lie.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, G = geometry[GEO_G]
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], KW = geometry[GEO_KW]
+        Py_ssize_t block = task % t.channel_blocks, g = task // t.channel_blocks % G, n = task // t.channel_blocks // G
+        Py_ssize_t c_from = block * t.CB, channels = min(t.CB, b.ICG - block * t.CB), p_from, pixels, panel
+        Py_ssize_t oc, c, tap, ih, iw, oh, ow, j
+        const real* source = grad_output + (n * G + g) * b.OCG * b.P
+        const real* a = transposed_weight + (g * t.channel_blocks + block) * t.tiles * b.OCG * _MR
+        const real* row
+        real* packed = scratch
+        real* columns = scratch + t.b_elements
+        real shift
+
+    if not geometry[GEO_ACCUMULATE]:
+        for c in range(channels):
+            memset(&grad_input[n, g * b.ICG + c_from + c, 0, 0], 0, IH * IW * sizeof(real))
+    for panel in range(ceil_div(b.P, NR)):
+        p_from = panel * NR
+        pixels = min(b.P - p_from, NR)
+        for oc in range(b.OCG):
+            memcpy(packed + oc * NR, source + oc * b.P + p_from, pixels * sizeof(real))
+        for j in range(t.tiles):
+            tile(a + j * b.OCG * _MR, packed, b.OCG, columns + j * _MR * NR, NR, False, NULL, low, high, _NV, unused)
+        for c in range(channels):
+            for tap in range(b.T):
+                row = columns + (c * b.T + tap) * NR
+                for j in range(pixels):
+                    oh = (p_from + j) // b.OW
+                    ow = (p_from + j) % b.OW
+                    ih = oh * geometry[GEO_STRIDE_H] - geometry[GEO_PAD_TOP] + tap // KW * geometry[GEO_DIL_H]
+                    iw = ow * geometry[GEO_STRIDE_W] - geometry[GEO_PAD_LEFT] + tap % KW * geometry[GEO_DIL_W]
+                    if 0 <= ih < IH and 0 <= iw < IW:
+                        grad_input[n, g * b.ICG + c_from + c, ih, iw] += row[j]
+    for c in range(channels):
+        shift = bias[g * b.ICG + c_from + c] if bias.shape[0] else 0
+        for ih in range(IH):
+            for iw in range(IW):
+                grad_input[n, g * b.ICG + c_from + c, ih, iw] = clamp(
+                    grad_input[n, g * b.ICG + c_from + c, ih, iw] + shift, low, high
+                )
+
+
+def conv2d_grad_input(
+    const real[:, :, :, ::1] grad_output,
+    const real[:, :, :, ::1] weight,
+    const real[::1] bias,
+    double act_min,
+    double act_max,
+    real[:, :, :, ::1] grad_input,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """The adjoint in x, with the epilogue of a convolution (bias (IC,) or (0,)): a transposed convolution."""
+    cdef:
+        Blocking b = blocking(&geometry[0])
+        Transposed t = transposed(&b, &geometry[0])
+        Py_ssize_t task, n_weights = geometry[GEO_G] * t.channel_blocks, n_tasks = geometry[GEO_N] * n_weights
+        Py_ssize_t per_worker = t.b_elements + t.c_elements
+        const real* dy = &grad_output[0, 0, 0, 0]
+        const real* w = &weight[0, 0, 0, 0]
+        real* turned = &workspace[0]
+        real* scratch = turned + t.a_elements
+        const int64_t* g = &geometry[0]
+        vf* floats = NULL
+        vd* doubles = NULL
+    for task in prange(n_weights, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        transpose_weight_task(task, w, turned, &b, &t)
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        if real is float:
+            conv2d_grad_input_task(
+                task, dy, <const real*> turned, bias, <real> act_min, <real> act_max, grad_input,
+                scratch + threadid() * per_worker, &b, &t, g, floats,
+            )
+        else:
+            conv2d_grad_input_task(
+                task, dy, <const real*> turned, bias, <real> act_min, <real> act_max, grad_input,
+                scratch + threadid() * per_worker, &b, &t, g, doubles,
+            )
+
+
+# ------------------------------------------------------------------------------ kernels: gradient of the weight
+
+# grad_weight^T (K x OCG) = cols (K x P) @ grad_output^T (P x OCG), summed over images: vectors along filters, cells of the
+# copied input broadcast from MR places at once, so that no column is packed. All operands are laid out once (first driver),
+# then each task owns a block of K rows and of filters and sums over images and pixels in order: no partial sums to add.
+cdef enum:
+    CHAIN_PIXELS = 512      # pixels summed in registers before they are added to the block: bounds the error
+    TASK_TILES = 8          # tiles of MR rows of K in a task, and
+    TASK_PANELS = 4         # panels of filters: its block of results stays in the first-level cache
+
+GRAD_WEIGHT_CHAIN = CHAIN_PIXELS
+
+
+cdef struct Outer:
+    Py_ssize_t rows, x_elements                  # copied rows of a channel, elements of all channels and images
+    Py_ssize_t filters, panels, y_elements       # filters of a group, filled to whole vectors; their panels
+    Py_ssize_t tile_blocks, panel_blocks, c_elements
+
+
+cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
+    cdef:
+        Outer o
+        Py_ssize_t NR = _NV * VL
+    o.rows = (b.OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
+    o.x_elements = geometry[GEO_N] * geometry[GEO_IC] * o.rows * b.row_width
+    o.filters = ceil_div(b.OCG, VL) * VL
+    o.panels = ceil_div(o.filters, NR)
+    o.y_elements = geometry[GEO_N] * geometry[GEO_G] * b.P * o.filters
+    o.tile_blocks = ceil_div(ceil_div(b.K, _MR), TASK_TILES)
+    o.panel_blocks = ceil_div(o.panels, TASK_PANELS)
+    o.c_elements = TASK_TILES * _MR * TASK_PANELS * NR
+    return o
+
+
+def conv2d_grad_weight_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
+    """Elements of workspace: the copied input, grad_output with filters last, and a block of results for each worker."""
+    cdef:
+        Blocking b = blocking(&geometry[0])
+        Outer o = outer(&b, &geometry[0], VL_FLOAT)
+    return o.x_elements + o.y_elements + n_workers * o.c_elements
+
+
+cdef void lay_out_task(
+    Py_ssize_t task,
+    const real* input,            # IN
+    const real* grad_output,      # IN
+    real* copied,                 # OUT  [N][IC][rows][phases][phase_width]
+    real* turned,                 # OUT  [N][G][panel][P][NR or what is left]
+    const Blocking* b,
+    const Outer* o,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    # The first N * IC tasks copy a channel, the others turn one panel of filters of one image.
+    cdef:
+        Py_ssize_t NR = _NV * (sizeof(vec) // sizeof(real)), copies = geometry[GEO_N] * geometry[GEO_IC]
+        Py_ssize_t image, panel, width, p, j, filters
+        const real* source
+        real* target
+    if task < copies:
+        copy_rows(
+            input + task * geometry[GEO_IH] * geometry[GEO_IW], copied + task * o.rows * b.row_width, b, geometry,
+            -geometry[GEO_PAD_TOP], o.rows,
+        )
+        return
+    image = (task - copies) // o.panels  # n * G + g
+    panel = (task - copies) % o.panels
+    width = min(o.filters - panel * NR, NR)
+    filters = min(b.OCG - panel * NR, NR)
+    source = grad_output + (image * b.OCG + panel * NR) * b.P
+    target = turned + image * b.P * o.filters + panel * NR * b.P
+    for p in range(b.P):
+        for j in range(filters):
+            target[j] = source[j * b.P + p]
+        for j in range(filters, width):
+            target[j] = 0
+        target += width
+
+
+cdef void outer_tile(
+    const real** cells,       # IN   MR places in the copied input: the first pixel's cell of MR rows of K
+    const real* y,            # IN   [rows * columns][nv * VL] filters, y_step apart from row to row
+    Py_ssize_t rows,
+    Py_ssize_t columns,
+    Py_ssize_t x_step,        # from one row of cells to the next
+    Py_ssize_t y_step,
+    real* c,                  # IN/OUT  MR rows of filters, ldc apart
+    Py_ssize_t ldc,
+    int nv,                   # a constant at each call
+    vec* unused,
+) noexcept nogil:
+    # The same registers as `tile`; MR pointers move through the input together, one cell a step.
+    cdef:
+        vec[_MR][_NV] acc
+        vec[_NV] x
+        vec cell
+        const real* at[_MR]
+        const real* yy
+        Py_ssize_t row, column, i, j, VL = sizeof(vec) // sizeof(real)
+    for i in range(_MR):
+        at[i] = cells[i]
+        for j in range(nv):
+            fill(&acc[i][j], <real> 0)
+    for row in range(rows):
+        yy = y + row * y_step
+        for column in range(columns):
+            for j in range(nv):
+                x[j] = (<const vec*> (yy + j * VL))[0]
+            for i in range(_MR):
+                fill(&cell, at[i][column])
+                for j in range(nv):
+                    acc[i][j] = acc[i][j] + cell * x[j]
+            yy += nv * VL
+        for i in range(_MR):
+            at[i] += x_step
+    for i in range(_MR):
+        for j in range(nv):
+            (<vec*> (c + i * ldc + j * VL))[0] = (<vec*> (c + i * ldc + j * VL))[0] + acc[i][j]
+
+
+cdef void conv2d_grad_weight_task(
+    Py_ssize_t task,
+    const real* copied,                # IN
+    const real* turned,                # IN
+    real[:, :, :, ::1] grad_weight,    # OUT
+    real* block,                       # scratch, c_elements
+    const Blocking* b,
+    const Outer* o,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, G = geometry[GEO_G], IC = geometry[GEO_IC]
+        Py_ssize_t KW = geometry[GEO_KW], stride_w = geometry[GEO_STRIDE_W], dil_w = geometry[GEO_DIL_W]
+        Py_ssize_t panel_from = task % o.panel_blocks * TASK_PANELS
+        Py_ssize_t k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * _MR
+        Py_ssize_t g = task // o.panel_blocks // o.tile_blocks
+        Py_ssize_t panel_to = min(panel_from + TASK_PANELS, o.panels), rows_of_k = min(TASK_TILES * _MR, b.K - k_from)
+        Py_ssize_t ldc = TASK_PANELS * NR, tall = max(CHAIN_PIXELS // b.OW, 1), wide = min(b.OW, CHAIN_PIXELS)
+        Py_ssize_t n, row_block, column_block, oh, ow, rows, columns, panel, width, tile_index, i, k, tap, oc, x_step
+        const real* x
+        const real* y
+        const real* cells[_MR]
+        real* c
+        real* target
+
+    memset(block, 0, o.c_elements * sizeof(real))
+    x_step = geometry[GEO_STRIDE_H] * b.row_width
+    for n in range(geometry[GEO_N]):
+        x = copied + (n * IC + g * b.ICG) * o.rows * b.row_width
+        for row_block in range(ceil_div(b.OH, tall)):                            # blocks of rows
+            oh = row_block * tall
+            rows = min(tall, b.OH - oh)
+            for column_block in range(ceil_div(b.OW, wide)):                     # blocks of columns
+                ow = column_block * wide
+                columns = min(wide, b.OW - ow)
+                for panel in range(panel_from, panel_to):                        # panels of filters
+                    width = min(o.filters - panel * NR, NR)
+                    y = turned + (n * G + g) * b.P * o.filters + panel * NR * b.P + (oh * b.OW + ow) * width
+                    for tile_index in range(ceil_div(rows_of_k, _MR)):           # tiles of MR rows of K
+                        for i in range(_MR):
+                            k = k_from + min(tile_index * _MR + i, rows_of_k - 1)  # rows that do not exist repeat the last
+                            tap = k % b.T
+                            cells[i] = (
+                                x + (k // b.T * o.rows + tap // KW * geometry[GEO_DIL_H]) * b.row_width + oh * x_step
+                                + tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w + ow
+                            )
+                        c = block + tile_index * _MR * ldc + (panel - panel_from) * NR
+                        if width == NR:
+                            outer_tile(cells, y, rows, columns, x_step, b.OW * width, c, ldc, _NV, unused)
+                        elif width == VL:
+                            outer_tile(cells, y, rows, columns, x_step, b.OW * width, c, ldc, 1, unused)
+                        else:
+                            outer_tile(cells, y, rows, columns, x_step, b.OW * width, c, ldc, 2, unused)
+    if b.T == 0:
+        return
+    for oc in range(panel_from * NR, min(panel_to * NR, b.OCG)):
+        target = &grad_weight[g * b.OCG + oc, 0, 0, 0] + k_from
+        for k in range(rows_of_k):
+            if geometry[GEO_ACCUMULATE]:
+                target[k] += block[k * ldc + oc - panel_from * NR]
+            else:
+                target[k] = block[k * ldc + oc - panel_from * NR]
+
+
+def conv2d_grad_weight(
+    const real[:, :, :, ::1] input,
+    const real[:, :, :, ::1] grad_output,
+    real[:, :, :, ::1] grad_weight,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
+    cdef:
+        Blocking b = blocking(&geometry[0])
+        Outer o = outer(&b, &geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
+        Py_ssize_t task, n_copies = geometry[GEO_N] * (geometry[GEO_IC] + geometry[GEO_G] * o.panels)
+        Py_ssize_t n_tasks = geometry[GEO_G] * o.tile_blocks * o.panel_blocks
+        const real* x = &input[0, 0, 0, 0]
+        const real* dy = &grad_output[0, 0, 0, 0]
+        real* copied = &workspace[0]
+        real* turned = copied + o.x_elements
+        real* scratch = turned + o.y_elements
+        const int64_t* g = &geometry[0]
+        vf* floats = NULL
+        vd* doubles = NULL
+    for task in prange(n_copies, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        if real is float:
+            lay_out_task(task, x, dy, copied, turned, &b, &o, g, floats)
+        else:
+            lay_out_task(task, x, dy, copied, turned, &b, &o, g, doubles)
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        if real is float:
+            conv2d_grad_weight_task(
+                task, <const real*> copied, <const real*> turned, grad_weight, scratch + threadid() * o.c_elements, &b,
+                &o, g, floats,
+            )
+        else:
+            conv2d_grad_weight_task(
+                task, <const real*> copied, <const real*> turned, grad_weight, scratch + threadid() * o.c_elements, &b,
+                &o, g, doubles,
             )
