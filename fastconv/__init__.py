@@ -7,7 +7,6 @@
 (1, 4, 8, 8)
 """
 
-
 from fastconv import functional
 from fastconv._arena import clear_workspaces
 from fastconv._backends import BackendUnavailable, available_backends, config, show_config

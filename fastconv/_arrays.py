@@ -35,19 +35,22 @@ def as_ndarray(function: str, name: str, value: Any) -> np.ndarray:
 
 
 def as_floats(function: str, name: str, value: Any) -> np.ndarray:
-    """``value`` as a C-contiguous, aligned, native float32 or float64 array; TypeError for any other dtype."""
+    """``value`` as a float32 or float64 array of any layout (`ready` copies, later); TypeError for any other dtype."""
     if type(value) is np.ndarray and (value.dtype is FLOAT32 or value.dtype is FLOAT64):
-        flags = value.flags
-        if flags.c_contiguous and flags.aligned:
-            return value
+        return value
     array = as_ndarray(function, name, value)
-    native = array.dtype.newbyteorder("=")
-    if native not in (FLOAT32, FLOAT64):
-        hint = ""
-        if native == np.uint8:
-            hint = "; fastconv.from_images turns uint8 photographs into floats"
+    if array.dtype.newbyteorder("=") not in (FLOAT32, FLOAT64):
+        hint = "; fastconv.from_images turns uint8 photographs into floats" if array.dtype == np.uint8 else ""
         raise TypeError(f"{function}: {name} has dtype {array.dtype}: it must be float32 or float64{hint}")
-    return contiguous(array, native)
+    return array
+
+
+def ready(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """``array`` as kernels read it: C-contiguous, aligned, native, of ``shape``; as it is if it is all that."""
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned and array.dtype.isnative):
+        array = contiguous(array, array.dtype.newbyteorder("="))
+    return array if array.ndim == len(shape) else array.reshape(shape)
 
 
 def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -58,11 +61,19 @@ def contiguous(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def as_indices(function: str, name: str, value: Any) -> np.ndarray:
-    """``value`` as a C-contiguous int64 array; TypeError for any other kind than integers."""
+    """``value`` as an array of integers of any layout; TypeError for any other kind."""
     array = as_ndarray(function, name, value)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{function}: {name} has dtype {array.dtype}: it must be int64")
-    return contiguous(array, INT64)
+    return array
+
+
+def ready_indices(
+    function: str, name: str, array: np.ndarray, shape: tuple[int, ...], plane: tuple[int, int]
+) -> np.ndarray:
+    """``array`` as C-contiguous int64 of ``shape``; ValueError unless every index lies in a plane of ``plane`` cells."""
+    check_index_range(function, name, array, plane)
+    return contiguous(array, INT64).reshape(shape)
 
 
 def check_index_range(function: str, name: str, indices: np.ndarray, plane: tuple[int, int]) -> None:
@@ -75,7 +86,7 @@ def check_index_range(function: str, name: str, indices: np.ndarray, plane: tupl
 
 def same_dtype(function: str, **arrays: np.ndarray | None) -> str:
     """The one dtype of all ``arrays``; TypeError naming those that differ."""
-    given = [(name, array.dtype) for name, array in arrays.items() if array is not None]
+    given = [(name, array.dtype.newbyteorder("=")) for name, array in arrays.items() if array is not None]
     first_name, first = given[0]
     for name, dtype in given[1:]:
         if dtype != first:
@@ -84,7 +95,12 @@ def same_dtype(function: str, **arrays: np.ndarray | None) -> str:
 
 
 def check_out(
-    function: str, out: Any, shape: tuple[int, ...], dtype: str, inputs: tuple[np.ndarray | None, ...], name: str = "out"
+    function: str,
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: str,
+    inputs: tuple[np.ndarray | None, ...],
+    name: str = "out",
 ) -> None:
     """Raise unless ``out`` can take the result: an ndarray of ``shape`` and ``dtype`` apart from all ``inputs``."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
@@ -102,7 +118,7 @@ def check_out(
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True  # their bounds overlap and the exact question is too hard: refuse
 

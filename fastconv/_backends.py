@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -60,7 +60,7 @@ def max_isa() -> str:
     return text
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cython_refusal(isa: str) -> str | None:
     # The CPU is asked first: importing code for a higher level kills the process.
     try:
@@ -74,7 +74,7 @@ def _cython_refusal(isa: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _numba_refusal() -> str | None:
     return None if importlib.util.find_spec("numba") else "numba is not installed (pip install fastconv[numba])"
 
@@ -113,7 +113,7 @@ def available_backends() -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------- which one is used
 
 
-@lru_cache(maxsize=None)
+@cache
 def _table(backend: str, isa: str | None) -> Kernels:
     package = f"fastconv._{backend}" if isa is None else f"fastconv._{backend}.{isa}"
     return Kernels(backend, isa, package)
@@ -141,7 +141,7 @@ def kernels(backend: str, isa: str | None = None) -> Kernels:
     return _table(backend, isa)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _automatic() -> str:
     """The preferred back end that runs here; one warning if that is the reference."""
     asked = os.environ.get("FASTCONV_BACKEND", "auto").strip() or "auto"

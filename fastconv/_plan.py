@@ -146,7 +146,9 @@ def plan_conv2d(problem: ConvProblem, algorithm: str = "auto", backend: str = "a
     order = sorted(costs, key=costs.__getitem__)
     for name in order:
         if plan is not None:
-            refusals[name] = f"estimated {costs[name] / 1e3:.1f} us, {plan.algorithm} {costs[plan.algorithm] / 1e3:.1f} us"
+            refusals[name] = (
+                f"estimated {costs[name] / 1e3:.1f} us, {plan.algorithm} {costs[plan.algorithm] / 1e3:.1f} us"
+            )
             continue
         step = _make(k, problem, op, name)
         itemsize = np.dtype(problem.dtype).itemsize

@@ -98,9 +98,7 @@ def output_extent(extent: int, pads: int, kernel: int, stride: int, dilation: in
     return (extent + pads - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def pooled_extent(
-    extent: int, pad: int, pads: int, kernel: int, stride: int, dilation: int, ceil_mode: bool
-) -> int:
+def pooled_extent(extent: int, pad: int, pads: int, kernel: int, stride: int, dilation: int, ceil_mode: bool) -> int:
     """Output extent of a pool; with ``ceil_mode`` a window that would start in the right/bottom padding is dropped."""
     if not ceil_mode:
         return output_extent(extent, pads, kernel, stride, dilation)
@@ -133,8 +131,7 @@ def resolve_padding(
             pads += [small, large] if padding == "same" else [large, small]
         return pads[0], pads[1], pads[2], pads[3]
     rule = (
-        "it must be an integer, a pair, a pair of pairs ((top, bottom), (left, right)), "
-        "'valid', 'same' or 'same_lower'"
+        "it must be an integer, a pair, a pair of pairs ((top, bottom), (left, right)), 'valid', 'same' or 'same_lower'"
     )
     if not np.iterable(padding):
         number = integer(function, "padding", padding)
@@ -273,9 +270,7 @@ class ConvProblem:
         if G < 1:
             raise ValueError(f"{function}: groups {G}: it must be at least 1")
         if IC % G or OC % G:
-            raise ValueError(
-                f"{function}: groups {G}: it must divide the {IC} input channels and the {OC} filters"
-            )
+            raise ValueError(f"{function}: groups {G}: it must divide the {IC} input channels and the {OC} filters")
         if ICG * G != IC:
             hint = ""
             if IC != ICG * G == input_shape[-1]:
@@ -298,7 +293,9 @@ class ConvProblem:
                 f"{function}: the kernel ({KH}, {KW}) with dilation ({dil_h}, {dil_w}) is larger than the padded "
                 f"input {padded}"
             )
-        _addressable(function, (N, OC, OH, OW), (N, IC, IH + abs(pads[0]) + abs(pads[1]), IW + abs(pads[2]) + abs(pads[3])))
+        _addressable(
+            function, (N, OC, OH, OW), (N, IC, IH + abs(pads[0]) + abs(pads[1]), IW + abs(pads[2]) + abs(pads[3]))
+        )
         return cls(
             N, IC, IH, IW, OC, KH, KW, OH, OW, G, stride_h, stride_w, *pads, dil_h, dil_w,
             dtype, padding_mode, bias_shape is not None, act_min, act_max,

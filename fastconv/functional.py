@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import _backends
+from fastconv import _backends, _threads
 from fastconv._algorithms import NO_INDICES
 from fastconv._arrays import (
     as_floats,
     as_indices,
     as_ndarray,
-    check_index_range,
     check_out,
     kernel_ready,
+    ready,
+    ready_indices,
     same_dtype,
 )
-from fastconv._plan import Plan, plan_conv2d, plan_pool2d
+from fastconv._plan import SMALL_WORK, Plan, plan_conv2d, plan_pool2d
 from fastconv._problem import (
     ConvProblem,
     PoolProblem,
@@ -111,10 +112,6 @@ def _run(
     return out
 
 
-def _shaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return array if array.ndim == len(shape) else array.reshape(shape)
-
-
 # -------------------------------------------------------------------------------------------- convolution
 
 
@@ -172,10 +169,11 @@ def conv2d(
     Notes
     -----
     .. math::
-        out[n, o, i, j] = bias[o] + \sum_{c, k, l} x[n, c, i s_h - p_{top} + k d_h, j s_w - p_{left} + l d_w]\, w[o, c, k, l]
+        out[n, o, i, j] = bias[o] +
+        \sum_{c, k, l} x[n, c, i s_h - p_{top} + k d_h, j s_w - p_{left} + l d_w]\, w[o, c, k, l]
 
-    with x zero (or continued by `padding_mode`) outside the image: Dumoulin and Visin, "A guide to convolution arithmetic
-    for deep learning", arXiv 1603.07285.
+    with x zero (or continued by `padding_mode`) outside the image: Dumoulin and Visin, "A guide to convolution
+    arithmetic for deep learning", arXiv 1603.07285.
 
     Examples
     --------
@@ -239,9 +237,21 @@ def conv1d(
 
 
 def _conv(
-    function, axes, input, weight, bias, stride, padding, dilation, groups, padding_mode, activation,
-    algorithm, backend, out,
-):  # fmt: skip
+    function: str,
+    axes: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    padding_mode: Any,
+    activation: Any,
+    algorithm: str,
+    backend: str,
+    out: Any,
+) -> np.ndarray:
     x = as_floats(function, "input", input)
     w = as_floats(function, "weight", weight)
     b = None if bias is None else as_floats(function, "bias", bias)
@@ -262,7 +272,11 @@ def _conv(
         make,
     )  # fmt: skip
     problem = plan.problem
-    operands = (_shaped(x, problem.input_shape), _shaped(w, problem.weight_shape), b)
+    operands = (
+        ready(x, problem.input_shape),
+        ready(w, problem.weight_shape),
+        None if b is None else ready(b, b.shape),
+    )
     return _run(function, plan, operands, _result_shape(plan, x.ndim, axes), out)
 
 
@@ -333,7 +347,7 @@ def conv2d_grad_input(
         make,
     )  # fmt: skip
     plan.problem.check_grad_output(function, g.shape)
-    return _run(function, plan, (_shaped(g, plan.problem.output_shape), w, None), size, out)
+    return _run(function, plan, (ready(g, plan.problem.output_shape), ready(w, w.shape), None), size, out)
 
 
 def _size(function: str, name: str, value: Any) -> tuple[int, ...]:
@@ -402,7 +416,7 @@ def conv2d_grad_weight(
     )  # fmt: skip
     problem = plan.problem
     problem.check_grad_output(function, g.shape)
-    operands = (_shaped(x, problem.input_shape), _shaped(g, problem.output_shape))
+    operands = (ready(x, problem.input_shape), ready(g, problem.output_shape))
     return _run(function, plan, operands, size, out)
 
 
@@ -462,7 +476,7 @@ def conv2d_backward(
         function, x.shape, w.shape, dtype, stride, padding, dilation, groups, padding_mode=padding_mode
     )
     problem.check_grad_output(function, g.shape)
-    batch_g, batch_x = _shaped(g, problem.output_shape), _shaped(x, problem.input_shape)
+    batch_g, batch_x = ready(g, problem.output_shape), ready(x, problem.input_shape)
     need_input, need_weight, need_bias = needs
     arguments = (function, problem, algorithm, backend)
 
@@ -470,7 +484,7 @@ def conv2d_backward(
         return _planned((problem, op, algorithm, backend), lambda: _plan(*arguments, op))
 
     return (
-        _run(function, plan("grad_input"), (batch_g, w, None), x.shape) if need_input else None,
+        _run(function, plan("grad_input"), (batch_g, ready(w, w.shape), None), x.shape) if need_input else None,
         _run(function, plan("grad_weight"), (batch_x, batch_g), w.shape) if need_weight else None,
         batch_g.sum(axis=(0, 2, 3), dtype=batch_g.dtype) if need_bias else None,
     )
@@ -546,7 +560,7 @@ def conv_transpose2d(
          _freeze(groups), _freeze(dilation), _freeze(activation), algorithm, backend),
         make,
     )  # fmt: skip
-    operands = (_shaped(x, plan.problem.output_shape), w, b)
+    operands = (ready(x, plan.problem.output_shape), ready(w, w.shape), None if b is None else ready(b, b.shape))
     return _run(function, plan, operands, _result_shape(plan, x.ndim, 2), out)
 
 
@@ -582,9 +596,9 @@ def im2col(
     x = as_floats(function, "input", input)
     problem = _columns_problem(function, x.shape, x.dtype.name, kernel_size, dilation, padding, stride)
     p = problem
-    cols = np.empty((p.N, p.IC, p.KH, p.KW, p.OH, p.OW), x.dtype)
+    cols = np.empty((p.N, p.IC, p.KH, p.KW, p.OH, p.OW), p.dtype)
     k = _backends.resolve(backend)
-    k.im2col.im2col(_shaped(x, p.input_shape), cols, cols[:0].reshape(-1), p.geometry(), _workers(p))
+    k.im2col.im2col(ready(x, p.input_shape), cols, cols[:0].reshape(-1), p.geometry(), _workers(p))
     shape = (p.N, p.IC * p.KH * p.KW, p.OH * p.OW)
     return cols.reshape(shape if x.ndim == 4 else shape[1:])
 
@@ -637,23 +651,23 @@ def col2im(
     p = _columns_problem(function, (N, rows // (KH * KW), *size), c.dtype.name, (KH, KW), dilation, padding, stride)
     if positions != p.OH * p.OW:
         raise ValueError(f"{function}: cols has shape {c.shape}: it must have {p.OH} * {p.OW} columns")
-    output = np.empty(p.input_shape, c.dtype)
+    output = np.empty(p.input_shape, p.dtype)
     k = _backends.resolve(backend)
-    six_axes = c.reshape(p.N, p.IC, p.KH, p.KW, p.OH, p.OW)
+    six_axes = ready(c, c.shape).reshape(p.N, p.IC, p.KH, p.KW, p.OH, p.OW)
     k.im2col.col2im(six_axes, output, output[:0].reshape(-1), p.geometry(), _workers(p))
     return output if c.ndim == 3 else output[0]
 
 
-def _columns_problem(function, shape, dtype, kernel_size, dilation, padding, stride) -> ConvProblem:
+def _columns_problem(
+    function: str, shape: tuple[int, ...], dtype: str, kernel_size: Any, dilation: Any, padding: Any, stride: Any
+) -> ConvProblem:
     KH, KW = at_least(function, "kernel_size", pair(function, "kernel_size", kernel_size), 1, "extents")
     C = image_shape(function, "input", shape)[1]
     return ConvProblem.from_args(function, shape, (1, C, KH, KW), dtype, stride, padding, dilation)
 
 
 def _workers(problem: ConvProblem) -> int:
-    from fastconv import _plan, _threads
-
-    return _threads.workers() if problem.macs >= _plan.SMALL_WORK else 1
+    return _threads.workers() if problem.macs >= SMALL_WORK else 1
 
 
 # ------------------------------------------------------------------------------------------------ pooling
@@ -760,8 +774,18 @@ def max_pool1d(
 
 
 def _max_pool(
-    function, axes, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend, out
-):  # fmt: skip
+    function: str,
+    axes: int,
+    input: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: Any,
+    return_indices: bool,
+    backend: str,
+    out: Any,
+) -> Any:
     x = as_floats(function, "input", input)
 
     def make() -> Plan:
@@ -776,13 +800,13 @@ def _max_pool(
         make,
     )  # fmt: skip
     shape = _result_shape(plan, x.ndim, axes)
-    target = np.empty(plan.output_shape, x.dtype)
+    target = np.empty(plan.output_shape, plan.problem.dtype)
     if out is not None:
         check_out(function, out, shape, x.dtype.name, (x,))
         if kernel_ready(out):
             target = out.reshape(plan.output_shape)
     indices = np.empty(plan.output_shape, np.int64) if return_indices else NO_INDICES
-    plan.run((_shaped(x, plan.problem.input_shape),), (target, indices))
+    plan.run((ready(x, plan.problem.input_shape),), (target, indices))
     result = target.reshape(shape)
     if out is not None:
         if not kernel_ready(out):
@@ -846,9 +870,12 @@ def max_pool2d_backward(
         problem = PoolProblem.from_args(function, size, dtype, kernel_size, stride, padding, dilation, True)
     problem.check_grad_output(function, "grad_output", g.shape)
     problem.check_grad_output(function, "indices", where.shape)
-    check_index_range(function, "indices", where, (problem.IH, problem.IW))
     plan = _pool_plan(function, problem, function, backend)
-    operands = (_shaped(g, problem.output_shape), _shaped(where, problem.output_shape))
+    plane = (problem.IH, problem.IW)
+    operands = (
+        ready(g, problem.output_shape),
+        ready_indices(function, "indices", where, problem.output_shape, plane),
+    )
     return _run(function, plan, operands, size)
 
 
@@ -906,10 +933,10 @@ def max_unpool2d(
         (IW - 1) * steps[1] - pads[2] - pads[3] + kernel[1],
     )
     plane = _unpooled_plane(function, output_size, x.shape, default, steps)
-    check_index_range(function, "indices", where, plane)
     problem = PoolProblem.of_indices((N, C, *plane), (N, C, IH, IW), x.dtype.name)
     plan = _pool_plan(function, problem, function, backend)
-    operands = (_shaped(x, problem.output_shape), _shaped(where, problem.output_shape))
+    cells = problem.output_shape
+    operands = (ready(x, cells), ready_indices(function, "indices", where, cells, plane))
     return _run(function, plan, operands, (*x.shape[:-2], *plane))
 
 
@@ -927,9 +954,7 @@ def _unpooled_plane(
         raise ValueError(f"{function}: output_size {sizes}: it must be (H, W) or {shape[:-2]} + (H, W)")
     for size, usual, step in zip(sizes[-2:], default, steps, strict=True):
         if not usual - step < size < usual + step or size < 1:
-            raise ValueError(
-                f"{function}: output_size {sizes}: (H, W) must lie within one stride {steps} of {default}"
-            )
+            raise ValueError(f"{function}: output_size {sizes}: (H, W) must lie within one stride {steps} of {default}")
     return sizes[-2], sizes[-1]
 
 
@@ -966,10 +991,10 @@ def max_unpool2d_backward(grad_output: Any, indices: Any, *, backend: str = "aut
     cells = image_shape(function, "indices", where.shape)
     if g.ndim != where.ndim or plane[:2] != cells[:2]:
         raise ValueError(f"{function}: indices has shape {where.shape}: it must share {g.shape[:-2]} with grad_output")
-    check_index_range(function, "indices", where, (plane[2], plane[3]))
     problem = PoolProblem.of_indices(plane, cells, g.dtype.name)
     plan = _pool_plan(function, problem, function, backend)
-    return _run(function, plan, (_shaped(g, plane), _shaped(where, cells)), where.shape)
+    operands = (ready(g, plane), ready_indices(function, "indices", where, cells, plane[2:]))
+    return _run(function, plan, operands, where.shape)
 
 
 def avg_pool2d(
@@ -1033,7 +1058,7 @@ def avg_pool2d(
          _freeze(count_include_pad), _freeze(divisor_override), backend),
         make,
     )  # fmt: skip
-    return _run(function, plan, (_shaped(x, plan.problem.input_shape),), _result_shape(plan, x.ndim, 2), out)
+    return _run(function, plan, (ready(x, plan.problem.input_shape),), _result_shape(plan, x.ndim, 2), out)
 
 
 def avg_pool2d_backward(
@@ -1083,7 +1108,7 @@ def avg_pool2d_backward(
     )  # fmt: skip
     problem.check_grad_output(function, "grad_output", g.shape)
     plan = _pool_plan(function, problem, function, backend)
-    return _run(function, plan, (_shaped(g, problem.output_shape),), size)
+    return _run(function, plan, (ready(g, problem.output_shape),), size)
 
 
 # ------------------------------------------------------------------------------- activations and pictures
@@ -1115,7 +1140,7 @@ def relu(input: Any, *, out: np.ndarray | None = None) -> np.ndarray:
     """
     x = as_floats("relu", "input", input)
     if out is None:
-        return np.maximum(x, x.dtype.type(0))
+        return np.asarray(np.maximum(x, x.dtype.type(0)))
     check_out("relu", out, x.shape, x.dtype.name, ())
     return np.maximum(x, x.dtype.type(0), out=out)
 

@@ -42,15 +42,14 @@ def forward(k: Any, problem: ConvProblem) -> Step:
 
 def grad_input(k: Any, problem: ConvProblem) -> Step:
     """grad_input = clamp(adjoint of conv in its input (grad_output) + bias): a forward convolution where stride is 1."""
-    if transposed.refusal(problem) is None:
-        return transposed.grad_input(k, problem, forward)
     geometry, low, high = problem.geometry(), problem.act_min, problem.act_max
     kernel = k.im2col.conv2d_grad_input
 
     def run(grad_output, weight, bias, output, workspace, n_threads):
         kernel(grad_output, weight, bias, low, high, output, workspace, geometry, n_threads)
 
-    return Step(run, kernel_workspace(k, "im2col", "conv2d_grad_input", geometry))
+    step = Step(run, kernel_workspace(k, "im2col", "conv2d_grad_input", geometry))
+    return step if transposed.refusal(problem) else transposed.grad_input(k, problem, forward, step)
 
 
 def grad_weight(k: Any, problem: ConvProblem) -> Step:

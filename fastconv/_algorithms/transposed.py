@@ -7,6 +7,7 @@ s-th kernel row only: s*s such convolutions, each dense, each filling every s-th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ def refusal(problem: ConvProblem) -> str | None:
     return None
 
 
-def _axis(extent: int, size: int, kernel: int, stride: int, dil: int, pad: int, residue: int):
+def _axis(extent: int, kernel: int, stride: int, dil: int, pad: int, residue: int) -> tuple[int, int, int, int]:
     """For input cells i with (i + pad) % stride == residue: (first i, their number, kernel cells, pad of their convolution)."""
     first = (residue - pad) % stride
     count = len(range(first, extent, stride))
@@ -47,12 +48,12 @@ def _axis(extent: int, size: int, kernel: int, stride: int, dil: int, pad: int, 
 
 def phases(problem: ConvProblem) -> list[Phase]:
     """The convolutions that make up the gradient; one, of everything, for stride 1."""
-    found = []
+    found: list[Phase] = []
     p = problem
     for residue_h in range(p.stride_h):
-        first_h, IH, KH, pad_top = _axis(p.IH, p.OH, p.KH, p.stride_h, p.dil_h, p.pad_top, residue_h)
+        first_h, IH, KH, pad_top = _axis(p.IH, p.KH, p.stride_h, p.dil_h, p.pad_top, residue_h)
         for residue_w in range(p.stride_w):
-            first_w, IW, KW, pad_left = _axis(p.IW, p.OW, p.KW, p.stride_w, p.dil_w, p.pad_left, residue_w)
+            first_w, IW, KW, pad_left = _axis(p.IW, p.KW, p.stride_w, p.dil_w, p.pad_left, residue_w)
             if IH == 0 or IW == 0:
                 continue
             inner = None
@@ -75,23 +76,27 @@ def phases(problem: ConvProblem) -> list[Phase]:
     return found
 
 
-def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem], Step]) -> Step:
-    """grad_input by the forward step that ``forward(k, problem)`` makes for each phase."""
-    made = [(phase, forward(k, phase.problem) if phase.problem else None) for phase in phases(problem)]
+def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem], Step], definition: Step) -> Step:
+    """grad_input by the forward step that ``forward(k, problem)`` makes for each phase; ``definition`` takes what is not finite."""
+    found = phases(problem)
+    dense = [(phase, phase.problem, forward(k, phase.problem)) for phase in found if phase.problem]
+    bare = [phase for phase in found if not phase.problem]  # no kernel cell reaches these input cells
     whole = problem.stride_h == problem.stride_w == 1
     filters = problem.OC * problem.ICG * problem.KH * problem.KW
-    largest = 0 if whole else max(_cells(phase, problem) for phase, _ in made) if made else 0
+    largest = 0 if whole else max((math.prod(inner.output_shape) for _, inner, _ in dense), default=0)
     by_group = (problem.G, problem.OCG, problem.ICG, problem.KH, problem.KW)
     low, high = problem.act_min, problem.act_max
 
     def run(grad_output, weight, bias, output, workspace, n_threads):
+        if not np.isfinite(weight).all():
+            # The zeros around grad_output times Inf would make NaN in cells that meet no such product
+            definition.run(grad_output, weight, bias, output, workspace, n_threads)
+            return
+        for phase in bare:
+            value = np.clip(bias if bias.size else np.zeros(1), low, high).astype(output.dtype)
+            output[:, :, phase.rows, phase.columns] = value[:, None, None]
         turned_space, part_space, rest = np.split(workspace, (filters, filters + largest))
-        for phase, step in made:
-            if step is None:  # no kernel cell reaches these input cells: bias and clamp alone
-                value = np.clip(bias if bias.size else np.zeros(1, output.dtype), low, high)
-                output[:, :, phase.rows, phase.columns] = value.astype(output.dtype)[:, None, None]
-                continue
-            inner = phase.problem
+        for phase, inner, step in dense:
             source = weight.reshape(by_group)[..., phase.kernel_rows, phase.kernel_columns]
             turned = turned_space[: source.size].reshape(inner.weight_shape)
             by_input = turned.reshape(problem.G, problem.ICG, problem.OCG, inner.KH, inner.KW)
@@ -99,17 +104,13 @@ def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem
             if whole:
                 step.run(grad_output, turned, bias, output, rest, n_threads)
             else:
-                part = part_space[: _cells(phase, problem)].reshape(inner.output_shape)
+                part = part_space[: math.prod(inner.output_shape)].reshape(inner.output_shape)
                 step.run(grad_output, turned, bias, part, rest, n_threads)
                 output[:, :, phase.rows, phase.columns] = part
 
     def workspace(n_workers):
-        return filters + largest + max((step.workspace(n_workers) for _, step in made if step), default=0)
+        inner_need = max((step.workspace(n_workers) for _, _, step in dense), default=0)
+        return max(filters + largest + inner_need, definition.workspace(n_workers))
 
-    packed = filters + max((step.packed_elements for _, step in made if step), default=0)
+    packed = filters + max((step.packed_elements for _, _, step in dense), default=0)
     return Step(run, workspace, packed_elements=packed)
-
-
-def _cells(phase: Phase, problem: ConvProblem) -> int:
-    inner = phase.problem
-    return inner.N * inner.OC * inner.OH * inner.OW if inner else 0

@@ -39,24 +39,17 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
     packed[...] = weight.ravel()
 
 
-
-def conv2d(
-    input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads
-):
+def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
     g = unpack(geometry)
     OCG, K = g.OC // g.G, (g.IC // g.G) * g.KH * g.KW
     cols = np.empty((g.N, g.IC, g.KH, g.KW, g.OH, g.OW), dtype=input.dtype)
     im2col(input, cols, workspace, geometry, n_threads)
     conv = packed.reshape(g.G, OCG, K) @ cols.reshape(g.N, g.G, K, g.OH * g.OW)
-    conv_epilogue(
-        conv.reshape(g.N, g.OC, g.OH, g.OW), bias, act_min, act_max, output, pooled, indices, g
-    )
+    conv_epilogue(conv.reshape(g.N, g.OC, g.OH, g.OW), bias, act_min, act_max, output, pooled, indices, g)
 
 
-def conv2d_grad_input(
-    grad_output, weight, bias, act_min, act_max, grad_input, workspace, geometry, n_threads
-):
+def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, workspace, geometry, n_threads):
     """The adjoint in x, with the epilogue of a convolution (bias (IC,) or (0,)): a transposed convolution."""
     g = unpack(geometry)
     OCG, K = g.OC // g.G, (g.IC // g.G) * g.KH * g.KW

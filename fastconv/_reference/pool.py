@@ -33,9 +33,7 @@ def max_unpool2d(input, indices, output, workspace, geometry, n_threads):
     g = unpack(geometry)
     output[...] = 0
     planes = output.reshape(-1, g.IH * g.IW)
-    sources = zip(
-        planes, indices.reshape(-1, g.OH * g.OW), input.reshape(-1, g.OH * g.OW), strict=True
-    )
+    sources = zip(planes, indices.reshape(-1, g.OH * g.OW), input.reshape(-1, g.OH * g.OW), strict=True)
     for plane, cells, values in sources:
         for cell, value in zip(cells, values, strict=True):
             plane[cell] = value
