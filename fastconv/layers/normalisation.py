@@ -1,0 +1,282 @@
+"""BatchNorm2d, LocalResponseNorm, Dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastconv._arrays import as_floats
+from fastconv._problem import flag
+from fastconv._summary import Signal
+from fastconv.layers import _initial
+from fastconv.layers._base import Elementwise, Layer, batch, count, number, same_dtype
+from fastconv.layers._tape import BackwardPass
+
+
+class BatchNorm2d(Layer):
+    r"""Batch normalisation of every channel (Ioffe and Szegedy, arXiv 1502.03167).
+
+    Parameters
+    ----------
+    num_features : int
+        Channels.
+    eps : float
+    momentum : float or None
+        Weight of the batch in the running statistics; None: plain mean of all batches.
+    affine : bool
+        Learn ``weight`` and ``bias``.
+    track_running_stats : bool
+        Keep running statistics, for eval mode; without them the batch's own are used in both modes.
+    dtype : {"float32", "float64"}
+
+    Attributes
+    ----------
+    weight, bias : (num_features,) array or None
+    running_mean, running_var : (num_features,) array or None
+    num_batches_tracked : 0-d int64 array or None
+    grad_weight, grad_bias : array or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        When called, for an input that is not (N, num_features, H, W) of the layer's dtype; where the batch's statistics are used
+        (train mode), also for one that has a single value per channel.
+
+    Notes
+    -----
+    .. math::
+        y = w \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + b
+
+    In train mode mean and (biased) variance are the batch's, and the running ones move towards them:
+    running = (1 - momentum) * running + momentum * batch, with the unbiased variance. In eval mode they are the
+    running ones.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> norm = fastconv.BatchNorm2d(1, dtype="float64")
+    >>> norm(np.array([[[[1.0, 3.0]]]])).round(3)
+    array([[[[-1.,  1.]]]])
+    >>> norm.running_mean, norm.running_var
+    (array([0.2]), array([1.1]))
+    """
+
+    _parameter_names = ("weight", "bias")
+    _buffer_names = ("running_mean", "running_var", "num_batches_tracked")
+    grad_weight: np.ndarray | None = None
+    grad_bias: np.ndarray | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        dtype: Any = "float32",
+    ) -> None:
+        function = type(self).__name__
+        self.num_features = count(function, "num_features", num_features)
+        self.eps = number(function, "eps", eps, 0)
+        self.momentum = None if momentum is None else number(function, "momentum", momentum, 0, 1)
+        self.affine = flag(function, "affine", affine)
+        self.track_running_stats = flag(function, "track_running_stats", track_running_stats)
+        kind = _initial.float_dtype(function, dtype)
+        C = self.num_features
+        self.weight = np.ones(C, kind) if self.affine else None
+        self.bias = np.zeros(C, kind) if self.affine else None
+        self.running_mean = np.zeros(C, kind) if self.track_running_stats else None
+        self.running_var = np.ones(C, kind) if self.track_running_stats else None
+        self.num_batches_tracked = np.array(0, np.int64) if self.track_running_stats else None
+
+    def _forward(self, input: Any) -> tuple[Any, Any]:
+        x = batch(self, input, self.num_features)
+        own = self.weight if self.weight is not None else self.running_mean
+        if own is not None:
+            same_dtype(self, x, own)
+        of_batch = self.training or self.running_mean is None
+        mean: Any
+        variance: Any
+        mean, variance = self._statistics(x) if of_batch else (self.running_mean, self.running_var)
+        scale = 1 / np.sqrt(variance + self.eps)
+        normalised = (x - _column(mean)) * _column(scale)
+        saved = (normalised, scale, self.weight, of_batch)
+        if self.weight is None:
+            return normalised, saved
+        return normalised * _column(self.weight) + _column(self.bias), saved
+
+    def _statistics(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and biased variance of the batch; in train mode the running ones follow."""
+        count = x.size // x.shape[1]
+        if count <= 1:
+            raise ValueError(
+                f"{type(self).__name__}: input has shape {x.shape}: statistics of a batch need more than one value per "
+                "channel"
+            )
+        mean = x.mean(axis=(0, 2, 3))
+        variance = np.square(x - _column(mean)).mean(axis=(0, 2, 3))
+        if self.training and self.running_mean is not None:
+            assert self.running_var is not None and self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            factor = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean *= 1 - factor
+            self.running_mean += factor * mean
+            self.running_var *= 1 - factor
+            self.running_var += factor * variance * (count / (count - 1))
+        return mean, variance
+
+    def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
+        normalised, scale, weight, of_batch = saved
+        sum_grad = grad_output.sum(axis=(0, 2, 3))
+        sum_product = (grad_output * normalised).sum(axis=(0, 2, 3))
+        if run.needs_parameters and weight is not None:
+            run.store(self, weight=sum_product, bias=sum_grad)
+        if not run.needs_input:
+            return None
+        factor = _column(scale if weight is None else scale * weight)
+        if not of_batch:
+            return grad_output * factor
+        count = grad_output.size // grad_output.shape[1]
+        return factor * (grad_output - _column(sum_grad / count) - normalised * _column(sum_product / count))
+
+    def _trace(self, signal: Signal) -> tuple[Signal, int]:
+        if len(signal.shape) != 4 or signal.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: input has shape {signal.shape}: it must be (N, {self.num_features}, H, W)"
+            )
+        return signal, 0
+
+    def _extra(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+
+
+def _column(values: Any) -> Any:
+    """(C,) as (C, 1, 1): one number per channel of (N, C, H, W)."""
+    return values[:, None, None]
+
+
+class LocalResponseNorm(Elementwise):
+    r"""Local response normalisation across channels (Krizhevsky et al., "ImageNet classification ...", NIPS 2012).
+
+    Parameters
+    ----------
+    size : int
+        Neighbouring channels that are summed.
+    alpha, beta, k : float
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a size below 1; when called, for an input that is not (N, C, H, W).
+
+    Notes
+    -----
+    .. math::
+        y_c = x_c \Big(k + \frac{\alpha}{size} \sum_{c' = c - \lfloor size/2 \rfloor}^{c + \lfloor (size-1)/2 \rfloor}
+        x_{c'}^2\Big)^{-\beta}
+
+    as in torch, whose alpha is that of the paper times `size`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> fastconv.LocalResponseNorm(2, alpha=2.0, beta=1.0)(np.array([[[[1.0]], [[2.0]]]])).round(3).ravel()
+    array([0.5  , 0.333])
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        function = type(self).__name__
+        self.size = count(function, "size", size)
+        self.alpha = number(function, "alpha", alpha)
+        self.beta = number(function, "beta", beta)
+        self.k = number(function, "k", k)
+
+    def _forward(self, input: Any) -> tuple[Any, Any]:
+        x = batch(self, input)
+        base = _over_channels(np.square(x), self.size // 2, (self.size - 1) // 2)
+        base *= self.alpha / self.size
+        base += self.k
+        output = x * base**-self.beta
+        return output, (x, base, output)
+
+    def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
+        x, base, output = saved
+        shares = _over_channels(grad_output * output / base, (self.size - 1) // 2, self.size // 2)
+        return grad_output * base**-self.beta - (2 * self.alpha * self.beta / self.size) * x * shares
+
+    def _trace(self, signal: Signal) -> tuple[Signal, int]:
+        if len(signal.shape) != 4:
+            raise ValueError(f"{type(self).__name__}: input has shape {signal.shape}: it must be (N, C, H, W)")
+        return signal, 0
+
+    def _extra(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+def _over_channels(array: np.ndarray, before: int, after: int) -> np.ndarray:
+    """Sum over the channels c - before .. c + after of (N, C, H, W)."""
+    C = array.shape[1]
+    total = array.copy()
+    for offset in range(1, min(before, C - 1) + 1):
+        total[:, offset:] += array[:, :-offset]
+    for offset in range(1, min(after, C - 1) + 1):
+        total[:, :-offset] += array[:, offset:]
+    return total
+
+
+class Dropout(Elementwise):
+    """In train mode, set numbers to zero with probability `p` and divide the rest by 1 - p; of any shape.
+
+    Parameters
+    ----------
+    p : float
+        In 0 .. 1.
+    rng : numpy.random.Generator or int, optional
+        Where the masks are drawn from; an int is a seed.
+
+    Attributes
+    ----------
+    rng : numpy.random.Generator
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a `p` outside 0 .. 1; when called with anything but float32 or float64.
+
+    Notes
+    -----
+    In eval mode the output is the input. Srivastava et al., "Dropout", JMLR 15, 2014.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> sorted(set(fastconv.Dropout(0.5, rng=0)(np.ones(100)).tolist()))
+    [0.0, 2.0]
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: Any = None) -> None:
+        function = type(self).__name__
+        self.p = number(function, "p", p, 0, 1)
+        self.rng = _initial.generator(function, rng)
+
+    def _forward(self, input: Any) -> tuple[Any, Any]:
+        x = as_floats(type(self).__name__, "input", input)
+        if not self.training or self.p == 0:
+            return x, None
+        kept = self.rng.random(x.shape) >= self.p
+        return self._masked(x, kept), kept
+
+    def _masked(self, array: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        zero = array.dtype.type(0)
+        return np.where(kept, array / (1 - self.p), zero) if self.p < 1 else np.zeros_like(array)
+
+    def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
+        return grad_output if saved is None else self._masked(grad_output, saved)
+
+    def _extra(self) -> str:
+        return f"p={self.p}, inplace=False"
