@@ -71,7 +71,7 @@ def as_indices(function: str, name: str, value: Any) -> np.ndarray:
 def ready_indices(
     function: str, name: str, array: np.ndarray, shape: tuple[int, ...], plane: tuple[int, int]
 ) -> np.ndarray:
-    """``array`` as C-contiguous int64 of ``shape``; ValueError unless every index lies in a plane of ``plane`` cells."""
+    """``array`` as C-contiguous int64 of ``shape``; ValueError unless every index lies in ``plane``."""
     check_index_range(function, name, array, plane)
     return contiguous(array, INT64).reshape(shape)
 

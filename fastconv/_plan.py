@@ -1,7 +1,8 @@
 """Plans: which algorithm computes a problem, made once and then called.
 
-The lists below are ordered: of the algorithms that do not refuse, the cheapest by its own estimate is taken, the earlier
-one of equals. A plan depends on the problem, its dtype, the back end and its ISA, never on the number of threads.
+The list below is ordered: of the algorithms that do not refuse, the cheapest by its own estimate is taken, the
+earlier one of equals. A plan depends on the problem, its dtype, the back end and its ISA, never on the number of
+threads.
 """
 
 from __future__ import annotations

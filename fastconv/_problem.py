@@ -61,7 +61,7 @@ def integer(function: str, name: str, value: Any) -> int:
 
 
 def pair(function: str, name: str, value: Any, axes: int = 2) -> tuple[int, int]:
-    """An int, or a sequence of ``axes`` ints, as (height, width); with ``axes`` 1 the height is neutral (see callers)."""
+    """An int, or a sequence of ``axes`` ints, as (height, width)."""
     if isinstance(value, (str, bytes)) or (isinstance(value, np.ndarray) and value.ndim != 1):
         raise TypeError(f"{function}: {name} is {value!r}: it must be an integer or {_count(axes)} integers")
     if not np.iterable(value):
@@ -168,7 +168,7 @@ def resolve_activation(function: str, activation: Any) -> tuple[float, float]:
             if low <= high:
                 return low, high
     raise ValueError(
-        f"{function}: activation {activation!r}: it must be None, 'relu', 'relu6' or a pair (low, high) with low <= high"
+        f"{function}: activation {activation!r}: it must be None, 'relu', 'relu6' or a pair (low, high), low <= high"
     )
 
 

@@ -597,7 +597,7 @@ def im2col(
     problem = _columns_problem(function, x.shape, x.dtype.name, kernel_size, dilation, padding, stride)
     p = problem
     cols = np.empty((p.N, p.IC, p.KH, p.KW, p.OH, p.OW), p.dtype)
-    k = _backends.resolve(backend)
+    k = _kernels(function, backend)
     k.im2col.im2col(ready(x, p.input_shape), cols, cols[:0].reshape(-1), p.geometry(), _workers(p))
     shape = (p.N, p.IC * p.KH * p.KW, p.OH * p.OW)
     return cols.reshape(shape if x.ndim == 4 else shape[1:])
@@ -652,7 +652,7 @@ def col2im(
     if positions != p.OH * p.OW:
         raise ValueError(f"{function}: cols has shape {c.shape}: it must have {p.OH} * {p.OW} columns")
     output = np.empty(p.input_shape, p.dtype)
-    k = _backends.resolve(backend)
+    k = _kernels(function, backend)
     six_axes = ready(c, c.shape).reshape(p.N, p.IC, p.KH, p.KW, p.OH, p.OW)
     k.im2col.col2im(six_axes, output, output[:0].reshape(-1), p.geometry(), _workers(p))
     return output if c.ndim == 3 else output[0]
@@ -664,6 +664,14 @@ def _columns_problem(
     KH, KW = at_least(function, "kernel_size", pair(function, "kernel_size", kernel_size), 1, "extents")
     C = image_shape(function, "input", shape)[1]
     return ConvProblem.from_args(function, shape, (1, C, KH, KW), dtype, stride, padding, dilation)
+
+
+def _kernels(function: str, backend: str) -> _backends.Kernels:
+    """The kernels of ``backend``, with errors that name the function that the user called."""
+    try:
+        return _backends.resolve(backend)
+    except ValueError as error:
+        raise ValueError(f"{function}: {error}") from None
 
 
 def _workers(problem: ConvProblem) -> int:

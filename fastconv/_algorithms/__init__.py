@@ -1,4 +1,4 @@
-"""How kernels combine. Each file: refusal(problem, op) -> None or the reason, cost(problem, op), and one maker per operation.
+"""How kernels combine. Each file: refusal(problem, op) -> None or the reason, cost(problem, op), a maker per operation.
 
 A maker takes a kernel table and a problem and gives a `Step`: what to run and how much workspace it needs. Nothing here
 knows which back end ``k`` is.

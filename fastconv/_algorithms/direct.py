@@ -14,7 +14,7 @@ def refusal(problem: ConvProblem, op: str) -> str | None:
 
 
 def cost(problem: ConvProblem, op: str) -> float:
-    """Estimated nanoseconds on one thread: about 15 multiply-adds a ns where one filter reads one channel, 8 elsewhere."""
+    """Estimated nanoseconds on one thread: 15 multiply-adds a ns where a filter reads one channel, 8 elsewhere."""
     return problem.macs / (15.0 if problem.ICG == 1 else 8.0) + problem.N * problem.OC * 20.0
 
 

@@ -41,7 +41,7 @@ def forward(k: Any, problem: ConvProblem) -> Step:
 
 
 def grad_input(k: Any, problem: ConvProblem) -> Step:
-    """grad_input = clamp(adjoint of conv in its input (grad_output) + bias): a forward convolution where stride is 1."""
+    """grad_input = clamp(adjoint of conv in its input (grad_output) + bias), by forward convolutions where it can."""
     geometry, low, high = problem.geometry(), problem.act_min, problem.act_max
     kernel = k.im2col.conv2d_grad_input
 

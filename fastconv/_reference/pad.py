@@ -1,8 +1,8 @@
 """Copy an image with a border, and the adjoint of that copy.
 
 ``output[n, c, oh, ow] = input[n, c, source(oh - pad_top), source(ow - pad_left)]`` where ``source`` maps a position
-outside 0 <= i < extent by ``pad_mode``: zeros (the value 0), reflect (mirrored without the edge cell), replicate (the edge
-cell), circular (i modulo extent). Pads are signed: a negative one crops. Extents: output (N, IC, OH, OW).
+outside 0 <= i < extent by ``pad_mode``: zeros (the value 0), reflect (mirrored without the edge cell), replicate (the
+edge cell), circular (i modulo extent). Pads are signed: a negative one crops. Extents: output (N, IC, OH, OW).
 """
 
 import numpy as np

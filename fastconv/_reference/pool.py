@@ -1,7 +1,7 @@
 """Max and average pooling, unpooling, and their gradients.
 
-Windows lie as in a convolution. Extents: input (N, IC, IH, IW), output (N, IC, OH, OW); indices (N, IC, OH, OW) int64, flat
-in the IH*IW plane, length 0 where none are wanted. For max_unpool2d the geometry is that of the pooling it undoes.
+Windows lie as in a convolution. Extents: input (N, IC, IH, IW), output (N, IC, OH, OW); indices (N, IC, OH, OW) int64,
+flat in the IH*IW plane, length 0 where none are wanted. For max_unpool2d the geometry is that of the pooling it undoes.
 """
 
 import numpy as np
