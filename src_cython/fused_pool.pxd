@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The max-pool that a convolution runs on rows it has just computed. Meaning: fastconv/_reference/_common.py, max_pool."""
+"""The max-pool that a convolution runs on rows it has just computed. Meaning: max_pool of fastconv/_reference."""
 
 from common cimport (
     GEO_OH, GEO_OW, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,

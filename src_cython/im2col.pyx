@@ -1,7 +1,7 @@
 """Convolution as a blocked matrix product. Formula and shapes: fastconv/_reference/im2col.py.
 
-conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image and group, K = ICG*KH*KW. ``cols`` exists
-only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
+conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image and group, K = ICG*KH*KW. ``cols``
+exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
 
     task   one block of NB pixels (of one image, group, chunk of filters)
     loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
@@ -21,7 +21,7 @@ from common cimport (
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows
 
-# A B block of KC x NB stays in the second-level cache beside the rows it is packed from; KC rows of an A panel in the first.
+# A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
 cdef enum:
     _KC = 256
     MOST_PIXELS = 384          # of a block: a multiple of every NV * VL
@@ -123,13 +123,13 @@ cdef void tile(
     int nv,                # vectors in use; a constant at each call, so that GCC keeps acc in registers
     vec* unused,           # names the vector type
 ) noexcept nogil:
-    # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one broadcast
-    # filter stay in registers: the depth loop must not be unrolled (GCC then spills).
+    # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
+    # broadcast filter stay in registers: the depth loop must not be unrolled (GCC then spills).
     cdef:
         vec[_MR][_NV] acc
         vec[_NV] x
         vec filter, low_v, high_v, shift
-        Py_ssize_t k, i, j, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t _k, i, j, VL = sizeof(vec) // sizeof(real)
 
     for i in range(_MR):
         for j in range(nv):
@@ -137,7 +137,7 @@ cdef void tile(
                 acc[i][j] = (<const vec*> (c + i * ldc + j * VL))[0]
             else:
                 fill(&acc[i][j], <real> 0)
-    for k in range(kc):
+    for _k in range(kc):
         for j in range(nv):
             x[j] = (<const vec*> (b + j * VL))[0]
         for i in range(_MR):
@@ -260,8 +260,8 @@ cdef void pack_block(
     vec* unused,
 ) noexcept nogil:
     """Rows k_from .. k_from + kc of the columns of ``pixels`` pixels."""
-    # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order: what
-    # a vector writes past its run is overwritten by the next run, the next row, or lies in the slack behind the block.
+    # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
+    # what a vector writes past its run is overwritten by the next run or row, or lies in the slack behind the block.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL
         Py_ssize_t IHW = geometry[GEO_IH] * geometry[GEO_IW], KW = geometry[GEO_KW]
@@ -270,7 +270,7 @@ cdef void pack_block(
         Py_ssize_t oh_from = p_from // b.OW, rows, c, c_from = k_from // b.T, c_to = (k_from + kc - 1) // b.T + 1
         Py_ssize_t[MOST_VECTORS] run_to
         Py_ssize_t[MOST_VECTORS] run_from
-        Py_ssize_t vectors, panel, p, oh, ow, length, done, k, kh, kw, phase, column, i, j, whole, rest
+        Py_ssize_t vectors, panel, p, oh, ow, length, done, _k, kh, kw, phase, column, i, j, whole, rest
         Py_ssize_t phase_step = dil_w % stride_w, column_step = dil_w // stride_w
         const real* source
 
@@ -279,7 +279,7 @@ cdef void pack_block(
             source = image + k_from * IHW + p_from + panel * NR
             whole = min(pixels - panel * NR, NR) // VL * VL
             rest = min(pixels - panel * NR, NR) - whole
-            for k in range(kc):
+            for _k in range(kc):
                 if whole == NR:
                     for j in range(_NV):
                         (<vec*> (packed + j * VL))[0] = (<const vec*> (source + j * VL))[0]
@@ -317,7 +317,7 @@ cdef void pack_block(
         kw = k_from % KW
         phase = kw * dil_w % stride_w
         column = kw * dil_w // stride_w
-        for k in range(kc):
+        for _k in range(kc):
             source = copied + ((c - c_from) * b.rows + kh * dil_h) * b.row_width + phase * b.phase_width + column
             for i in range(vectors):
                 (<vec*> (packed + run_to[i]))[0] = (<const vec*> (source + run_from[i]))[0]
@@ -435,7 +435,7 @@ def col2im(
 
 
 def packed_weight_size(const int64_t[::1] geometry):
-    """Elements of a packed weight: panels of MR filters, [G][panel][K][MR], the last panel of a group filled with zeros."""
+    """Elements of a packed weight: [G][panel][K][MR], the last panel of a group filled up with zeros."""
     cdef Blocking b = blocking(&geometry[0])
     return geometry[GEO_G] * b.panels * b.K * _MR
 
@@ -477,7 +477,7 @@ def pack_weight(
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: for each worker the copied rows, the packed block, and the rows that a fused pool reads."""
+    """Elements of workspace: for each worker copied rows, the packed block, and the rows that a fused pool reads."""
     cdef Blocking b = blocking(&geometry[0])
     return n_workers * (b.copy_elements + b.b_elements + b.c_elements)
 
@@ -675,7 +675,7 @@ cdef void conv2d_grad_input_task(
     const int64_t* geometry,
     vec* unused,
 ) noexcept nogil:
-    # A task is one block of channels of one image: columns = weight^T @ grad_output, panel by panel, summed where they lie.
+    # A task is one block of channels of one image: columns = weight^T @ grad_output, panel by panel, each summed in place.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, G = geometry[GEO_G]
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], KW = geometry[GEO_KW]
@@ -759,9 +759,9 @@ def conv2d_grad_input(
 
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
 
-# grad_weight^T (K x OCG) = cols (K x P) @ grad_output^T (P x OCG), summed over images: vectors along filters, cells of the
-# copied input broadcast from MR places at once, so that no column is packed. All operands are laid out once (first driver),
-# then each task owns a block of K rows and of filters and sums over images and pixels in order: no partial sums to add.
+# grad_weight^T (K x OCG) = cols (K x P) @ grad_output^T (P x OCG), summed over images: vectors along filters, cells of
+# the copied input broadcast from MR places at once, so that no column is packed. Operands are laid out once (first
+# driver); then each task owns a block of K rows and of filters and sums over images and pixels in order.
 cdef enum:
     CHAIN_PIXELS = 512      # pixels summed in registers before they are added to the block: bounds the error
     TASK_TILES = 8          # tiles of MR rows of K in a task, and
@@ -792,7 +792,7 @@ cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noex
 
 
 def conv2d_grad_weight_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: the copied input, grad_output with filters last, and a block of results for each worker."""
+    """Elements of workspace: the copied input, grad_output with filters last, a block of results for each worker."""
     cdef:
         Blocking b = blocking(&geometry[0])
         Outer o = outer(&b, &geometry[0], VL_FLOAT)
@@ -918,7 +918,7 @@ cdef void conv2d_grad_weight_task(
                     y = turned + (n * G + g) * b.P * o.filters + panel * NR * b.P + (oh * b.OW + ow) * width
                     for tile_index in range(ceil_div(rows_of_k, _MR)):           # tiles of MR rows of K
                         for i in range(_MR):
-                            k = k_from + min(tile_index * _MR + i, rows_of_k - 1)  # rows that do not exist repeat the last
+                            k = k_from + min(tile_index * _MR + i, rows_of_k - 1)  # past the end: the last row again
                             tap = k % b.T
                             cells[i] = (
                                 x + (k // b.T * o.rows + tap // KW * geometry[GEO_DIL_H]) * b.row_width + oh * x_step

@@ -37,7 +37,7 @@ def refusal(problem: ConvProblem) -> str | None:
 
 
 def _axis(extent: int, kernel: int, stride: int, dil: int, pad: int, residue: int) -> tuple[int, int, int, int]:
-    """For input cells i with (i + pad) % stride == residue: first i, how many, kernel cells, pad of their convolution."""
+    """For input cells i with (i + pad) % stride == residue: first i, their number, kernel cells, pad."""
     first = (residue - pad) % stride
     count = len(range(first, extent, stride))
     cells = len(range(residue, kernel, stride))
@@ -77,7 +77,7 @@ def phases(problem: ConvProblem) -> list[Phase]:
 
 
 def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem], Step], definition: Step) -> Step:
-    """grad_input by the step that ``forward`` makes for each phase; ``definition`` takes weights that are not finite."""
+    """grad_input by the step that ``forward`` makes for each phase; ``definition`` takes non-finite weights."""
     found = phases(problem)
     dense = [(phase, phase.problem, forward(k, phase.problem)) for phase in found if phase.problem]
     bare = [phase for phase in found if not phase.problem]  # no kernel cell reaches these input cells

@@ -1,8 +1,8 @@
 """Convolution as a matrix product of packed weights with the columns of the image.
 
 ``cols[n, c, kh, kw, oh, ow] = x[n, c, oh*stride_h - pad_top + kh*dil_h, ow*stride_w - pad_left + kw*dil_w]``, x zero
-outside the image; ``conv[n] = weight (OC, K) @ cols (K, OH*OW)`` per group, K = ICG*KH*KW. Compiled back ends never hold all of
-``cols``. Extents as in ``direct``; ``packed`` is 1-D of ``packed_weight_size`` elements.
+outside the image; ``conv[n] = weight (OC, K) @ cols (K, OH*OW)`` per group, K = ICG*KH*KW. Compiled back ends never
+hold all of ``cols``. Extents as in ``direct``; ``packed`` is 1-D of ``packed_weight_size`` elements.
 """
 
 import numpy as np
