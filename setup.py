@@ -25,7 +25,9 @@ if platform.machine().lower() not in ("x86_64", "amd64"):
     ISAS = {"baseline": ISAS["baseline"]}
 
 # One fast-maths policy: contraction yes, but NaN, Inf, signed zeros and the order of sums stay as written.
-FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-unused-function"]
+FLAGS = [
+    "-O3", "-g0", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-unused-function",
+]  # fmt: skip
 
 
 def openmp_flags() -> list[str]:
@@ -60,6 +62,7 @@ def extensions() -> list[Extension]:
     from Cython.Build import cythonize
 
     openmp = openmp_flags()
+    link = [*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp  # -s: no symbols
     checked = os.environ.get("FASTCONV_BOUNDSCHECK") == "1"
     directives = {
         "language_level": 3,
@@ -71,7 +74,12 @@ def extensions() -> list[Extension]:
     }
     options = {"include_path": ["src_cython"], "compiler_directives": directives, "quiet": True}
     built = cythonize(
-        Extension("fastconv._cython.cpu", ["src_cython/cpu.pyx"], extra_compile_args=[*FLAGS, *openmp]),
+        Extension(
+            "fastconv._cython.cpu",
+            ["src_cython/cpu.pyx"],
+            extra_compile_args=[*FLAGS, *openmp],
+            extra_link_args=link,
+        ),
         build_dir="build/cython/cpu",
         **options,
     )
@@ -85,7 +93,7 @@ def extensions() -> list[Extension]:
                     depends=HEADERS,
                     define_macros=[("FASTCONV_VL", str(vl))],
                     extra_compile_args=[*FLAGS, *flags, *openmp],
-                    extra_link_args=[*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp,
+                    extra_link_args=link,
                 )
                 for stem in KERNELS
             ],
