@@ -63,8 +63,13 @@ def get(name: str) -> Shape:
     return next(shape for shape in (*shapes.SHAPES, *shapes.SMOKE) if shape.name == name)
 
 
-def require(kernel: str, shape: Shape | None = None, threads: int = 1) -> tuple[str, str | None]:
-    """(back end, ISA) of a parameter such as "cython-x86_64_v3"; NotImplementedError if that cannot run here."""
+def require(
+    kernel: str, shape: Shape | None = None, threads: int = 1, *, large: bool = False
+) -> tuple[str, str | None]:
+    """(back end, ISA) of a parameter such as "cython-x86_64_v3"; NotImplementedError if that cannot run here.
+
+    The reference back end is timed on small shapes alone: ``large`` or the layer's own size tell.
+    """
     backend, _, isa = kernel.partition("-")
     reason = _backends.refusal(backend, isa or None)
     if reason:
@@ -74,7 +79,7 @@ def require(kernel: str, shape: Shape | None = None, threads: int = 1) -> tuple[
     if backend == "reference":
         if threads > 1:
             raise NotImplementedError("the reference back end runs on one thread")
-        if shape is not None and max(shape.macs, np.prod(shape.input_shape)) > REFERENCE_LIMIT:
+        if large or (shape is not None and max(shape.macs, np.prod(shape.input_shape)) > REFERENCE_LIMIT):
             raise NotImplementedError("the reference back end is timed on small shapes alone")
     fastconv.set_num_threads(threads)
     return backend, isa or None

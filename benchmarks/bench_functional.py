@@ -79,13 +79,9 @@ class Conv2dGradients(_Function):
         data = Data(shape)
         how = {"stride": shape.stride, "padding": shape.padding, "groups": shape.groups, "backend": backend}
         if gradient == "input":
-            self.bind(
-                lambda: fastconv.conv2d_grad_input(shape.input_shape, data.weight, data.grad_output, **how)
-            )
+            self.bind(lambda: fastconv.conv2d_grad_input(shape.input_shape, data.weight, data.grad_output, **how))
         else:
-            self.bind(
-                lambda: fastconv.conv2d_grad_weight(data.input, shape.weight_shape, data.grad_output, **how)
-            )
+            self.bind(lambda: fastconv.conv2d_grad_weight(data.input, shape.weight_shape, data.grad_output, **how))
 
     def time_gradient(self, backend, gradient, name, threads):
         self.call()

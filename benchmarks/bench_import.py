@@ -54,4 +54,7 @@ class Availability:
     unit = "kernel sets"
 
     def track_kernel_sets(self):
-        return sum(_backends.refusal(name.partition("-")[0], name.partition("-")[2] or None) is None for name in _common.KERNELS)
+        return sum(
+            _backends.refusal(name.partition("-")[0], name.partition("-")[2] or None) is None
+            for name in _common.KERNELS
+        )

@@ -181,7 +181,12 @@ class AvgPool2d(_Kernel):
 class Pad2d(_Kernel):
     """The copy with a border, as a 3x3 convolution with padding 1 would need it."""
 
-    params = (_common.KERNELS, ("zeros", "reflect", "replicate", "circular"), ("resnet50.layer1.conv", "smoke.3x3"), _common.THREADS)
+    params = (
+        _common.KERNELS,
+        ("zeros", "reflect", "replicate", "circular"),
+        ("resnet50.layer1.conv", "smoke.3x3"),
+        _common.THREADS,
+    )
     param_names = ("backend", "padding_mode", "shape", "threads")
 
     def setup(self, kernel, mode, name, threads):

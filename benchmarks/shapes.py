@@ -108,7 +108,9 @@ CLASSES = {
 }
 
 
-def conv(name: str, IC: int, size: int, OC: int, kernel: int, stride: int = 1, *, p: int | None = None, n: int = 1) -> Shape:
+def conv(
+    name: str, IC: int, size: int, OC: int, kernel: int, stride: int = 1, *, p: int | None = None, n: int = 1
+) -> Shape:
     """A convolution on a square image; ``p`` (default: half the kernel) its padding, ``n`` its count."""
     return Shape(name, IC, size, size, OC, kernel, stride, kernel // 2 if p is None else p, count=n)
 

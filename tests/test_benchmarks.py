@@ -92,6 +92,8 @@ def test_asv_class_runs(cls, monkeypatch):
                 except NotImplementedError:  # asv's way to skip what cannot run here
                     continue
                 result = getattr(instance, name)(*values)
+                if hasattr(instance, "teardown"):
+                    instance.teardown(*values)
                 if name.startswith("timeraw_"):
                     code = result if isinstance(result, str) else "\n".join(reversed(result))
                     compile(code, name, "exec")

@@ -18,7 +18,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--class", dest="classes", nargs="+", choices=tuple(shapes.CLASSES), help="classes of layers")
     parser.add_argument("--shape", dest="names", nargs="+", metavar="NAME", help="layers or networks, e.g. vgg16 smoke")
-    parser.add_argument("--peers", nargs="+", choices=tuple(CONTESTANTS), help="who takes part (default: all installed)")
+    parser.add_argument(
+        "--peers", nargs="+", choices=tuple(CONTESTANTS), help="who takes part (default: all installed)"
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=[1], help="thread counts, one race each (default: 1)")
     parser.add_argument("--quick", action="store_true", help="two short turns: does it all run? Not for figures")
     parser.add_argument("--rounds", type=int, help="turns of each contestant on each layer")

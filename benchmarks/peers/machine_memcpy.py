@@ -39,4 +39,6 @@ class Adapter:
         def call() -> None:
             list(self.pool.map(copy, pairs))
 
-        return Prepared(call, lambda: (), f"{n_bytes * self.threads} bytes", case, work=2.0 * n_bytes * self.threads * repeats)
+        return Prepared(
+            call, lambda: (), f"{n_bytes * self.threads} bytes", case, work=2.0 * n_bytes * self.threads * repeats
+        )

@@ -1,7 +1,7 @@
 """ONNX Runtime, CPU provider, all graph optimisations, inputs and outputs bound beforehand.
 
-Its optimiser runs convolutions in a blocked layout (NCHWc) between a ReorderInput and a ReorderOutput node. Those are cut
-off and run outside the timed part, so that it too is timed in the layout it likes best.
+Its optimiser runs convolutions in a blocked layout (NCHWc) between a ReorderInput and a ReorderOutput node. Those are
+cut off and run outside the timed part, so that it too is timed in the layout it likes best.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Adapter:
 
 
 def _cut(model: Any) -> tuple[Any, Any]:
-    """Take the reorder nodes at both ends off ``model``; they come back as models of their own, None where there is none."""
+    """Take the reorder nodes at both ends off ``model``; they come back as models, None where there is none."""
     import onnx
     from onnx import helper
 

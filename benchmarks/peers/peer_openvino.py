@@ -1,7 +1,7 @@
 """OpenVINO's CPU plugin at float32, one stream.
 
-It converts to its own layout inside the call. A second copy of the network, compiled with profiling, tells which share of
-the nodes' time those Reorder nodes take; that share is taken off every measured time.
+It converts to its own layout inside the call. A second copy of the network, compiled with profiling, tells which share
+of the nodes' time those Reorder nodes take; that share is taken off every measured time.
 """
 
 from __future__ import annotations

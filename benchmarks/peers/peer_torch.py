@@ -1,4 +1,4 @@
-"""PyTorch on the CPU: eager functions, or (packed) oneDNN's prepacked weights with the ReLU fused, as its compiler uses."""
+"""PyTorch on the CPU: eager functions, or (packed) what its compiler calls: prepacked weights, the ReLU fused."""
 
 from __future__ import annotations
 

@@ -13,10 +13,12 @@ CYTHON, NUMBA = OURS[:2]
 LONG = 1e-3  # seconds: layers above this tell how well threads scale
 
 RULES = """\
-Every contestant runs in its own process, pinned to the same CPUs, with as many threads, on the same numbers, in turns; a
-result counts once it agrees with {expected_by}. Every convolution has bias and ReLU. Cells: best (median)
-over {rounds} turns of {milliseconds:.0f} ms. Nobody's layout conversion is timed; allocation of results and call overhead
-are. "wrong" and "-" (not offered) are explained below each table. Wall time, batch 1, float32.
+Every contestant runs in its own process, pinned to the same CPUs, with as many threads, on the same numbers, in turns;
+a result counts once it agrees with {expected_by}. Every convolution has bias and ReLU. Cells: best (median)
+over {rounds} turns of {milliseconds:.0f} ms. Nobody's layout conversion is timed; allocation of results and call
+overhead are. GFLOP/s count the definition's flops, taps that lie in the padding too: a library that skips those, or
+uses Winograd's algorithm, may pass the FMA peak. "wrong" and "-" (not offered) are explained below each table. Wall
+time, batch 1, float32.
 """
 
 
@@ -133,11 +135,10 @@ def network_section(race: dict[str, Any]) -> str:
     body = []
     for network in NETWORKS:
         layers = [row for row in race["rows"] if row["network"] == network]
-        for what, rows in (
-            ("convolutions", [row for row in layers if row["class"] != "maxpool"]),
-            ("with max-pools", layers),
-        ):
-            if not rows or (what == "with max-pools" and len(rows) == len([r for r in layers if r["class"] != "maxpool"])):
+        convolutions = [row for row in layers if row["class"] != "maxpool"]
+        with_pools = layers if len(layers) > len(convolutions) else []
+        for what, rows in (("convolutions", convolutions), ("with max-pools", with_pools)):
+            if not rows:
                 continue
             sums = {name: total(rows, lambda row, name=name: seconds(row, name)) for name in names}
             oracle = total(rows, lambda row: min((t for n in others if (t := seconds(row, n))), default=None))
@@ -153,7 +154,7 @@ def network_section(race: dict[str, Any]) -> str:
         [
             "### Sums over the layers of each network, ms (each layer as often as the network runs it)",
             table(head, body),
-            "Only layers that were raced count; \"-\": a layer is missing. oracle = the best peer for each layer.",
+            'Only layers that were raced count; "-": a layer is missing. oracle = the best peer for each layer.',
         ]
     )
 
