@@ -64,6 +64,7 @@ def extensions() -> list[Extension]:
     openmp = openmp_flags()
     link = [*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp  # -s: no symbols
     checked = os.environ.get("FASTCONV_BOUNDSCHECK") == "1"
+    folder = "build/cython_checked" if checked else "build/cython"
     directives = {
         "language_level": 3,
         "boundscheck": checked,
@@ -80,7 +81,7 @@ def extensions() -> list[Extension]:
             extra_compile_args=[*FLAGS, *openmp],
             extra_link_args=link,
         ),
-        build_dir="build/cython/cpu",
+        build_dir=f"{folder}/cpu",
         **options,
     )
     for isa, (vl, flags) in ISAS.items():
@@ -97,8 +98,7 @@ def extensions() -> list[Extension]:
                 )
                 for stem in KERNELS
             ],
-            build_dir=f"build/cython/{isa}",
-            force=checked,
+            build_dir=f"{folder}/{isa}",
             **options,
         )
     return built
