@@ -19,6 +19,12 @@ settings.register_profile(
 )
 settings.load_profile("fastconv")
 
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: builds or starts something large; part of the gate all the same")
+
+
 CANARY = 64  # guard elements on each side of an array that a kernel writes
 
 ENGINES = ("reference", "numba", *(f"cython-{isa}" for isa in _backends.ISAS))

@@ -93,6 +93,8 @@ CASES = [
     Conv("batch-empty", 0, 3, 6, 7, 4, 3, 3, padding=1, double=True),
     Conv("no-channels", 2, 0, 5, 6, 3, 3, 3, padding=1),
     Conv("no-filters", 2, 3, 5, 6, 0, 3, 3, padding=1),
+    Conv("no-rows", 2, 3, 0, 5, 4, 3, 3, padding=(2, 0)),
+    Conv("no-columns", 1, 4, 6, 0, 6, 3, 3, padding=(1, 2), groups=2),
     Conv("signal", 2, 3, 1, 29, 6, 1, 5, padding=(0, 2)),
     Conv("column", 1, 3, 29, 1, 6, 5, 1, padding=(2, 0)),
     Conv("plane-7x7", 1, 16, 7, 7, 18, 3, 3, padding=1),

@@ -1,5 +1,7 @@
 """Every error message: its type, its words, that it is one line, and that the call changed and allocated nothing."""
 
+# ruff: noqa: E501 - a message stands on one line, so that a search for it ends here
+
 import ast
 import math
 import traceback
@@ -31,7 +33,7 @@ INSIDE, AROUND = WHOLE[:180].reshape(2, 3, 5, 6), WHOLE[100:196].reshape(2, 4, 3
 PADDING = (
     "it must be an integer, a pair, a pair of pairs ((top, bottom), (left, right)), 'valid', 'same' or 'same_lower'"
 )
-CLAMP = "it must be None, 'relu', 'relu6' or a pair (low, high) with low <= high"
+CLAMP = "it must be None, 'relu', 'relu6' or a pair (low, high), low <= high"
 
 
 class OnGpu:

@@ -1,0 +1,181 @@
+"""The same kernels under a watchful eye: Numba's as plain Python, Cython's with every index checked."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastconv
+from conftest import Engine
+from fastconv import _backends
+
+pytestmark = pytest.mark.slow
+ROOT = Path(fastconv.__file__).parent.parent
+
+# Small problems through every kernel of one engine, each against the reference. In the checked build an index error
+# inside a nogil function cannot be raised: Python reports it to sys.unraisablehook, and then nothing may pass.
+SCRIPT = """
+import sys
+unraisable = []
+sys.unraisablehook = lambda args: unraisable.append(f"{args.exc_type.__name__}: {args.exc_value} in {args.object!r}")
+import numpy as np
+import convolution, fastconv
+from conftest import Engine
+from fastconv._problem import PADDING_MODES, ConvProblem, PoolProblem
+from problems import BY_NAME, integers, solved
+from tolerance import assert_same, assert_within, bound
+from test_pad import pad2d, pad2d_adjoint, problem_of
+from test_pool import Pool, exact_max, max_pool, run
+
+engine, reference = Engine(sys.argv[1]), Engine("reference")
+count = 0
+CONVS = ["one-cell", "same-3x3", "crop-and-pad", "dilation-3x2", "stride-beyond-kernel", "groups-7-filters", "depthwise-stride2",
+         "multiplier2", "rows-9", "rows-17", "pixels-17", "filters-9", "batch-empty", "no-channels", "no-filters", "no-rows",
+         "padding-beyond-kernel", "strided-rows-17"]
+if engine.backend == "cython":
+    CONVS += ["filters-49", "pixels-97", "depth-385", "depth-769", "depth-43x9", "plane-14x14", "first-layer"]
+for name in CONVS:
+    case = BY_NAME[name]
+    for dtype in ("float32", "float64"):
+        data, problem = solved(case, dtype, "integers"), case.problem(dtype)
+        for stem in ("direct", "im2col"):
+            for kernel, key in convolution.RESULT.items():
+                for n_threads in (1, 2):
+                    actual = convolution.call(engine, stem, kernel, problem, data, n_threads=n_threads)
+                    assert_same(actual, data[key].astype(dtype), f"{stem}.{kernel} {name}")
+                    count += 1
+for stem in ("direct", "im2col"):
+    for indices in (True, False):
+        convolution.check_fused_pool(engine, stem, BY_NAME["same-3x3"], "float32", (3, 2), (2, 1), (1, 0), indices)
+    convolution.check_epilogue(engine, stem, BY_NAME["rows-3"], "float32")
+for name in ("same-3x3", "crop-and-pad", "stride-2x3"):
+    problem = BY_NAME[name].problem()
+    x = solved(BY_NAME[name], "float32", "integers")["x"]
+    shape = (problem.N, problem.IC, problem.KH, problem.KW, problem.OH, problem.OW)
+    pairs = []
+    for each in (engine, reference):
+        cols, back = np.zeros(shape, "float32"), np.zeros(problem.input_shape, "float32")
+        each.run("im2col", "im2col", x, cols, geometry=problem.geometry())
+        each.run("im2col", "col2im", integers(shape, "float32", 1), back, geometry=problem.geometry())
+        pairs.append((cols, back))
+    assert_same(pairs[0][0], pairs[1][0], "im2col")
+    assert_same(pairs[0][1], pairs[1][1], "col2im")
+    count += 2
+for mode in PADDING_MODES:
+    problem = problem_of((2, 2, 3, 4), (2, 1, 3, 2), mode, "float32")
+    x, grad = integers((2, 2, 3, 4), "float32", 1), integers((2, 2, 6, 9), "float32", 2)
+    assert_same(pad2d(engine, x, problem), pad2d(reference, x, problem), "pad2d")
+    assert_same(pad2d_adjoint(engine, grad, problem), pad2d_adjoint(reference, grad, problem), "pad2d_adjoint")
+    count += 2
+for case in (Pool("", (2, 2, 7, 9), 2), Pool("", (1, 2, 6, 19), 3, 2, 1, 1, True), Pool("", (1, 1, 5, 4), (2, 3), (3, 1), 1),
+             Pool("", (1, 2, 4, 35), 2), Pool("", (1, 1, 8, 18), 3, 2, 1, 2)):
+    p = case.problem()
+    x, g = integers(case.shape, "float32", 1), integers(p.output_shape, "float32", 2)
+    values, indices = exact_max(x, p)
+    actual, where = max_pool(engine, x, p)
+    assert_same(actual, values, "max_pool2d")
+    assert_same(where, indices, "max_pool2d indices")
+    assert_same(max_pool(engine, x, p, with_indices=False)[0], values, "max_pool2d")
+    calls = [("max_pool2d_backward", case.shape, (g, indices)), ("max_unpool2d", case.shape, (g, indices)),
+             ("max_unpool2d_backward", p.output_shape, (x, indices))]
+    if case.average:
+        calls += [("avg_pool2d", p.output_shape, (x,)), ("avg_pool2d_backward", case.shape, (g,))]
+    for kernel, shape, arrays in calls:
+        actual, exact = (run(each, kernel, shape, *arrays, geometry=p.geometry()) for each in (engine, reference))
+        assert_within(actual, exact, 4e-7 * (1 + abs(exact)), kernel)
+        count += 1
+assert not unraisable, unraisable[:3]
+print("fine", count, sys.modules[f"fastconv._{engine.backend}.{engine.isa + '.' if engine.isa else ''}direct"].__file__)
+"""
+
+
+def run_script(engine, path, **environment):
+    places = os.pathsep.join([str(path), str(Path(__file__).parent)])
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, engine.name], capture_output=True, text=True, timeout=900, cwd=path,
+        env={**os.environ, "PYTHONPATH": places, **environment},
+    )  # fmt: skip
+
+
+def test_numba_kernels_as_plain_python():
+    engine = Engine("numba")
+    if engine.refusal:
+        pytest.skip(f"numba: {engine.refusal}")
+    run = run_script(engine, ROOT, NUMBA_DISABLE_JIT="1")
+    assert run.returncode == 0 and run.stdout.startswith("fine "), run.stderr[-3000:]
+
+
+def test_numba_kernels_with_bounds_checks():
+    engine = Engine("numba")
+    if engine.refusal:
+        pytest.skip(f"numba: {engine.refusal}")
+    run = run_script(engine, ROOT, NUMBA_BOUNDSCHECK="1")
+    assert run.returncode == 0 and run.stdout.startswith("fine "), run.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def checked_build(tmp_path_factory):
+    """A copy of the package whose extension checks every memoryview index."""
+    pytest.importorskip("Cython", reason="Cython is not installed: no checked build")
+    if not (ROOT / "setup.py").is_file() or not (ROOT / "src_cython").is_dir():
+        pytest.skip("not a source tree: no checked build")
+    if shutil.which(os.environ.get("CC", "cc").split()[0]) is None and shutil.which("gcc") is None:
+        pytest.skip("there is no C compiler: no checked build")
+    folder = tmp_path_factory.mktemp("checked")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "src_cython", folder / "src_cython")
+    shutil.copytree(ROOT / "fastconv", folder / "fastconv", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    build = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", "lib", "--build-temp", "temp"],
+        capture_output=True, text=True, cwd=folder, timeout=1800,
+        env={**os.environ, "FASTCONV_BOUNDSCHECK": "1", "CFLAGS": os.environ.get("FASTCONV_TEST_CFLAGS", "-O1")},
+    )  # fmt: skip
+    assert build.returncode == 0, build.stdout[-2000:] + build.stderr[-2000:]
+    built = list((folder / "lib").rglob("*.so")) + list((folder / "lib").rglob("*.pyd"))
+    assert len(built) == 1 + len(_backends.STEMS) * len({path.parent for path in built if path.stem.startswith("pad")})
+    for path in built:
+        target = folder / "fastconv" / path.relative_to(folder / "lib" / "fastconv")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return folder
+
+
+@pytest.mark.parametrize("isa", _backends.ISAS)
+def test_cython_kernels_with_bounds_checks(checked_build, isa):
+    engine = Engine(f"cython-{isa}")
+    if engine.refusal:
+        pytest.skip(f"{engine.name}: {engine.refusal}")
+    run = run_script(engine, checked_build)
+    assert run.returncode == 0 and run.stdout.startswith("fine "), run.stderr[-3000:]
+    assert str(checked_build) in run.stdout, f"another build was tested: {run.stdout}"
+
+
+def test_the_checked_build_does_check(checked_build):
+    """A kernel called with an output too small for its geometry is caught: the checks are in."""
+    if _backends.refusal("cython"):
+        pytest.skip(f"cython: {_backends.refusal('cython')}")
+    code = """
+import sys
+seen = []
+sys.unraisablehook = lambda args: seen.append(args.exc_type.__name__)
+import numpy as np
+from fastconv._cython.baseline import pad
+from test_pad import problem_of
+geometry = problem_of((1, 1, 3, 4), (1, 1, 1, 1), "zeros", "float32").geometry()
+try:
+    pad.pad2d_adjoint(np.ones((1, 1, 5, 5), "float32"), np.zeros((1, 1, 3, 4), "float32"), np.zeros(0, "float32"), geometry, 1)
+except IndexError:
+    seen.append("IndexError")
+print(*seen)
+"""
+    places = os.pathsep.join([str(checked_build), str(Path(__file__).parent)])
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=checked_build,
+        env={**os.environ, "PYTHONPATH": places}, timeout=300,
+    )  # fmt: skip
+    assert "IndexError" in run.stdout, run.stdout + run.stderr

@@ -1,0 +1,33 @@
+"""The examples of the docstrings run and are right."""
+
+import doctest
+import importlib
+
+import pytest
+
+import fastconv
+
+MODULES = [
+    "fastconv", "fastconv.functional", "fastconv.layers", "fastconv._arena", "fastconv._arrays", "fastconv._backends",
+    "fastconv._plan", "fastconv._problem", "fastconv._threads",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name, capsys):
+    before = fastconv.get_num_threads()
+    try:
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        results = doctest.testmod(importlib.import_module(name), optionflags=flags)
+    finally:
+        fastconv.set_num_threads(before)
+    assert results.failed == 0, capsys.readouterr().out
+
+
+def test_every_public_function_has_an_example_that_runs():
+    finder = doctest.DocTestFinder(recurse=False)
+    without = [
+        name for name in fastconv.functional.__all__
+        if not any(test.examples for test in finder.find(getattr(fastconv, name), name))
+    ]  # fmt: skip
+    assert not without

@@ -1,0 +1,362 @@
+"""Threads: same bits for every count, several Python threads at once, the GIL, fork, and other people's settings."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convolution
+import fastconv as fc
+from conftest import ENGINES, Engine
+from fastconv import _plan, _threads
+from fastconv._problem import PoolProblem
+from problems import Conv, integers, normals
+from tolerance import assert_same
+
+ROOT = Path(fc.__file__).parent.parent
+COMPILED = [name for name in ENGINES if name != "reference"]
+LARGE = Conv("large", 3, 13, 23, 25, 19, 3, 3, padding=1)  # beyond the size from which calls use threads
+assert LARGE.problem().macs > _plan.SMALL_WORK
+
+
+def engine_or_skip(name):
+    chosen = Engine(name)
+    if chosen.refusal:
+        pytest.skip(f"{name}: {chosen.refusal}")
+    return chosen
+
+
+def everything():
+    """Every public function on problems that are large enough for threads: (name, result)."""
+    x, w = normals(LARGE.input_shape, "float32", 1), normals(LARGE.weight_shape, "float32", 2)
+    b, g = normals((LARGE.OC,), "float32", 3), normals(LARGE.problem().output_shape, "float32", 4)
+    for algorithm in ("im2col", "direct"):
+        yield algorithm, fc.conv2d(x, w, b, padding=1, activation="relu", algorithm=algorithm)
+        yield f"{algorithm} reflect", fc.conv2d(x, w, b, padding=2, padding_mode="reflect", algorithm=algorithm)
+        yield f"{algorithm} strided", fc.conv2d(x, w, b, 2, algorithm=algorithm)
+        for name, result in zip(
+            ("grad_input", "grad_weight", "grad_bias"),
+            fc.conv2d_backward(g, x, w, padding=1, algorithm=algorithm), strict=True,
+        ):  # fmt: skip
+            yield f"{algorithm} {name}", result
+        yield f"{algorithm} transposed", fc.conv_transpose2d(g, w, stride=2, algorithm=algorithm)
+        yield f"{algorithm} depthwise", fc.conv2d(
+            np.tile(x, (1, 8, 1, 1)), np.tile(w[:13, :1], (8, 1, 1, 1)), groups=104, algorithm=algorithm
+        )
+    large = np.tile(x, (4, 8, 1, 1))
+    pooled, indices = fc.max_pool2d(large, 3, 1, return_indices=True)
+    assert PoolProblem.from_args("t", large.shape, "float32", 3, 1).macs > _plan.SMALL_WORK
+    yield "max_pool2d", pooled
+    yield "indices", indices
+    yield "max_pool2d_backward", fc.max_pool2d_backward(pooled, indices, large.shape, 3, 1)
+    yield "avg_pool2d", fc.avg_pool2d(large, 3, 1)
+    yield "avg_pool2d_backward", fc.avg_pool2d_backward(pooled, large.shape, 3, 1)
+    yield "max_unpool2d", fc.max_unpool2d(pooled, indices, 3, 1)
+    cols = fc.im2col(large, 3)
+    yield "columns", cols
+    yield "columns back", fc.col2im(cols, large.shape[2:], 3)
+
+
+def test_same_bits_for_every_thread_count(engine):
+    with fc.config(num_threads=1):
+        one = dict(everything())
+    for n in (2, 3):
+        with fc.config(num_threads=n):
+            for name, result in everything():
+                assert_same(result, one[name], f"{engine.name} {name} on {n} threads")
+
+
+def test_plans_do_not_depend_on_threads(engine):
+    for op in ("forward", "grad_input", "grad_weight"):
+        texts = set()
+        for n in (1, 2, 5):
+            with fc.config(num_threads=n):
+                plan = fc.plan_conv2d(LARGE.problem(), op=op)
+                texts.add((plan.algorithm, plan.backend, plan.isa))
+        assert len(texts) == 1
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_two_python_threads_at_once(engine, num_threads):
+    """Each has its own workspace and its own results; neither disturbs the other."""
+    cases = [LARGE, Conv("other", 2, 17, 21, 20, 23, 3, 3, stride=1, padding=1)]
+    data, exact = [], []
+    for case in cases:
+        x, w = integers(case.input_shape, "float32", 1), integers(case.weight_shape, "float32", 2)
+        data.append((x, w))
+        exact.append([fc.conv2d(x, w, padding=1, algorithm=name) for name in ("im2col", "direct")] + [fc.max_pool2d(x, 3, 1)])
+    barrier, failures = threading.Barrier(2), []
+
+    def work(which):
+        try:
+            x, w = data[which]
+            with engine.config(num_threads=num_threads):
+                for _ in range(6):
+                    barrier.wait(timeout=300)
+                    for name, right in zip(("im2col", "direct"), exact[which], strict=False):
+                        assert_same(fc.conv2d(x, w, padding=1, algorithm=name), right, f"thread {which} {name}")
+                    assert_same(fc.max_pool2d(x, 3, 1), exact[which][2], f"thread {which} pool")
+        except BaseException as error:
+            barrier.abort()
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    failures.sort(key=lambda error: isinstance(error, threading.BrokenBarrierError))
+    if failures:
+        raise failures[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- the GIL
+
+
+def long_and_short(engine, kernel, images):
+    """Two calls of one kernel: on ``images`` images, and on very little."""
+    def conv(stem, N, extent, channels):
+        case = Conv("gil", N, channels, extent, extent, channels, 3, 3, padding=1)
+        problem = case.problem()
+        x, w = np.ones(case.input_shape, "float32"), np.ones(case.weight_shape, "float32")
+        weight = convolution.weight_of(engine, stem, w, problem)
+        none, indices, out = np.zeros((0,) * 4, "float32"), np.zeros((0,) * 4, np.int64), np.zeros(problem.output_shape, "float32")
+        return bound_call(
+            engine, stem, "conv2d", problem.geometry(), x, weight, np.zeros(0, "float32"), -np.inf, np.inf, out, none, indices
+        )
+
+    def pool(N, extent, channels):
+        problem = PoolProblem.from_args("t", (N, channels, extent, extent), "float32", 5, 1, 2)
+        x = np.ones(problem.input_shape, "float32")
+        return bound_call(engine, "pool", "avg_pool2d", problem.geometry(), x, np.zeros(problem.output_shape, "float32"))
+
+    def pad(N, extent, channels):
+        case = Conv("gil", N, channels, extent, extent, channels, 1, 1, padding=3, groups=channels).problem()
+        grad = np.ones((N, channels, extent + 6, extent + 6), "float32")
+        return bound_call(engine, "pad", "pad2d_adjoint", case.border().geometry(), grad, np.zeros(case.input_shape, "float32"))
+
+    make = {
+        "direct": lambda *size: conv("direct", *size),
+        "im2col": lambda *size: conv("im2col", *size),
+        "pool": pool,
+        "pad": pad,
+    }[kernel]
+    return make(images, 64, 16), make(1, 3, 1)
+
+
+def bound_call(engine, stem, kernel, geometry, *arrays):
+    """The kernel call alone, so that no Python code runs between its start and its end."""
+    function = getattr(getattr(engine.k, stem), kernel)
+    workspace = np.zeros(engine.k.workspace(stem, kernel, geometry, 1), "float32")
+    return lambda: function(*arrays, workspace, geometry, 1)
+
+
+@pytest.mark.parametrize("kernel", ["direct", "im2col", "pool", "pad"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_kernels_release_the_gil(name, kernel):
+    """While one thread is inside a single kernel call, another one completes calls.
+
+    No Python thread is ever made to give up the GIL here (the switch interval is a day), so another thread runs only
+    where the first lets go of it by itself. With the GIL kept, not one call could complete between "started" and
+    "finished", however long the kernel runs. If the machine is busy the work is doubled until some did.
+    """
+    engine = engine_or_skip(name)
+    images, wanted, completed = 4, 3, 0
+    interval = sys.getswitchinterval()
+    while completed < wanted and images <= 256:
+        long, short = long_and_short(engine, kernel, images)
+        short(), long()  # compile, and touch all memory
+        state = {"started": False, "finished": False, "late": 0}
+
+        def work(long=long, state=state):
+            state["started"] = True
+            long()
+            state["finished"] = True
+
+        thread = threading.Thread(target=work)
+        sys.setswitchinterval(86400)
+        try:
+            thread.start()
+            while not state["finished"]:
+                started = state["started"]
+                short()
+                if started and not state["finished"]:
+                    completed += 1
+        finally:
+            sys.setswitchinterval(interval)
+            thread.join()
+        images *= 4
+    assert completed >= wanted, f"{engine.name} {kernel}: only {completed} calls completed during a call on {images // 4} images"
+
+
+# -------------------------------------------------------------------------------------------------- new processes
+
+FORK = """
+import os, sys, time
+import numpy as np
+import fastconv as fc
+backend, isa = sys.argv[1:]
+x, w = np.ones((3, 13, 23, 25), "float32"), np.ones((19, 13, 3, 3), "float32")
+def everything():
+    with fc.config(backend=backend, isa=isa or None, num_threads=2):
+        for algorithm in ("im2col", "direct"):
+            out = fc.conv2d(x, w, padding=1, algorithm=algorithm)
+            assert out[0, 0, 5, 5] == 117 and out[2, 18, 0, 0] == 52
+        assert (fc.max_pool2d(np.tile(x, (4, 8, 1, 1)), 3, 1) == 1).all()
+everything()
+for generation in range(2):
+    child = os.fork()
+    if child == 0:
+        everything()
+        if generation == 0:  # a child of the child works too
+            grandchild = os.fork()
+            if grandchild == 0:
+                everything()
+                os._exit(0)
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+        os._exit(0)
+    for _ in range(1200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        sys.exit("the child hangs")
+    code = os.waitstatus_to_exitcode(status)
+    assert code == 0, f"the child ended with {code}"
+    everything()  # the parent goes on
+print("fine")
+"""
+
+
+def python(code, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments], capture_output=True, text=True,
+        cwd=ROOT, env={**os.environ, **environment}, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("name", ENGINES)
+def test_fork_after_use(name):
+    engine = engine_or_skip(name)
+    run = python(FORK, engine.backend, engine.isa or "")
+    assert run.stdout == "fine\n", run.stderr[-2000:]
+
+
+LAYERS = """
+import sys, threading
+import numpy as np
+import fastconv as fc, numba
+x, w = np.ones((3, 13, 23, 25), "float32"), np.ones((19, 13, 3, 3), "float32")
+barrier, right = threading.Barrier(2), []
+def work():
+    barrier.wait()
+    with fc.config(backend="numba", num_threads=2):
+        for _ in range(10):
+            out = fc.conv2d(x, w, padding=1, algorithm="direct")
+            assert out[0, 0, 5, 5] == 117
+            out = fc.conv2d(x, w, padding=1, algorithm="im2col")
+            assert out[0, 0, 5, 5] == 117
+    right.append(True)
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(right), numba.threading_layer())
+"""
+
+
+def test_numbas_workqueue_layer_is_guarded():
+    """It aborts the process when two Python threads enter it at once; the first calls compile at once, too."""
+    engine_or_skip("numba")
+    run = python(LAYERS, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
+    assert run.stdout == "2 workqueue\n", run.stderr[-2000:]
+
+
+# ------------------------------------------------------------------------------------------------------- settings
+
+
+def test_numbas_own_setting_is_left_alone():
+    engine = engine_or_skip("numba")
+    import numba
+
+    x, w = np.ones(LARGE.input_shape, "float32"), np.ones(LARGE.weight_shape, "float32")
+    before = numba.get_num_threads()
+    try:
+        for mine in {1, before}:
+            numba.set_num_threads(mine)
+            for algorithm in ("im2col", "direct"):
+                with engine.config(num_threads=2):
+                    fc.conv2d(x, w, padding=1, algorithm=algorithm)
+                assert numba.get_num_threads() == mine
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_set_num_threads_is_for_all_threads_and_config_for_one():
+    before = fc.get_num_threads()
+    try:
+        fc.set_num_threads(5)
+        seen = []
+        with fc.config(num_threads=2):
+            thread = threading.Thread(target=lambda: seen.append(fc.get_num_threads()))
+            thread.start()
+            thread.join()
+            assert fc.get_num_threads() == 2
+        assert seen == [5] and fc.get_num_threads() == 5
+    finally:
+        fc.set_num_threads(before)
+    assert fc.get_num_threads() == before
+
+
+def test_more_threads_than_work(engine):
+    x, w = integers((1, 16, 40, 40), "float32", 1), integers((1, 16, 9, 9), "float32", 2)
+    with fc.config(num_threads=1):
+        one = [fc.conv2d(x, w, algorithm=name) for name in ("im2col", "direct")]
+    with fc.config(num_threads=32):
+        for right, name in zip(one, ("im2col", "direct"), strict=True):
+            assert_same(fc.conv2d(x, w, algorithm=name), right)
+
+
+def test_default_is_what_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: float("inf"))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert _threads.available_cpus() == cpus
+    for quota, expected in ((0.5, 1), (1.0, 1), (1.5, min(2, cpus)), (1000.0, cpus)):
+        monkeypatch.setattr(_threads, "_cgroup_quota", lambda quota=quota: quota)
+        assert _threads.available_cpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, float("inf")),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, float("inf")),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/a/cpu.max": "400000 200000\n",
+                "sys/fs/cgroup/cpu.max": "max 100000\n",
+            },
+            2.0,
+        ),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, float("inf")),
+    ],
+)
+def test_cgroup_quota(monkeypatch, tmp_path, files, quota):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(_threads, "Path", lambda name: tmp_path / name.lstrip("/"))
+    assert _threads._cgroup_quota() == quota
