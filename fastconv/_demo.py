@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import fastconv
+from fastconv._backends import max_isa
 
 LONGEST_SIDE = 512  # pixels: larger photographs are reduced, else SciPy's check would take minutes
 SMALLEST_SIDE = 4
@@ -132,6 +133,10 @@ def make_weights() -> Weights:
 # ------------------------------------------------------------- the four steps: ours, SciPy's, plain NumPy's
 
 STEPS = ("Conv2d 3->32, 3x3, padding 1", "ReLU", "MaxPool 2x2, stride 2", "Conv2d 32->64, 3x3, padding 1")
+PEERS = {
+    "SciPy": "scipy.signal.correlate(method='direct')",
+    "NumPy im2col": "matrix of columns, then one matrix product (BLAS)",
+}
 Step = Callable[[Array], Array]
 
 
@@ -289,15 +294,22 @@ def duration(value: float) -> str:
     return f"{value * factor:.3g} {unit}"
 
 
+def ratio(value: float) -> str:
+    """How many times as fast, with two or three digits."""
+    return f"{value:.0f}x" if value >= 100 else f"{value:.2g}x" if value < 10 else f"{value:.3g}x"
+
+
 def table(rows: list[Row], peers: dict[str, list[float]]) -> Iterator[str]:
     """Lines of the table; ``peers`` names the times that ours are compared with."""
     lines = [["step", "shape", "dtype", "time", *(f"vs {name}" for name in peers), "largest error", "bound there"]]
     for index, row in enumerate(rows):
-        speeds = [f"{times[index] / row.time:.3g}x" for times in peers.values()]
+        speeds = [ratio(times[index] / row.time) for times in peers.values()]
         state = f"{row.bound:.1e}" if row.within else f"{row.bound:.1e} EXCEEDED"
         lines.append([row.step, str(row.shape), row.dtype, duration(row.time), *speeds, f"{row.error:.1e}", state])
     total = sum(row.time for row in rows)
-    lines.append(["all four", "", "", duration(total), *(f"{sum(t) / total:.3g}x" for t in peers.values()), "", ""])
+    lines.append(
+        ["all four", "", "", duration(total), *(ratio(sum(times) / total) for times in peers.values()), "", ""]
+    )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     left = (True, True, True)  # text columns; numbers stand right
     for line in lines:
@@ -335,6 +347,11 @@ def run(
         If a back end asked for by name cannot run here.
     """
     photo = load_photo(path)
+    try:
+        fastconv.get_num_threads()
+        max_isa()
+    except ValueError as error:  # in an environment variable
+        raise DemoError(str(error)) from None
     backends = fastconv.available_backends() if backend == "all" else (backend,)
     with fastconv.config(backend=backends[0]):
         pass  # raises BackendUnavailable before anything is written or computed
@@ -367,7 +384,8 @@ def run(
         peers = {"SciPy": step_times(scipy_steps(weights, np.float32), x, once=True), **peers}
     bounds = error_bounds(weights, x64, exact)
     for name, times in peers.items():
-        echo(f"peer:       {name}, float32: {', '.join(map(duration, times))}; all four {duration(sum(times))}")
+        each = ", ".join(map(duration, times))
+        echo(f"{name + ':':<14}{PEERS[name]}, float32: {each}; all four {duration(sum(times))}")
 
     good = True
     for name in backends:

@@ -32,15 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0 good, 1 the demo's check failed, 2 a bad request (one line on stderr)."""
     arguments = parser().parse_args(argv)
     import fastconv
-    from fastconv._backends import BackendUnavailable
+    from fastconv import _demo
 
-    if arguments.command == "info":
-        fastconv.show_config()
-        return 0
-    from fastconv._demo import DemoError, run
-
+    # What the environment asks for can be wrong in both commands; inside the demo a ValueError would be our own.
+    problems: tuple[type[Exception], ...] = (_demo.DemoError, fastconv.BackendUnavailable)
     try:
-        return 0 if run(arguments.image, arguments.backend, arguments.out) else 1
-    except (DemoError, BackendUnavailable) as error:
-        print(f"fastconv demo: {error}", file=sys.stderr)
+        if arguments.command == "info":
+            problems = (*problems, ValueError)
+            fastconv.show_config()
+            return 0
+        return 0 if _demo.run(arguments.image, arguments.backend, arguments.out) else 1
+    except problems as error:
+        print(f"fastconv {arguments.command}: {error}", file=sys.stderr)
         return 2

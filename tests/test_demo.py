@@ -1,5 +1,6 @@
 """The command line and the demo: what it prints, what it draws, what it says about a bad request."""
 
+import os
 import re
 import subprocess
 import sys
@@ -172,6 +173,23 @@ def test_bad_backend(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(fastconv._backends, "_numba_refusal", lambda: "numba is not installed")
     code, out, err = run(capsys, "demo", "--backend", "numba", "--out", tmp_path)
     assert (code, out) == (2, "") and err == "fastconv demo: backend 'numba': numba is not installed\n"
+
+
+@pytest.mark.parametrize(("name", "commands"), [("MAX_ISA", 2), ("NUM_THREADS", 2), ("BACKEND", 1)])
+def test_bad_environment(tmp_path, name, commands):
+    """One line, not a traceback. (The demo names its back ends itself: FASTCONV_BACKEND says nothing to it.)"""
+    for command in (["info"], ["demo", "--out", str(tmp_path / "unmade")])[:commands]:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastconv", *command],
+            capture_output=True,
+            text=True,
+            env={**os.environ, f"FASTCONV_{name}": "foo"},
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert (
+            done.stderr.startswith(f"fastconv {command[0]}: FASTCONV_{name} is 'foo'") and done.stderr.count("\n") == 1
+        )
+    assert not (tmp_path / "unmade").exists()
 
 
 def without(monkeypatch, library):
