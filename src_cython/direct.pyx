@@ -1,115 +1,736 @@
 """Convolution by its definition, and its two gradients. Formula and shapes: fastconv/_reference/direct.py.
 
-Every sum runs over (channel, kh, kw), or for grad_weight over (n, oh, ow), in that order.
+Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that padding
+meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one before.
+
+The longest chains of additions, for tolerances:
+conv2d, conv2d_grad_input  min(products, DEPTH + KW) + products / DEPTH + 2, products = KH*KW*ICG or KH*KW*OCG
+conv2d_grad_weight         FLUSH + FLUSH + products / (VL * FLUSH * FLUSH) + VL + CHUNKS, products = N*OH*OW
 """
 
 from cython.parallel cimport prange, threadid
+from libc.string cimport memmove, memset
 
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
-    GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
-    GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, clamp, int64_t, real,
+    GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
+    GEO_STRIDE_H, GEO_STRIDE_W, ceil_div, clamp, fill, int64_t, real, vd, vec, vf, vmax, vmin,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
+from fused_pool cimport max_pool_rows
 
 VL_FLOAT = _VL_FLOAT
 VL_DOUBLE = _VL_DOUBLE
 
+cdef enum:
+    FILTERS = 4      # filters that share each loaded vector of pixels
+    DEPTH = 256      # products after which a partial sum is put aside
+    FLUSH = 64       # vectors after which grad_weight's partial sums are put aside
+    TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
+    CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
 
-cdef void conv2d_row(
-    Py_ssize_t n, Py_ssize_t oc, Py_ssize_t oh,
-    const real[:, :, :, ::1] input,   # IN
-    const real[:, :, :, ::1] weight,  # IN
-    const real[::1] bias,             # IN
-    real act_min, real act_max, bint accumulate,
-    real* row,                        # OUT: OW columns
-    const int64_t[::1] geometry,      # IN
+cdef extern from *:
+    """
+    #if defined(__AVX2__)
+    #include <immintrin.h>
+    #endif
+    #define DIRECT static inline __attribute__((always_inline))
+    /* Kernels below take their tile as constant arguments: they must be inlined. */
+    #undef CYTHON_INLINE
+    #define CYTHON_INLINE inline __attribute__((always_inline))
+    typedef int direct_if __attribute__((vector_size(FASTCONV_VL * 4)));
+    typedef long long direct_id __attribute__((vector_size(FASTCONV_VL * 4)));
+
+    #define DIRECT_HELPERS(S, type, vec, VL) \\
+    DIRECT type sum_lanes_##S(vec v) { type sum = v[0]; for (int i = 1; i < VL; i++) sum += v[i]; return sum; } \\
+    /* Lanes [first, last) to memory, by two overlapping pieces where there are enough. */ \\
+    DIRECT void store_lanes_##S(type *p, vec v, Py_ssize_t first, Py_ssize_t last) \\
+    { \\
+        type lanes[VL]; \\
+        const type *from = lanes + first; \\
+        Py_ssize_t count = last - first; \\
+        __builtin_memcpy(lanes, &v, sizeof v); \\
+        p += first; \\
+        if (count >= VL / 2) { \\
+            __builtin_memcpy(p, from, VL / 2 * sizeof *p); \\
+            __builtin_memcpy(p + count - VL / 2, from + count - VL / 2, VL / 2 * sizeof *p); \\
+        } else if (count >= VL / 4 && VL >= 4) { \\
+            __builtin_memcpy(p, from, VL / 4 * sizeof *p); \\
+            __builtin_memcpy(p + count - VL / 4, from + count - VL / 4, VL / 4 * sizeof *p); \\
+        } else \\
+            for (Py_ssize_t i = 0; i < count; i++) p[i] = from[i]; \\
+    } \\
+    /* Lane i: row[column + i * stride]; zero where that column is outside [0, extent). */ \\
+    DIRECT vec gather_##S(const type *row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) \\
+    { \\
+        type lanes[VL]; \\
+        vec v; \\
+        for (int i = 0; i < VL; i++, column += stride) lanes[i] = column >= 0 && column < extent ? row[column] : 0; \\
+        __builtin_memcpy(&v, lanes, sizeof v); \\
+        return v; \\
+    }
+    DIRECT_HELPERS(f, float, vf, VL_FLOAT)
+    DIRECT_HELPERS(d, double, vd, VL_DOUBLE)
+
+    /* Lane i: row[column + i]; zero, and not read, where that column is outside [0, extent). */
+    #if defined(__AVX512F__) && FASTCONV_VL == 16
+    DIRECT unsigned lanes_inside(Py_ssize_t column, Py_ssize_t extent, int VL)
+    {
+        Py_ssize_t first = column < 0 ? (-column < VL ? -column : VL) : 0;
+        Py_ssize_t last = extent - column < 0 ? 0 : extent - column < VL ? extent - column : VL;
+        return ((1u << last) - 1) & ~((1u << first) - 1);
+    }
+    DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
+    { return (vf)_mm512_maskz_loadu_ps((__mmask16)lanes_inside(column, extent, 16), row + column); }
+    DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
+    { return (vd)_mm512_maskz_loadu_pd((__mmask8)lanes_inside(column, extent, 8), row + column); }
+    #elif defined(__AVX2__) && FASTCONV_VL == 8
+    DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
+    {
+        Py_ssize_t first = column < 0 ? (-column < 8 ? -column : 8) : 0;
+        Py_ssize_t last = extent - column < 8 ? extent - column < 0 ? 0 : extent - column : 8;
+        direct_if lane = {0, 1, 2, 3, 4, 5, 6, 7};
+        return (vf)_mm256_maskload_ps(row + column, (__m256i)((lane >= (int)first) & (lane < (int)last)));
+    }
+    DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
+    {
+        direct_id lane = {0, 1, 2, 3};
+        lane += (long long)column;
+        return (vd)_mm256_maskload_pd(row + column, (__m256i)((lane >= 0) & (lane < (long long)extent)));
+    }
+    #else
+    DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
+    { return gather_f(row, column, 1, extent); }
+    DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
+    { return gather_d(row, column, 1, extent); }
+    #endif
+
+    /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (128-bit lanes stay where
+       they are); in_order and out_of_order lead from that order to the natural one and back. Two vectors as one
+       alternating pair: zip_low, zip_high. */
+    #if defined(__clang__) || __GNUC__ >= 12
+    #define SHUFFLE_f(a, b, ...) (vf)__builtin_shufflevector(a, b, __VA_ARGS__)
+    #define SHUFFLE_d(a, b, ...) (vd)__builtin_shufflevector(a, b, __VA_ARGS__)
+    #else
+    #define SHUFFLE_f(a, b, ...) (vf)__builtin_shuffle(a, b, (direct_if){__VA_ARGS__})
+    #define SHUFFLE_d(a, b, ...) (vd)__builtin_shuffle(a, b, (direct_id){__VA_ARGS__})
+    #endif
+    #define DIRECT_SHUFFLE(S, name, ...) \\
+    DIRECT v##S name##_##S(v##S a, v##S b) { return SHUFFLE_##S(a, b, __VA_ARGS__); }
+    #if FASTCONV_VL == 16
+    DIRECT_SHUFFLE(f, even, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)
+    DIRECT_SHUFFLE(f, odd, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)
+    DIRECT_SHUFFLE(f, in_order, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)
+    DIRECT_SHUFFLE(f, out_of_order, 0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
+    DIRECT_SHUFFLE(f, zip_low, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+    DIRECT_SHUFFLE(f, zip_high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+    DIRECT_SHUFFLE(d, even, 0, 8, 2, 10, 4, 12, 6, 14)
+    DIRECT_SHUFFLE(d, odd, 1, 9, 3, 11, 5, 13, 7, 15)
+    DIRECT_SHUFFLE(d, in_order, 0, 2, 4, 6, 1, 3, 5, 7)
+    DIRECT_SHUFFLE(d, out_of_order, 0, 4, 1, 5, 2, 6, 3, 7)
+    DIRECT_SHUFFLE(d, zip_low, 0, 8, 1, 9, 2, 10, 3, 11)
+    DIRECT_SHUFFLE(d, zip_high, 4, 12, 5, 13, 6, 14, 7, 15)
+    #elif FASTCONV_VL == 8
+    DIRECT_SHUFFLE(f, even, 0, 2, 8, 10, 4, 6, 12, 14)
+    DIRECT_SHUFFLE(f, odd, 1, 3, 9, 11, 5, 7, 13, 15)
+    DIRECT_SHUFFLE(f, in_order, 0, 1, 4, 5, 2, 3, 6, 7)
+    DIRECT_SHUFFLE(f, out_of_order, 0, 1, 4, 5, 2, 3, 6, 7)
+    DIRECT_SHUFFLE(f, zip_low, 0, 8, 1, 9, 2, 10, 3, 11)
+    DIRECT_SHUFFLE(f, zip_high, 4, 12, 5, 13, 6, 14, 7, 15)
+    DIRECT_SHUFFLE(d, even, 0, 4, 2, 6)
+    DIRECT_SHUFFLE(d, odd, 1, 5, 3, 7)
+    DIRECT_SHUFFLE(d, in_order, 0, 2, 1, 3)
+    DIRECT_SHUFFLE(d, out_of_order, 0, 2, 1, 3)
+    DIRECT_SHUFFLE(d, zip_low, 0, 4, 1, 5)
+    DIRECT_SHUFFLE(d, zip_high, 2, 6, 3, 7)
+    #else
+    DIRECT_SHUFFLE(f, even, 0, 2, 4, 6)
+    DIRECT_SHUFFLE(f, odd, 1, 3, 5, 7)
+    DIRECT_SHUFFLE(f, in_order, 0, 1, 2, 3)
+    DIRECT_SHUFFLE(f, out_of_order, 0, 1, 2, 3)
+    DIRECT_SHUFFLE(f, zip_low, 0, 4, 1, 5)
+    DIRECT_SHUFFLE(f, zip_high, 2, 6, 3, 7)
+    DIRECT_SHUFFLE(d, even, 0, 2)
+    DIRECT_SHUFFLE(d, odd, 1, 3)
+    DIRECT_SHUFFLE(d, in_order, 0, 1)
+    DIRECT_SHUFFLE(d, out_of_order, 0, 1)
+    DIRECT_SHUFFLE(d, zip_low, 0, 2)
+    DIRECT_SHUFFLE(d, zip_high, 1, 3)
+    #endif
+    """
+    float sum_lanes_f(vf v) nogil
+    double sum_lanes_d(vd v) nogil
+    void store_lanes_f(float* p, vf v, Py_ssize_t first, Py_ssize_t last) nogil
+    void store_lanes_d(double* p, vd v, Py_ssize_t first, Py_ssize_t last) nogil
+    vf gather_f(const float* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) nogil
+    vd gather_d(const double* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) nogil
+    vf load_inside_f(const float* row, Py_ssize_t column, Py_ssize_t extent) nogil
+    vd load_inside_d(const double* row, Py_ssize_t column, Py_ssize_t extent) nogil
+    vf even_f(vf a, vf b) nogil
+    vd even_d(vd a, vd b) nogil
+    vf odd_f(vf a, vf b) nogil
+    vd odd_d(vd a, vd b) nogil
+    vf in_order_f(vf a, vf b) nogil
+    vd in_order_d(vd a, vd b) nogil
+    vf out_of_order_f(vf a, vf b) nogil
+    vd out_of_order_d(vd a, vd b) nogil
+    vf zip_low_f(vf a, vf b) nogil
+    vd zip_low_d(vd a, vd b) nogil
+    vf zip_high_f(vf a, vf b) nogil
+    vd zip_high_d(vd a, vd b) nogil
+
+
+# ------------------------------------------------------------------------------------------------------ vector helpers
+
+
+cdef inline vec in_order(vec v) noexcept nogil:
+    if vec is vf:
+        return in_order_f(v, v)
+    else:
+        return in_order_d(v, v)
+
+
+cdef inline vec out_of_order(vec v) noexcept nogil:
+    if vec is vf:
+        return out_of_order_f(v, v)
+    else:
+        return out_of_order_d(v, v)
+
+
+cdef inline vec even(vec a, vec b) noexcept nogil:
+    if vec is vf:
+        return even_f(a, b)
+    else:
+        return even_d(a, b)
+
+
+cdef inline vec odd(vec a, vec b) noexcept nogil:
+    if vec is vf:
+        return odd_f(a, b)
+    else:
+        return odd_d(a, b)
+
+
+cdef inline vec zip_low(vec a, vec b) noexcept nogil:
+    if vec is vf:
+        return zip_low_f(a, b)
+    else:
+        return zip_low_d(a, b)
+
+
+cdef inline vec zip_high(vec a, vec b) noexcept nogil:
+    if vec is vf:
+        return zip_high_f(a, b)
+    else:
+        return zip_high_d(a, b)
+
+
+cdef inline real sum_lanes(vec v, const real* unused) noexcept nogil:
+    if vec is vf:
+        return sum_lanes_f(v)
+    else:
+        return sum_lanes_d(v)
+
+
+cdef inline void load(vec* out, const real* row, Py_ssize_t column, Py_ssize_t extent, bint plain) noexcept nogil:
+    """Columns column .. of a row; with ``plain`` all of them exist, else those outside [0, extent) are zero."""
+    if plain:
+        out[0] = (<const vec*> (row + column))[0]
+    elif vec is vf:
+        out[0] = load_inside_f(<const float*> row, column, extent)
+    else:
+        out[0] = load_inside_d(<const double*> row, column, extent)
+
+
+# How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see `even`);
+# every stride-th one.
+cdef enum:
+    PLAIN, MASKED, PAIRS, GATHER
+
+
+cdef inline int mode_of(Py_ssize_t stride) noexcept nogil:
+    return MASKED if stride == 1 else PAIRS if stride == 2 else GATHER
+
+
+cdef inline void load_columns(
+    vec* out, const real* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent, int mode
+) noexcept nogil:
+    cdef vec a, b
+    if mode <= MASKED:
+        load(out, row, column, extent, mode == PLAIN)
+    elif mode == PAIRS:
+        load(&a, row, column, extent, False)
+        load(&b, row, column + sizeof(vec) // sizeof(real), extent, False)
+        out[0] = even(a, b)
+    elif vec is vf:
+        out[0] = gather_f(<const float*> row, column, stride, extent)
+    else:
+        out[0] = gather_d(<const double*> row, column, stride, extent)
+
+
+cdef inline void store(
+    real* out, vec value, Py_ssize_t first, Py_ssize_t last, bint accumulate, real act_min, real act_max
+) noexcept nogil:
+    """The epilogue: lanes [first, last) of a row, which starts at ``out``."""
+    cdef vec low, high, old
+    if accumulate:
+        load(&old, out, 0, last, False)
+        value = value + old
+    fill(&low, act_min)
+    fill(&high, act_max)
+    value = vmin(high, vmax(low, value))
+    if last - first == <Py_ssize_t> (sizeof(vec) // sizeof(real)):
+        (<vec*> out)[0] = value
+    elif vec is vf:
+        store_lanes_f(<float*> out, value, first, last)
+    else:
+        store_lanes_d(<double*> out, value, first, last)
+
+
+# -------------------------------------------------------------------------------- convolution, and its adjoint of stride 1
+
+# A convolution as the loops below read it. The adjoint of a convolution of stride 1 is one too: grad_output is the image,
+# the steps through the weight swap its channel axes and walk its kernel backwards.
+cdef struct Conv:
+    Py_ssize_t N, G, C, F  # per group: C channels, F filters
+    Py_ssize_t IH, IW, KH, KW, OH, OW
+    Py_ssize_t stride_h, stride_w, pad_top, pad_left, dil_h, dil_w
+    Py_ssize_t start, to_group, to_filter, to_channel, to_kh, to_kw  # steps through the weight
+    bint accumulate
+    Py_ssize_t pool_KH, buffered  # rows of a fused pool's window; convolution rows that a worker holds for it
+    Py_ssize_t together           # filters of a unit
+    Py_ssize_t rows, chunk, units, batch, n_tasks  # result rows of a plane and of a unit; units of a task
+
+
+cdef void share_out(Conv* conv) noexcept nogil:
+    # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
+    # whatever the number of threads.
+    cdef Py_ssize_t work, chunks
+    conv.together = 1 if depthwise_extent(conv) else FILTERS
+    if conv.pool_KH and conv.buffered < conv.OH and conv.buffered * FILTERS > conv.OH:
+        conv.together = 1
+    work = max(min(conv.together, conv.F) * conv.C * conv.KH * conv.KW * conv.OH * conv.OW, 1)
+    chunks = max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
+    conv.chunk = max(ceil_div(ceil_div(conv.rows, chunks), 2) * 2, 2)
+    conv.units = conv.N * conv.G * ceil_div(conv.F, conv.together) * ceil_div(conv.rows, conv.chunk)
+    conv.batch = max(TASK // work, 1)
+    conv.n_tasks = ceil_div(conv.units, conv.batch)
+
+
+cdef Conv forward(const int64_t* geometry) noexcept nogil:
+    cdef Conv conv
+    cdef Py_ssize_t taps = geometry[GEO_KH] * geometry[GEO_KW]
+    conv.N, conv.G = geometry[GEO_N], geometry[GEO_G]
+    conv.C, conv.F = geometry[GEO_IC] // geometry[GEO_G], geometry[GEO_OC] // geometry[GEO_G]
+    conv.IH, conv.IW = geometry[GEO_IH], geometry[GEO_IW]
+    conv.KH, conv.KW = geometry[GEO_KH], geometry[GEO_KW]
+    conv.OH, conv.OW = geometry[GEO_OH], geometry[GEO_OW]
+    conv.stride_h, conv.stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    conv.pad_top, conv.pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    conv.dil_h, conv.dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    conv.start, conv.to_kh, conv.to_kw = 0, conv.KW, 1
+    conv.to_channel, conv.to_filter, conv.to_group = taps, conv.C * taps, conv.F * conv.C * taps
+    conv.pool_KH = geometry[GEO_POOL_KH]
+    conv.accumulate = geometry[GEO_ACCUMULATE] != 0 and conv.pool_KH == 0
+    conv.rows = geometry[GEO_POOL_OH] if conv.pool_KH else conv.OH
+    conv.buffered = min(conv.OH, max(conv.pool_KH, 4096 // max(conv.OW, 1))) if conv.pool_KH else 0
+    share_out(&conv)
+    return conv
+
+
+cdef Conv adjoint(const int64_t* geometry) noexcept nogil:
+    cdef Conv conv
+    cdef Py_ssize_t taps = geometry[GEO_KH] * geometry[GEO_KW]
+    conv.N, conv.G = geometry[GEO_N], geometry[GEO_G]
+    conv.C, conv.F = geometry[GEO_OC] // geometry[GEO_G], geometry[GEO_IC] // geometry[GEO_G]
+    conv.IH, conv.IW = geometry[GEO_OH], geometry[GEO_OW]
+    conv.KH, conv.KW = geometry[GEO_KH], geometry[GEO_KW]
+    conv.OH, conv.OW = geometry[GEO_IH], geometry[GEO_IW]
+    conv.stride_h, conv.stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    conv.dil_h, conv.dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    conv.pad_top = conv.dil_h * (conv.KH - 1) - geometry[GEO_PAD_TOP]
+    conv.pad_left = conv.dil_w * (conv.KW - 1) - geometry[GEO_PAD_LEFT]
+    conv.start, conv.to_kh, conv.to_kw = taps - 1, -conv.KW, -1
+    conv.to_channel, conv.to_filter, conv.to_group = conv.F * taps, taps, conv.F * conv.C * taps
+    conv.pool_KH = conv.buffered = 0
+    conv.accumulate = geometry[GEO_ACCUMULATE] != 0
+    conv.rows = conv.OH
+    share_out(&conv)
+    return conv
+
+
+cdef Py_ssize_t depthwise_extent(const Conv* conv) noexcept nogil:
+    # Kernel extent of the cases that depthwise_rows is made for; 0: not one of them.
+    if (
+        conv.C == 1 and conv.KH == conv.KW and conv.dil_h == conv.dil_w == 1 and conv.stride_h == conv.stride_w
+        and (conv.stride_h == 1 and conv.KH in (3, 5, 7) or conv.stride_h == 2 and conv.KH in (3, 5))
+    ):
+        return conv.KH
+    return 0
+
+
+cdef inline void depthwise_block(
+    const real** rows,    # IN   K + 1 image rows, or K with stride 2
+    const real* taps,     # IN   K x K
+    Py_ssize_t column,    # of the image, at tap 0
+    Py_ssize_t extent,
+    real shift,
+    vec* sums,            # OUT  V vectors of one output row, then with stride 1 of the next
+    Py_ssize_t K, Py_ssize_t V, Py_ssize_t stride, bint plain,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW], G = geometry[GEO_G]
-        Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], OW = geometry[GEO_OW]
-        Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
-        Py_ssize_t ICG = IC // G, group = oc // (geometry[GEO_OC] // G), ow, ic, kh, kw, ih, iw
-        real zero = 0, total, partial
-    for ow in range(OW):
-        total = (row[ow] if accumulate else zero) + (bias[oc] if bias.shape[0] else zero)
-        for ic in range(ICG):
-            partial = 0
-            for kh in range(KH):
-                ih = oh * stride_h - pad_top + kh * dil_h
-                for kw in range(KW):
-                    iw = ow * stride_w - pad_left + kw * dil_w
-                    if 0 <= ih < IH and 0 <= iw < IW:
-                        partial += input[n, group * ICG + ic, ih, iw] * weight[oc, ic, kh, kw]
-                    else:  # padding is a zero that is multiplied: NaN where the weight is not finite
-                        partial += zero * weight[oc, ic, kh, kw]
-            total += partial
-        row[ow] = clamp(total, act_min, act_max)
+        vec[4] acc
+        vec x, y, tap, above
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), kh, kw, v
+    for v in range(2 * V):
+        fill(&acc[v], shift)
+    if stride == 1:
+        for kw in range(K):
+            for kh in range(K + 1):
+                if kh < K:
+                    fill(&tap, taps[kh * K + kw])
+                if kh > 0:
+                    fill(&above, taps[(kh - 1) * K + kw])
+                for v in range(V):
+                    load(&x, rows[kh], column + kw + v * VL, extent, plain)
+                    if kh < K:
+                        acc[v] = acc[v] + x * tap
+                    if kh > 0:
+                        acc[V + v] = acc[V + v] + x * above
+    else:
+        for kh in range(K):
+            for kw in range(0, K, 2):
+                for v in range(V):
+                    load(&x, rows[kh], column + kw + 2 * v * VL, extent, plain)
+                    load(&y, rows[kh], column + kw + (2 * v + 1) * VL, extent, plain)
+                    fill(&tap, taps[kh * K + kw])
+                    acc[v] = acc[v] + even(x, y) * tap
+                    if kw + 1 < K:
+                        fill(&tap, taps[kh * K + kw + 1])
+                        acc[v] = acc[v] + odd(x, y) * tap
+        for v in range(V):
+            acc[v] = in_order(acc[v])
+    for v in range(2 * V if stride == 1 else V):
+        sums[v] = acc[v]
 
 
-cdef void pool_row(
-    const real* plane,  # IN: OW columns in a row
-    real* pooled,       # OUT: pool_OW columns
-    int64_t* indices,   # OUT: pool_OW columns, or NULL
-    Py_ssize_t pool_oh,
-    const int64_t[::1] geometry,
-) noexcept nogil:
-    # Max over each window; NaN wins, then the first of equals.
-    cdef:
-        Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW], pool_OW = geometry[GEO_POOL_OW]
-        Py_ssize_t first_h = pool_oh * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP], first_w
-        Py_ssize_t last_h = min(first_h + geometry[GEO_POOL_KH], OH), last_w, pool_ow, oh, ow, where
-        real best, value
-    first_h = max(first_h, 0)
-    for pool_ow in range(pool_OW):
-        first_w = pool_ow * geometry[GEO_POOL_STRIDE_W] - geometry[GEO_POOL_PAD_LEFT]
-        last_w = min(first_w + geometry[GEO_POOL_KW], OW)
-        first_w = max(first_w, 0)
-        where = first_h * OW + first_w
-        best = plane[where]
-        for oh in range(first_h, last_h):
-            for ow in range(first_w, last_w):
-                value = plane[oh * OW + ow]
-                if value > best or (value != value and best == best):
-                    best = value
-                    where = oh * OW + ow
-        pooled[pool_ow] = best
-        if indices != NULL:
-            indices[pool_ow] = where
-
-
-cdef void conv2d_task(
-    Py_ssize_t task,
-    const real[:, :, :, ::1] input,      # IN
-    const real[:, :, :, ::1] weight,     # IN
-    const real[::1] bias,                # IN
+cdef inline void depthwise_rows(
+    const Conv* conv,
+    const real* image,    # IN   one plane
+    const real* zeros,    # IN   IW of them
+    const real* weight,   # IN   one filter
+    real shift,
     real act_min, real act_max,
-    real[:, :, :, ::1] output,           # OUT
-    real[:, :, :, ::1] pooled,           # OUT
-    int64_t[:, :, :, ::1] indices,       # OUT
-    real* workspace,                     # a plane, with a fused pool
-    const int64_t[::1] geometry,         # IN
+    real* out,            # OUT  rows first .. last - 1
+    Py_ssize_t first, Py_ssize_t last,
+    Py_ssize_t K, Py_ssize_t V, Py_ssize_t stride, vec* unused,
 ) noexcept nogil:
-    # A task is one plane of the output.
+    # With stride 1 two output rows at a time: they share K - 1 image rows.
     cdef:
-        Py_ssize_t OC = geometry[GEO_OC], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
-        Py_ssize_t n = task // OC, oc = task % OC, oh
-        bint pool = geometry[GEO_POOL_KH] > 0, accumulate = geometry[GEO_ACCUMULATE] and not pool
-    for oh in range(OH):
-        conv2d_row(n, oc, oh, input, weight, bias, act_min, act_max, accumulate,
-                   workspace + oh * OW if pool else &output[n, oc, oh, 0], geometry)
-    if pool:
-        for oh in range(geometry[GEO_POOL_OH]):
-            pool_row(workspace, &pooled[n, oc, oh, 0], &indices[n, oc, oh, 0] if indices.shape[0] else NULL,
-                     oh, geometry)
+        Py_ssize_t IH = conv.IH, IW = conv.IW, OW = conv.OW, pad_left = conv.pad_left
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), width = V * VL
+        Py_ssize_t step = 2 if stride == 1 else 1, reach = K - 1 + stride * width
+        bint accumulate = conv.accumulate
+        Py_ssize_t oh = first, ow, block, kh, kw, ih, column, skip, lanes, v
+        real[49] taps
+        const real* rows[8]
+        vec[4] sums
+        real* row
+    for kh in range(K):
+        for kw in range(K):
+            taps[kh * K + kw] = weight[kh * conv.to_kh + kw * conv.to_kw]
+    while oh < last:
+        for kh in range(K + 1):
+            ih = oh * stride - conv.pad_top + kh
+            rows[kh] = image + ih * IW if 0 <= ih < IH else zeros
+        row = out + (oh - first) * OW
+        ow = 0
+        while ow < OW:
+            block = min(ow, max(OW - width, 0))
+            column = block * stride - pad_left
+            if column >= 0 and column + reach <= IW:
+                depthwise_block(&rows[0], &taps[0], column, IW, shift, &sums[0], K, V, stride, True)
+            else:
+                depthwise_block(&rows[0], &taps[0], column, IW, shift, &sums[0], K, V, stride, False)
+            skip = ow - block if accumulate else 0  # lanes that the vector before has added to already
+            # A vector that is wider than the row may run into the next one, which is written later
+            lanes = VL if OW >= VL or (not accumulate and (last - oh - step) * OW >= VL) else OW
+            for v in range(V):
+                if skip < (v + 1) * VL:
+                    store(row + block + v * VL, sums[v], max(skip - v * VL, 0), lanes, accumulate, act_min, act_max)
+            if stride == 1 and oh + 1 < last:
+                for v in range(V):
+                    if skip < (v + 1) * VL:
+                        store(row + OW + block + v * VL, sums[V + v], max(skip - v * VL, 0), lanes, accumulate,
+                              act_min, act_max)
+            ow += width
+        oh += step
+
+
+cdef inline void filters_block(
+    const Conv* conv,
+    const real* image,      # IN   C planes
+    const real* zeros,      # IN   IW of them
+    const real* weight,     # IN   F filters
+    const real* shift,      # IN   F
+    Py_ssize_t top, Py_ssize_t left,  # image row and column at tap (0, 0)
+    vec* sums,              # OUT  F x V
+    Py_ssize_t F, Py_ssize_t V, int mode,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t C = conv.C, IH = conv.IH, IW = conv.IW, KH = conv.KH, KW = conv.KW
+        Py_ssize_t dil_h = conv.dil_h, dil_w = conv.dil_w, stride_w = conv.stride_w
+        Py_ssize_t to_filter = conv.to_filter, to_channel = conv.to_channel, to_kh = conv.to_kh, to_kw = conv.to_kw
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), c, kh, kw, f, v, ih, depth = 0
+        const real* row
+        const real* taps
+        vec[4][4] acc, total
+        vec[4] x
+        vec tap
+    for f in range(F):
+        for v in range(V):
+            fill(&acc[f][v], shift[f])
+            fill(&total[f][v], <real> 0)
+    for c in range(C):
+        for kh in range(KH):
+            ih = top + kh * dil_h
+            row = image + (c * IH + ih) * IW if 0 <= ih < IH else zeros
+            taps = weight + c * to_channel + kh * to_kh
+            for kw in range(KW):
+                for v in range(V):
+                    load_columns(&x[v], row, left + kw * dil_w + v * VL * stride_w, stride_w, IW, mode)
+                for f in range(F):
+                    fill(&tap, taps[f * to_filter])
+                    for v in range(V):
+                        acc[f][v] = acc[f][v] + x[v] * tap
+                taps += to_kw
+            depth += KW
+            if depth >= DEPTH:
+                depth = 0
+                for f in range(F):
+                    for v in range(V):
+                        total[f][v] = total[f][v] + acc[f][v]
+                        fill(&acc[f][v], <real> 0)
+    for f in range(F):
+        for v in range(V):
+            acc[f][v] = acc[f][v] + total[f][v]
+            sums[f * V + v] = in_order(acc[f][v]) if mode == PAIRS else acc[f][v]
+
+
+cdef inline void filters_rows(
+    const Conv* conv,
+    const real* image,
+    const real* zeros,
+    const real* weight,
+    const real* shift,
+    real act_min, real act_max,
+    real* out,              # OUT  rows first .. last - 1 of filter 0
+    Py_ssize_t to_out,      # to the next filter's
+    Py_ssize_t first, Py_ssize_t last,
+    Py_ssize_t F, Py_ssize_t V, vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t OW = conv.OW, VL = sizeof(vec) // sizeof(real), width = V * VL
+        Py_ssize_t reach = conv.dil_w * (conv.KW - 1) + width
+        bint accumulate = conv.accumulate
+        int mode = mode_of(conv.stride_w)
+        Py_ssize_t oh, ow, block, top, left, skip, lanes, f, v
+        vec[16] sums
+        real* row
+    for oh in range(first, last):
+        ow = 0
+        while ow < OW:
+            block = min(ow, max(OW - width, 0))
+            left = block * conv.stride_w - conv.pad_left
+            top = oh * conv.stride_h - conv.pad_top
+            if mode == MASKED and left >= 0 and left + reach <= conv.IW:
+                filters_block(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, PLAIN)
+            elif mode == MASKED:
+                filters_block(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, MASKED)
+            elif mode == PAIRS:
+                filters_block(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, PAIRS)
+            else:
+                filters_block(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, GATHER)
+            skip = ow - block if accumulate else 0
+            lanes = VL if OW >= VL or (not accumulate and (last - oh - 1) * OW >= VL) else OW
+            for f in range(F):
+                row = out + f * to_out + (oh - first) * OW + block
+                for v in range(V):
+                    if skip < (v + 1) * VL:
+                        store(row + v * VL, sums[f * V + v], max(skip - v * VL, 0), lanes, accumulate, act_min, act_max)
+            ow += width
+
+
+cdef void conv_rows(
+    const Conv* conv,
+    const real* image,      # IN   C planes
+    const real* zeros,      # IN   IW of them
+    const real* weight,     # IN   n_filters
+    const real* bias,       # IN   n_filters, or NULL
+    real act_min, real act_max,
+    real* out,              # OUT  rows first .. last - 1 of each filter
+    Py_ssize_t to_out,
+    Py_ssize_t n_filters,
+    Py_ssize_t first, Py_ssize_t last, vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t K = depthwise_extent(conv), f = 0, i, VL = sizeof(vec) // sizeof(real)
+        bint wide = conv.OW >= 2 * VL
+        real[4] shift
+        real one
+    while f < n_filters:
+        for i in range(FILTERS):
+            shift[i] = bias[f + i] if bias != NULL and f + i < n_filters else 0
+        one = shift[0]
+        if K:
+            if conv.stride_h == 2:
+                if K == 3:
+                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 3, 1, 2, unused)
+                else:
+                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 5, 1, 2, unused)
+            elif K == 3:
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 3, 1, 1, unused)
+            elif K == 5:
+                if wide:
+                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 5, 2, 1, unused)
+                else:
+                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 5, 1, 1, unused)
+            elif wide:
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 7, 2, 1, unused)
+            else:
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 7, 1, 1, unused)
+            i = 1
+        elif f + FILTERS <= n_filters:
+            i = FILTERS
+            if wide:
+                filters_rows(conv, image, zeros, weight, &shift[0], act_min, act_max, out, to_out, first, last,
+                             FILTERS, 2, unused)
+            else:
+                filters_rows(conv, image, zeros, weight, &shift[0], act_min, act_max, out, to_out, first, last,
+                             FILTERS, 1, unused)
+        else:
+            i = 1
+            if conv.OW >= 4 * VL:
+                filters_rows(conv, image, zeros, weight, &shift[0], act_min, act_max, out, to_out, first, last,
+                             1, 4, unused)
+            else:
+                filters_rows(conv, image, zeros, weight, &shift[0], act_min, act_max, out, to_out, first, last,
+                             1, 1, unused)
+        f += i
+        weight += i * conv.to_filter
+        out += i * to_out
+
+
+cdef void pooled_rows(
+    const Conv* conv,
+    const real* image,
+    const real* zeros,
+    const real* weight,
+    const real* bias,
+    real act_min, real act_max,
+    real* pooled,           # OUT  planes of n_filters
+    int64_t* indices,       # OUT  planes of n_filters, or NULL
+    real* rows,             # n_filters x buffered rows
+    Py_ssize_t n_filters,
+    Py_ssize_t first, Py_ssize_t last,  # pooled rows
+    const int64_t* geometry, vec* unused,
+) noexcept nogil:
+    # As many convolution rows as the buffer takes, then their pooled rows; rows that the next ones need too move up.
+    cdef:
+        Py_ssize_t OH = conv.OH, OW = conv.OW, buffered = conv.buffered, plane = conv.rows * geometry[GEO_POOL_OW]
+        Py_ssize_t stride = geometry[GEO_POOL_STRIDE_H], pad = geometry[GEO_POOL_PAD_TOP]
+        Py_ssize_t begin = 0, end = 0, kept, f, to, bottom
+    while first < last:
+        # Rows begin .. end - 1 are there; rows needed from now on start at `kept`
+        kept = min(max(first * stride - pad, 0), OH)
+        if kept < end:
+            for f in range(n_filters):
+                memmove(rows + f * buffered * OW, rows + (f * buffered + kept - begin) * OW,
+                        (end - kept) * OW * sizeof(real))
+        else:
+            end = kept
+        begin = kept
+        to = first + 1
+        while to < last and min(to * stride - pad + conv.pool_KH, OH) - begin <= buffered:
+            to += 1
+        bottom = max(min((to - 1) * stride - pad + conv.pool_KH, OH), end)
+        conv_rows(conv, image, zeros, weight, bias, act_min, act_max, rows + (end - begin) * OW, buffered * OW,
+                  n_filters, end, bottom, unused)
+        end = bottom
+        for f in range(n_filters):
+            max_pool_rows(rows + f * buffered * OW, begin, first, to, pooled + f * plane,
+                          indices + f * plane if indices != NULL else NULL, geometry)
+        first = to
+
+
+cdef void conv_task(
+    Py_ssize_t task,
+    const Conv* conv,
+    const real* input,
+    const real* zeros,
+    const real* weight,
+    const real* bias,
+    real act_min, real act_max,
+    real* output,
+    real* pooled,
+    int64_t* indices,
+    real* rows,
+    const int64_t* geometry, vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t chunks = ceil_div(conv.rows, conv.chunk), blocks = ceil_div(conv.F, conv.together)
+        Py_ssize_t plane = conv.rows * (geometry[GEO_POOL_OW] if conv.pool_KH else conv.OW)
+        Py_ssize_t unit, first, last, block, group, image, f, n_filters
+        const real* filters
+    for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
+        first = unit % chunks * conv.chunk
+        last = min(first + conv.chunk, conv.rows)
+        block = unit // chunks % blocks
+        image = unit // chunks // blocks  # of one group
+        group = image % conv.G
+        n_filters = min(conv.F - block * conv.together, conv.together)
+        f = image * conv.F + block * conv.together
+        filters = weight + conv.start + group * conv.to_group + block * conv.together * conv.to_filter
+        if conv.pool_KH:
+            pooled_rows(conv, input + image * conv.C * conv.IH * conv.IW, zeros, filters,
+                        bias + (group * conv.F + block * conv.together) if bias != NULL else NULL, act_min, act_max,
+                        pooled + f * plane, indices + f * plane if indices != NULL else NULL, rows, n_filters,
+                        first, last, geometry, unused)
+        else:
+            conv_rows(conv, input + image * conv.C * conv.IH * conv.IW, zeros, filters,
+                      bias + (group * conv.F + block * conv.together) if bias != NULL else NULL, act_min, act_max,
+                      output + f * plane + first * conv.OW, plane, n_filters, first, last, unused)
+
+
+cdef void conv_task_of(
+    Py_ssize_t task,
+    const Conv* conv,
+    const real* input,
+    const real* zeros,
+    const real* weight,
+    const real* bias,
+    real act_min, real act_max,
+    real* output,
+    real* pooled,
+    int64_t* indices,
+    real* rows,
+    const int64_t* geometry,
+) noexcept nogil:
+    if real is float:
+        conv_task(task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry, <vf*> NULL)
+    else:
+        conv_task(task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry, <vd*> NULL)
+
+
+cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
+    return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: with a fused pool, a plane for each worker."""
-    return n_workers * geometry[GEO_OH] * geometry[GEO_OW] if geometry[GEO_POOL_KH] > 0 else 0
+    """Elements of workspace: a row of zeros, and with a fused pool each worker's rows of the convolution."""
+    cdef Conv conv = forward(&geometry[0])
+    return conv.IW + n_workers * rows_of_worker(&conv)
 
 
 def conv2d(
@@ -126,15 +747,38 @@ def conv2d(
     int n_threads,
 ):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    cdef Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_OC]
-    cdef Py_ssize_t slice = geometry[GEO_OH] * geometry[GEO_OW] if geometry[GEO_POOL_KH] > 0 else 0
-    cdef real* scratch = &workspace[0] if workspace.shape[0] else NULL
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        conv2d_task(task, input, weight, bias, <real> act_min, <real> act_max, output, pooled, indices,
-                    scratch + slice * threadid(), geometry)
+    cdef Conv conv = forward(&geometry[0])
+    if conv.n_tasks == 0:
+        return
+    cdef:
+        Py_ssize_t task, slice = rows_of_worker(&conv)
+        real* zeros = &workspace[0]
+        const real* x = &input[0, 0, 0, 0] if conv.C else NULL
+        const real* w = &weight[0, 0, 0, 0] if conv.C else NULL
+        const real* shift = &bias[0] if bias.shape[0] else NULL
+        real* out = &output[0, 0, 0, 0] if output.shape[0] else NULL
+        real* maxima = &pooled[0, 0, 0, 0] if pooled.shape[0] else NULL
+        int64_t* places = &indices[0, 0, 0, 0] if indices.shape[0] else NULL
+        const int64_t* geo = &geometry[0]
+    memset(zeros, 0, conv.IW * sizeof(real))
+    for task in prange(conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        conv_task_of(task, &conv, x, zeros, w, shift, <real> act_min, <real> act_max, out, maxima, places,
+                     zeros + conv.IW + threadid() * slice, geo)
 
 
-cdef void conv2d_grad_input_task(
+# ------------------------------------------------------------------------------------------------- gradient of the input
+
+
+cdef bint finite(const real[:, :, :, ::1] weight) noexcept nogil:
+    cdef Py_ssize_t i, size = weight.shape[0] * weight.shape[1] * weight.shape[2] * weight.shape[3]
+    cdef const real* w = &weight[0, 0, 0, 0] if size else NULL
+    cdef int others = 0
+    for i in range(size):
+        others |= w[i] - w[i] != 0
+    return others == 0
+
+
+cdef void exact_task(
     Py_ssize_t task,
     const real[:, :, :, ::1] grad_output,  # IN
     const real[:, :, :, ::1] weight,       # IN
@@ -143,7 +787,7 @@ cdef void conv2d_grad_input_task(
     real[:, :, :, ::1] grad_input,         # OUT
     const int64_t[::1] geometry,           # IN
 ) noexcept nogil:
-    # A task is one plane of grad_input; each cell gathers the outputs that have read it.
+    # One plane of grad_input, when some weight is not finite: a zero that stands for a missing output must not meet it.
     cdef:
         Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW], G = geometry[GEO_G]
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
@@ -152,11 +796,12 @@ cdef void conv2d_grad_input_task(
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
         Py_ssize_t n = task // IC, channel = task % IC, ICG = IC // G, OCG = geometry[GEO_OC] // G
         Py_ssize_t ic = channel % ICG, group = channel // ICG, ih, iw, oc, kh, kw, oh, ow
-        bint accumulate = geometry[GEO_ACCUMULATE]
         real zero = 0, total, partial
     for ih in range(IH):
         for iw in range(IW):
-            total = (grad_input[n, channel, ih, iw] if accumulate else zero) + (bias[channel] if bias.shape[0] else zero)
+            total = grad_input[n, channel, ih, iw] if geometry[GEO_ACCUMULATE] else zero
+            if bias.shape[0]:
+                total += bias[channel]
             for oc in range(group * OCG, (group + 1) * OCG):
                 partial = 0
                 for kh in range(KH):
@@ -172,6 +817,141 @@ cdef void conv2d_grad_input_task(
             grad_input[n, channel, ih, iw] = clamp(total, act_min, act_max)
 
 
+# Along one axis, input cell i meets kernel cells first, first + step, ..., and there outputs at, at - back, ...
+cdef struct Meeting:
+    Py_ssize_t first, step, at, back
+
+
+cdef Meeting meeting(Py_ssize_t i, Py_ssize_t pad, Py_ssize_t stride, Py_ssize_t dil, Py_ssize_t kernel) noexcept nogil:
+    cdef Meeting met
+    cdef Py_ssize_t a = stride, b = dil
+    while b:
+        a, b = b, a % b
+    met.step, met.back, met.first = stride // a, dil // a, 0
+    while met.first < kernel and (i + pad - met.first * dil) % stride:
+        met.first += 1
+    met.at = (i + pad - met.first * dil) // stride
+    return met
+
+
+cdef inline void strided_block(
+    const real* grad_output,  # IN   C planes
+    const real* weight,       # IN   filters, channel of grad_input chosen
+    real shift,
+    Py_ssize_t C, Py_ssize_t to_filter, Py_ssize_t KH, Py_ssize_t KW, Py_ssize_t OH, Py_ssize_t OW,
+    Meeting h, Meeting w,
+    vec* out,                 # OUT  one vector of cells that are stride_w apart
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), c, kh, kw, oh, ow, depth = 0
+        vec acc, total, x, tap
+        const real* row
+    fill(&acc, shift)
+    fill(&total, <real> 0)
+    for c in range(C):
+        oh = h.at
+        kh = h.first
+        while kh < KH:
+            if 0 <= oh < OH:
+                row = grad_output + (c * OH + oh) * OW
+                ow = w.at
+                kw = w.first
+                while kw < KW:
+                    load(&x, row, ow, OW, ow >= 0 and ow + VL <= OW)
+                    fill(&tap, weight[c * to_filter + kh * KW + kw])
+                    acc = acc + x * tap
+                    ow -= w.back
+                    kw += w.step
+                depth += KW
+                if depth >= DEPTH:
+                    depth = 0
+                    total = total + acc
+                    fill(&acc, <real> 0)
+            oh -= h.back
+            kh += h.step
+    out[0] = acc + total
+
+
+cdef void strided_task(
+    Py_ssize_t task,
+    Py_ssize_t batch,
+    const real* grad_output,  # IN
+    const real* weight,       # IN
+    const real* bias,         # IN   or NULL
+    real act_min, real act_max,
+    real* grad_input,         # OUT
+    const int64_t* geometry,  # IN
+    vec* unused,
+) noexcept nogil:
+    # `batch` rows. Cells of one row that are stride_w apart meet the same kernel cells, and neighbouring outputs: a vector.
+    cdef:
+        Py_ssize_t N = geometry[GEO_N], IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
+        Py_ssize_t G = geometry[GEO_G], ICG = IC // G, C = geometry[GEO_OC] // G, taps = KH * KW
+        Py_ssize_t stride_w = geometry[GEO_STRIDE_W], VL = sizeof(vec) // sizeof(real)
+        bint accumulate = geometry[GEO_ACCUMULATE] != 0
+        Py_ssize_t flat, plane, ih, iw, channel, phase, lane, left
+        Meeting h, w, next
+        vec sum, other
+        real[16] lanes
+        real* row
+        const real* dy
+        const real* filters
+        real shift, value
+    for flat in range(task * batch, min((task + 1) * batch, N * IC * IH)):
+        plane, ih = flat // IH, flat % IH
+        channel = plane % IC
+        shift = bias[channel] if bias != NULL else 0
+        dy = grad_output + (plane // IC * G + channel // ICG) * C * OH * OW
+        filters = weight + (channel // ICG * C * ICG + channel % ICG) * taps
+        row = grad_input + flat * IW
+        h = meeting(ih, geometry[GEO_PAD_TOP], geometry[GEO_STRIDE_H], geometry[GEO_DIL_H], KH)
+        if stride_w <= 2:
+            w = meeting(0, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
+            next = meeting(1, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
+            iw = 0
+            while iw < IW:
+                left = IW - iw
+                strided_block(dy, filters, shift, C, ICG * taps, KH, KW, OH, OW, h, w, &sum)
+                if stride_w == 1:
+                    store(row + iw, sum, 0, min(left, VL), accumulate, act_min, act_max)
+                else:
+                    strided_block(dy, filters, shift, C, ICG * taps, KH, KW, OH, OW, h, next, &other)
+                    store(row + iw, zip_low(sum, other), 0, min(left, VL), accumulate, act_min, act_max)
+                    if left > VL:
+                        store(row + iw + VL, zip_high(sum, other), 0, min(left - VL, VL), accumulate, act_min, act_max)
+                w.at += VL
+                next.at += VL
+                iw += VL * stride_w
+            continue
+        for phase in range(min(stride_w, IW)):
+            w = meeting(phase, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
+            iw = phase
+            while iw < IW:
+                strided_block(dy, filters, shift, C, ICG * taps, KH, KW, OH, OW, h, w, &sum)
+                (<vec*> &lanes[0])[0] = sum
+                for lane in range(min(VL, ceil_div(IW - iw, stride_w))):
+                    value = lanes[lane] + row[iw] if accumulate else lanes[lane]
+                    row[iw] = clamp(value, act_min, act_max)
+                    iw += stride_w
+                w.at += VL
+
+
+cdef void strided_task_of(
+    Py_ssize_t task, Py_ssize_t batch, const real* grad_output, const real* weight, const real* bias,
+    real act_min, real act_max, real* grad_input, const int64_t* geometry,
+) noexcept nogil:
+    if real is float:
+        strided_task(task, batch, grad_output, weight, bias, act_min, act_max, grad_input, geometry, <vf*> NULL)
+    else:
+        strided_task(task, batch, grad_output, weight, bias, act_min, act_max, grad_input, geometry, <vd*> NULL)
+
+
+def conv2d_grad_input_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
+    """Elements of workspace: a row of zeros."""
+    return geometry[GEO_OW]
+
+
 def conv2d_grad_input(
     const real[:, :, :, ::1] grad_output,
     const real[:, :, :, ::1] weight,
@@ -184,45 +964,255 @@ def conv2d_grad_input(
     int n_threads,
 ):
     """The adjoint in x, with the epilogue of a convolution (bias (IC,) or (0,)): a transposed convolution."""
-    cdef Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        conv2d_grad_input_task(task, grad_output, weight, bias, <real> act_min, <real> act_max, grad_input, geometry)
-
-
-cdef void conv2d_grad_weight_task(
-    Py_ssize_t task,
-    const real[:, :, :, ::1] input,        # IN
-    const real[:, :, :, ::1] grad_output,  # IN
-    real[:, :, :, ::1] grad_weight,        # OUT
-    const int64_t[::1] geometry,           # IN
-) noexcept nogil:
-    # A task is the KH x KW entries of one (filter, channel).
+    cdef Conv conv = adjoint(&geometry[0])
+    if conv.n_tasks == 0:
+        return
     cdef:
-        Py_ssize_t N = geometry[GEO_N], IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
-        Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
-        Py_ssize_t G = geometry[GEO_G], ICG = IC // G, OCG = geometry[GEO_OC] // G
+        Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC], n_rows = n_tasks * geometry[GEO_IH], batch
+        real* zeros = &workspace[0]
+        const real* dy = &grad_output[0, 0, 0, 0] if conv.C else NULL
+        const real* w = &weight[0, 0, 0, 0] if conv.C else NULL
+        const real* shift = &bias[0] if bias.shape[0] else NULL
+        real* dx = &grad_input[0, 0, 0, 0]
+        const int64_t* geo = &geometry[0]
+        real low = <real> act_min, high = <real> act_max
+        int64_t* none = NULL
+        real* nothing = NULL
+    if not finite(weight):
+        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            exact_task(task, grad_output, weight, bias, low, high, grad_input, geometry)
+    elif conv.stride_h == conv.stride_w == 1:
+        memset(zeros, 0, conv.IW * sizeof(real))
+        for task in prange(conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            conv_task_of(task, &conv, dy, zeros, w, shift, low, high, dx, nothing, none, nothing, geo)
+    else:
+        batch = max(TASK // max(conv.C * conv.KH * conv.KW * conv.OW // (conv.stride_h * conv.stride_w), 1), 1)
+        n_tasks = ceil_div(n_rows, batch)
+        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            strided_task_of(task, batch, dy, w, shift, low, high, dx, geo)
+
+
+# ------------------------------------------------------------------------------------------------ gradient of the weight
+
+
+cdef struct Sum:
+    Py_ssize_t together, blocks, units  # filters of a unit; units: (group, block of filters, channel)
+    Py_ssize_t rows, chunk, chunks      # output rows over all images, of a chunk; chunks
+    Py_ssize_t batch, n_tasks           # units of a task
+
+
+cdef Sum sum_of(const int64_t* geometry) noexcept nogil:
+    # Few units: the sum itself is cut into chunks of rows. Nothing depends on the number of threads.
+    cdef Sum s
+    cdef Py_ssize_t G = geometry[GEO_G], F = geometry[GEO_OC] // G, work
+    s.together = FILTERS if F >= FILTERS else 1
+    s.blocks = ceil_div(F, s.together)
+    s.units = G * s.blocks * (geometry[GEO_IC] // G)
+    s.rows = geometry[GEO_N] * geometry[GEO_OH]
+    work = max(s.together * geometry[GEO_KH] * geometry[GEO_KW] * s.rows * geometry[GEO_OW], 1)
+    s.chunks = max(min(CHUNKS // max(s.units, 1), work // TASK, s.rows), 1)
+    s.chunk = ceil_div(s.rows, s.chunks)
+    s.chunks = max(ceil_div(s.rows, max(s.chunk, 1)), 1)
+    s.batch = max(TASK // work, 1)
+    s.n_tasks = ceil_div(s.units * s.chunks, s.batch)
+    return s
+
+
+cdef inline void grad_weight_block(
+    const real* image,        # IN   the channel's plane in image 0
+    const real* grad_output,  # IN   the first filter's plane in image 0
+    const real* zeros,        # IN   IW of them
+    real* out,                # OUT  of F filters, to_out apart: taps (kh, kw) .. (kh + H - 1, kw + T - 1)
+    Py_ssize_t to_out,
+    Py_ssize_t first, Py_ssize_t last,  # rows of all images
+    Py_ssize_t kh, Py_ssize_t kw,
+    bint accumulate,
+    const int64_t* geometry,
+    Py_ssize_t F, Py_ssize_t H, Py_ssize_t T, int mode, vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
+        Py_ssize_t to_image = geometry[GEO_IC] * IH * IW, to_grad = geometry[GEO_OC] * OH * OW, KW = geometry[GEO_KW]
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
-        Py_ssize_t oc = task // ICG, ic = task % ICG, channel = oc // OCG * ICG + ic, n, oh, ow, kh, kw, ih, iw
-        real zero = 0, total, plane, partial
-    for kh in range(KH):
-        for kw in range(KW):
-            total = grad_weight[oc, ic, kh, kw] if geometry[GEO_ACCUMULATE] else zero
-            for n in range(N):
-                plane = 0
-                for oh in range(OH):
-                    partial = 0
-                    ih = oh * stride_h - pad_top + kh * dil_h
-                    for ow in range(OW):
-                        iw = ow * stride_w - pad_left + kw * dil_w
-                        if 0 <= ih < IH and 0 <= iw < IW:
-                            partial += grad_output[n, oc, oh, ow] * input[n, channel, ih, iw]
+        Py_ssize_t top = kh * dil_h - geometry[GEO_PAD_TOP], left = kw * dil_w - geometry[GEO_PAD_LEFT]
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), reach = (T - 1) * dil_w + VL
+        Py_ssize_t n = first // OH, oh = first % OH, flat, ow, ih, column, end, f, h, t, i, vectors = 0, flushes = 0
+        vec[12] acc, partial, total
+        vec[4] dy
+        vec x
+        const real* rows[3]
+        const real* grads
+    for i in range(F * H * T):
+        fill(&acc[i], <real> 0)
+        fill(&partial[i], <real> 0)
+        fill(&total[i], <real> 0)
+    for flat in range(first, last):
+        for h in range(H):
+            ih = oh * stride_h + top + h * dil_h
+            rows[h] = image + n * to_image + ih * IW if 0 <= ih < IH else zeros
+        grads = grad_output + n * to_grad + oh * OW
+        ow = 0
+        while ow < OW:
+            column = ow * stride_w + left
+            if mode == MASKED and column >= 0 and column + reach <= IW and ow + VL <= OW:
+                for f in range(F):
+                    load(&dy[f], grads + f * OH * OW, ow, OW, True)
+                for h in range(H):
+                    for t in range(T):
+                        load(&x, rows[h], column + t * dil_w, IW, True)
+                        for f in range(F):
+                            acc[(f * H + h) * T + t] = acc[(f * H + h) * T + t] + x * dy[f]
+            else:
+                for f in range(F):
+                    load(&dy[f], grads + f * OH * OW, ow, OW, False)
+                    if mode == PAIRS:
+                        dy[f] = out_of_order(dy[f])
+                # Lanes behind the row's last output are zeros on both sides
+                end = (min(OW - ow, VL) - 1) * stride_w + 1 + column
+                for h in range(H):
+                    for t in range(T):
+                        load_columns(&x, rows[h], column + t * dil_w, stride_w, min(IW, end + t * dil_w), mode)
+                        for f in range(F):
+                            acc[(f * H + h) * T + t] = acc[(f * H + h) * T + t] + x * dy[f]
+            ow += VL
+            vectors += 1
+            if vectors == FLUSH:
+                vectors = 0
+                flushes += 1
+                for i in range(F * H * T):
+                    partial[i] = partial[i] + acc[i]
+                    fill(&acc[i], <real> 0)
+                if flushes == FLUSH:
+                    flushes = 0
+                    for i in range(F * H * T):
+                        total[i] = total[i] + partial[i]
+                        fill(&partial[i], <real> 0)
+        oh += 1
+        if oh == OH:
+            oh = 0
+            n += 1
+    for f in range(F):
+        for h in range(H):
+            for t in range(T):
+                i = (f * H + h) * T + t
+                acc[i] = total[i] + (partial[i] + acc[i])
+                if accumulate:
+                    out[f * to_out + (kh + h) * KW + kw + t] += sum_lanes(acc[i], out)
+                else:
+                    out[f * to_out + (kh + h) * KW + kw + t] = sum_lanes(acc[i], out)
+
+
+cdef inline void grad_weight_units(
+    Py_ssize_t task,
+    const Sum* s,
+    const real* input,        # IN
+    const real* zeros,        # IN
+    const real* grad_output,  # IN
+    real* grad_weight,        # OUT  an array for each chunk
+    bint accumulate,
+    const int64_t* geometry,  # IN
+    int mode, vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t G = geometry[GEO_G], C = geometry[GEO_IC] // G, F = geometry[GEO_OC] // G
+        Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], taps = KH * KW
+        Py_ssize_t unit, chunk, group, c, f, end, first, last, kh, kw, H, T
+        const real* image
+        const real* grads
+        real* out
+    for unit in range(task * s.batch, min((task + 1) * s.batch, s.units * s.chunks)):
+        chunk = unit // s.units
+        first, last = chunk * s.chunk, min((chunk + 1) * s.chunk, s.rows)
+        c = unit % C
+        f = unit // C % s.blocks * s.together
+        group = unit % s.units // (C * s.blocks)
+        end = min(f + s.together, F)
+        image = input + (group * C + c) * geometry[GEO_IH] * geometry[GEO_IW]
+        while f < end:
+            grads = grad_output + (group * F + f) * geometry[GEO_OH] * geometry[GEO_OW]
+            out = grad_weight + ((chunk * G + group) * F + f) * C * taps + c * taps
+            kh = 0
+            while kh < KH:
+                H = 1
+                kw = 0
+                while kw < KW:
+                    T = 1
+                    if f + FILTERS <= end:
+                        if KW - kw >= 3:
+                            T = 3
+                            grad_weight_block(image, grads, zeros, out, C * taps, first, last, kh, kw, accumulate,
+                                              geometry, FILTERS, 1, 3, mode, unused)
                         else:
-                            partial += grad_output[n, oc, oh, ow] * zero
-                    plane += partial
-                total += plane
-            grad_weight[oc, ic, kh, kw] = total
+                            grad_weight_block(image, grads, zeros, out, C * taps, first, last, kh, kw, accumulate,
+                                              geometry, FILTERS, 1, 1, mode, unused)
+                    elif KW == 3 and KH - kh >= 3:
+                        H = T = 3
+                        grad_weight_block(image, grads, zeros, out, 0, first, last, kh, kw, accumulate, geometry,
+                                          1, 3, 3, mode, unused)
+                    elif KW == 5 and KH - kh >= 2:
+                        H, T = 2, 5
+                        grad_weight_block(image, grads, zeros, out, 0, first, last, kh, kw, accumulate, geometry,
+                                          1, 2, 5, mode, unused)
+                    elif KW - kw >= 5:
+                        T = 5
+                        grad_weight_block(image, grads, zeros, out, 0, first, last, kh, kw, accumulate, geometry,
+                                          1, 1, 5, mode, unused)
+                    elif KW - kw >= 3:
+                        T = 3
+                        grad_weight_block(image, grads, zeros, out, 0, first, last, kh, kw, accumulate, geometry,
+                                          1, 1, 3, mode, unused)
+                    else:
+                        grad_weight_block(image, grads, zeros, out, 0, first, last, kh, kw, accumulate, geometry,
+                                          1, 1, 1, mode, unused)
+                    kw += T
+                kh += H
+            f += FILTERS if f + FILTERS <= end else 1
+
+
+cdef void grad_weight_task(
+    Py_ssize_t task, const Sum* s, const real* input, const real* zeros, const real* grad_output, real* grad_weight,
+    bint accumulate, const int64_t* geometry, vec* unused,
+) noexcept nogil:
+    cdef int mode = mode_of(geometry[GEO_STRIDE_W])
+    if mode == MASKED:
+        grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, MASKED, unused)
+    elif mode == PAIRS:
+        grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, PAIRS, unused)
+    else:
+        grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, GATHER, unused)
+
+
+cdef void grad_weight_task_of(
+    Py_ssize_t task, const Sum* s, const real* input, const real* zeros, const real* grad_output, real* grad_weight,
+    bint accumulate, const int64_t* geometry,
+) noexcept nogil:
+    if real is float:
+        grad_weight_task(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, <vf*> NULL)
+    else:
+        grad_weight_task(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, <vd*> NULL)
+
+
+cdef void add_chunks(
+    const real* chunks, Py_ssize_t n_chunks, real* grad_weight, Py_ssize_t size, bint accumulate
+) noexcept nogil:
+    cdef Py_ssize_t i, chunk
+    cdef real total
+    for i in range(size):
+        total = grad_weight[i] if accumulate else 0
+        for chunk in range(n_chunks):
+            total += chunks[chunk * size + i]
+        grad_weight[i] = total
+
+
+cdef Py_ssize_t weight_size(const int64_t* geometry) noexcept nogil:
+    return geometry[GEO_OC] * (geometry[GEO_IC] // geometry[GEO_G]) * geometry[GEO_KH] * geometry[GEO_KW]
+
+
+def conv2d_grad_weight_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
+    """Elements of workspace: a row of zeros, and the chunks of a sum that is cut."""
+    cdef Sum s = sum_of(&geometry[0])
+    return geometry[GEO_IW] + (s.chunks * weight_size(&geometry[0]) if s.chunks > 1 else 0)
 
 
 def conv2d_grad_weight(
@@ -234,6 +1224,21 @@ def conv2d_grad_weight(
     int n_threads,
 ):
     """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
-    cdef Py_ssize_t task, n_tasks = geometry[GEO_OC] * (geometry[GEO_IC] // geometry[GEO_G])
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        conv2d_grad_weight_task(task, input, grad_output, grad_weight, geometry)
+    cdef Sum s = sum_of(&geometry[0])
+    if s.n_tasks == 0:
+        return
+    cdef:
+        Py_ssize_t task, size = weight_size(&geometry[0])
+        bint accumulate = geometry[GEO_ACCUMULATE] != 0
+        real* zeros = &workspace[0]
+        const real* x = &input[0, 0, 0, 0] if s.rows else NULL
+        const real* dy = &grad_output[0, 0, 0, 0] if s.rows else NULL
+        real* out = &grad_weight[0, 0, 0, 0]
+        real* chunks = zeros + geometry[GEO_IW] if s.chunks > 1 else out
+        const int64_t* geo = &geometry[0]
+    memset(zeros, 0, geometry[GEO_IW] * sizeof(real))
+    for task in prange(s.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        grad_weight_task_of(task, &s, x, zeros, dy, chunks, accumulate and s.chunks == 1, geo)
+    if s.chunks > 1:
+        with nogil:
+            add_chunks(chunks, s.chunks, out, size, accumulate)
