@@ -53,7 +53,9 @@ class Row:
 class Signal:
     """Stands for an array on its way through a network.
 
-    Along each spatial axis, output 0 sees the input cells ``first .. last``, output i those ``jump * i`` further.
+    Along each spatial axis, output 0 sees no input cells outside ``first .. last``, output i none outside the same span
+    ``jump * i`` further on. Behind windows that do not lie alike (of transposed convolutions, of adaptive pooling) the
+    numbers are fractions, and the span is the smallest that holds for every i.
     """
 
     shape: tuple[int, ...]
@@ -75,9 +77,9 @@ class Signal:
         self,
         shape: tuple[int, ...],
         grid: tuple[int, int],
-        kernel: tuple[int, int],
+        kernel: tuple[int, int] | Pair,
         stride: tuple[int, int] | Pair = (1, 1),
-        pads: tuple[int, int] = (0, 0),
+        pads: tuple[int, int] | Pair = (0, 0),
         dilation: tuple[int, int] = (1, 1),
     ) -> Signal:
         """Windows of a convolution or pooling; ``pads`` are those at the top and left."""
@@ -113,10 +115,9 @@ class Signal:
         first, last, jump = [], [], []
         for axis in range(2):
             step = self.jump[axis] / stride[axis]
-            reach = dilation[axis] * (kernel[axis] - 1) // stride[axis] * self.jump[axis]
-            newest = pads[axis] * step
-            first.append(self.first[axis] + newest - reach)
-            last.append(self.last[axis] + newest)
+            offset = pads[axis] * step
+            first.append(self.first[axis] + offset - dilation[axis] * (kernel[axis] - 1) * step)
+            last.append(self.last[axis] + offset)
             jump.append(step)
         return replace(self, shape=shape, grid=grid, first=tuple(first), last=tuple(last), jump=tuple(jump))
 
@@ -169,14 +170,18 @@ class _Trace:
                 parameters=own,
                 multiply_adds=multiply_adds,
                 receptive_field=_field(output),
-                jump=(float(output.jump[0]), float(output.jump[1])),
-                start=(float(output.first[0]), float(output.first[1])),
+                jump=_floats(output.jump),
+                start=_floats(output.first),
             )
         )
 
 
+def _floats(values: Pair) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
+
+
 def _field(signal: Signal) -> tuple[int, int]:
-    height, width = (math.ceil(signal.last[axis] - signal.first[axis]) + 1 for axis in range(2))
+    height, width = (math.floor(signal.last[axis] - signal.first[axis]) + 1 for axis in range(2))
     return height, width
 
 
@@ -193,7 +198,8 @@ class Summary:
     parameters : int
         Numbers in all parameters, each counted once.
     multiply_adds : int
-    receptive_field : (int, int)
+    receptive_field, jump, start
+        Those of the output, as in a row.
     """
 
     rows: tuple[Row, ...]
@@ -202,6 +208,8 @@ class Summary:
     parameters: int
     multiply_adds: int
     receptive_field: tuple[int, int]
+    jump: tuple[float, float]
+    start: tuple[float, float]
 
     def __str__(self) -> str:
         head = ("", "layer", "output shape", "parameters", "multiply-adds", "field")
@@ -260,7 +268,8 @@ def summary(net: Any, input_shape: Any) -> Summary:
     -----
     Multiply-adds are those of convolutions and dense layers, as papers count them. A receptive field grows from layer
     to layer by (kernel - 1) * dilation * jump, jump by the factor stride; where branches meet the fields are united, so
-    a residual network has that of its deepest path. It counts padding as input.
+    a residual network has that of its deepest path. It counts padding as input. Behind a transposed convolution or an
+    adaptive pooling, whose windows do not lie alike, it is an upper bound.
 
     Examples
     --------
@@ -320,4 +329,6 @@ def _summarised(net: Any, shape: tuple[int, ...]) -> Summary:
         parameters=sum(row.parameters for row in trace.rows),
         multiply_adds=sum(row.multiply_adds for row in trace.rows),
         receptive_field=_field(last),
+        jump=_floats(last.jump),
+        start=_floats(last.first),
     )

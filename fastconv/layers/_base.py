@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fastconv._arrays import as_floats
+from fastconv._arrays import as_floats, ready
 from fastconv._problem import choice, flag, integer
 from fastconv._summary import Signal
 from fastconv.layers._tape import IDLE, RULES, BackwardPass, tape
@@ -449,10 +449,16 @@ def count(function: str, name: str, value: Any) -> int:
     return number
 
 
+def floats(function: str, name: str, value: Any) -> np.ndarray:
+    """``value`` as a C-contiguous, native array of float32 or float64; a copy where it is not."""
+    array = as_floats(function, name, value)
+    return ready(array, array.shape)
+
+
 def batch(layer: Layer, input: Any, channels: int | None = None, axes: str = "NCHW") -> np.ndarray:
     """A whole batch (N, C, H, W) of floats."""
     function = type(layer).__name__
-    x = as_floats(function, "input", input)
+    x = floats(function, "input", input)
     if x.ndim != len(axes):
         raise ValueError(f"{function}: input has shape {x.shape}: it must be ({', '.join(axes)})")
     if channels is not None and x.shape[1] != channels:
@@ -463,7 +469,7 @@ def batch(layer: Layer, input: Any, channels: int | None = None, axes: str = "NC
 def maps(layer: Layer, input: Any) -> np.ndarray:
     """A batch (N, C, H, W) or one image (C, H, W), of floats."""
     function = type(layer).__name__
-    x = as_floats(function, "input", input)
+    x = floats(function, "input", input)
     check_maps(function, x.shape)
     return x
 
@@ -474,7 +480,7 @@ def check_maps(function: str, shape: tuple[int, ...]) -> None:
 
 
 def same_dtype(layer: Layer, x: np.ndarray, parameter: np.ndarray) -> None:
-    if x.dtype != parameter.dtype:
+    if x.dtype.newbyteorder("=") != parameter.dtype:
         raise TypeError(
             f"{type(layer).__name__}: input is {x.dtype} and weight is {parameter.dtype}: they must have one dtype"
         )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv._arrays import as_floats
+from fastconv._arrays import as_floats, ready
 
 RULES = ("gradient", "deconvnet", "guided")
 
@@ -188,11 +188,11 @@ class BackwardPass:
         grad = as_floats(function, "grad_output", grad_output)
         if grad.shape != entry.shape:
             raise ValueError(f"{function}: grad_output has shape {grad.shape}: it must be the output's, {entry.shape}")
-        if grad.dtype != entry.dtype:
+        if grad.dtype.newbyteorder("=") != entry.dtype:
             raise TypeError(f"{function}: grad_output is {grad.dtype}: it must be the output's dtype, {entry.dtype}")
         outer, self.needs_input = self.needs_input, needs_input
         try:
-            grad_input = layer._backward(grad, entry.saved, self)
+            grad_input = layer._backward(ready(grad, grad.shape), entry.saved, self)
         finally:
             self.needs_input = outer
         self._frame.pop(layer)

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from fastconv import functional
-from fastconv._arrays import as_floats
 from fastconv._problem import integer
 from fastconv._summary import Signal
 from fastconv.layers import _initial
-from fastconv.layers._base import Elementwise, Layer, axis_of, count, number, same_dtype
+from fastconv.layers._base import Elementwise, Layer, axis_of, count, floats, number, same_dtype
 from fastconv.layers._tape import BackwardPass
 
 
@@ -34,7 +33,7 @@ class ReLU(Elementwise):
     """
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        output = functional.relu(as_floats(type(self).__name__, "input", input))
+        output = functional.relu(floats(type(self).__name__, "input", input))
         return output, output  # x > 0 where y > 0, and the next layer keeps y anyway
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
@@ -59,7 +58,7 @@ class ReLU6(Elementwise):
     """
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = as_floats(type(self).__name__, "input", input)
+        x = floats(type(self).__name__, "input", input)
         output = np.clip(x, x.dtype.type(0), x.dtype.type(6))
         return output, output
 
@@ -99,7 +98,7 @@ class LeakyReLU(Elementwise):
         self.negative_slope = number(type(self).__name__, "negative_slope", negative_slope)
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = as_floats(type(self).__name__, "input", input)
+        x = floats(type(self).__name__, "input", input)
         return np.where(x > 0, x, x * self.negative_slope), x
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
@@ -153,7 +152,7 @@ class PReLU(Layer):
             )
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = as_floats(type(self).__name__, "input", input)
+        x = floats(type(self).__name__, "input", input)
         same_dtype(self, x, self.weight)
         self._check_channels(x.shape)
         slope = self.weight if self.num_parameters == 1 else self.weight.reshape(-1, *(1,) * (x.ndim - 2))
@@ -191,7 +190,7 @@ class Sigmoid(Elementwise):
     """
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = as_floats(type(self).__name__, "input", input)
+        x = floats(type(self).__name__, "input", input)
         small = np.exp(-np.abs(x))
         output = np.where(x >= 0, x.dtype.type(1), small) / (1 + small)
         return output, output
@@ -216,7 +215,7 @@ class HardSwish(Elementwise):
     """
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = as_floats(type(self).__name__, "input", input)
+        x = floats(type(self).__name__, "input", input)
         return x * np.clip(x + 3, x.dtype.type(0), x.dtype.type(6)) / 6, x
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
@@ -248,7 +247,7 @@ class Softmax(Elementwise):
         self.dim = integer(type(self).__name__, "dim", dim)
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = as_floats(type(self).__name__, "input", input)
+        x = floats(type(self).__name__, "input", input)
         axis_of(type(self).__name__, "dim", self.dim, x.ndim)
         output = np.exp(x - x.max(axis=self.dim, keepdims=True, initial=-np.inf))
         output /= output.sum(axis=self.dim, keepdims=True)

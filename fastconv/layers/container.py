@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._arrays import as_floats
 from fastconv._problem import integer
 from fastconv._summary import Signal
-from fastconv.layers._base import Layer, axis_of
+from fastconv.layers._base import Layer, axis_of, floats
 from fastconv.layers._tape import BackwardPass
 
 
@@ -122,7 +121,7 @@ class Sequential(_Container):
     def _forward(self, input: Any) -> tuple[Any, Any]:
         output = input
         if not self._layers:
-            output = as_floats(type(self).__name__, "input", input)
+            output = floats(type(self).__name__, "input", input)
         for name in self._layers:
             output = self._apply(name, output)
         return output, None
@@ -224,7 +223,7 @@ class Residual(Layer):
         self.shortcut = shortcut
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = input if isinstance(input, Signal) else as_floats(type(self).__name__, "input", input)
+        x = input if isinstance(input, Signal) else floats(type(self).__name__, "input", input)
         around = x if self.shortcut is None else self.shortcut(x)
         return _total(type(self).__name__, [self.body(x), around]), None
 

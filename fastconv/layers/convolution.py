@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastconv import functional
-from fastconv._arrays import as_floats
+from fastconv._arrays import as_floats, ready
 from fastconv._problem import PADDING_MODES, ConvProblem, at_least, choice, flag, pair, resolve_padding
 from fastconv._summary import Signal
 from fastconv.layers import _initial
@@ -65,7 +65,7 @@ class _Conv(Layer):
         x = as_floats(function, "input", input)
         same_dtype(self, x, self.weight)
         self._check_channels(function, x.shape)
-        return x
+        return ready(x, x.shape)
 
     def _check_channels(self, function: str, shape: tuple[int, ...]) -> None:
         axes = self._axes

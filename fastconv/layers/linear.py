@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._arrays import as_floats
 from fastconv._problem import flag, integer
 from fastconv._summary import Signal
 from fastconv.layers import _initial
-from fastconv.layers._base import Elementwise, Layer, axis_of, count, same_dtype
+from fastconv.layers._base import Elementwise, Layer, axis_of, count, floats, same_dtype
 from fastconv.layers._tape import BackwardPass
 
 
@@ -78,7 +77,7 @@ class Linear(Layer):
             )
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = as_floats(type(self).__name__, "input", input)
+        x = floats(type(self).__name__, "input", input)
         same_dtype(self, x, self.weight)
         self._check_features(x.shape)
         output = x @ self.weight.T
@@ -136,7 +135,7 @@ class Flatten(Layer):
         return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = as_floats(type(self).__name__, "input", input)
+        x = floats(type(self).__name__, "input", input)
         return x.reshape(self._flat(x.shape)), x.shape
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
@@ -160,7 +159,7 @@ class Identity(Elementwise):
     """
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        return as_floats(type(self).__name__, "input", input), None
+        return floats(type(self).__name__, "input", input), None
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         return grad_output

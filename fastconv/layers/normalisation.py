@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._arrays import as_floats
 from fastconv._problem import flag
 from fastconv._summary import Signal
 from fastconv.layers import _initial
-from fastconv.layers._base import Elementwise, Layer, batch, count, number, same_dtype
+from fastconv.layers._base import Elementwise, Layer, batch, count, floats, number, same_dtype
 from fastconv.layers._tape import BackwardPass
 
 
@@ -40,8 +39,8 @@ class BatchNorm2d(Layer):
     Raises
     ------
     TypeError, ValueError
-        When called, for an input that is not (N, num_features, H, W) of the layer's dtype; where the batch's statistics are used
-        (train mode), also for one that has a single value per channel.
+        When called, for an input that is not (N, num_features, H, W) of the layer's dtype; where the batch's statistics
+        are used (train mode), also for one that has a single value per channel.
 
     Notes
     -----
@@ -265,7 +264,7 @@ class Dropout(Elementwise):
         self.rng = _initial.generator(function, rng)
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
-        x = as_floats(type(self).__name__, "input", input)
+        x = floats(type(self).__name__, "input", input)
         if not self.training or self.p == 0:
             return x, None
         kept = self.rng.random(x.shape) >= self.p

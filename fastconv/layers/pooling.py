@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -320,9 +321,12 @@ class AdaptiveAvgPool2d(Layer):
     def _trace(self, signal: Signal) -> tuple[Signal, int]:
         rows, columns = self._windows(signal.shape)
         grid = len(rows), len(columns)
-        kernel = max(stop - start for start, stop in rows), max(stop - start for start, stop in columns)
-        stride = Fraction(signal.shape[-2], grid[0]), Fraction(signal.shape[-1], grid[1])
-        return signal.windows((*signal.shape[:-2], *grid), grid, kernel, stride), 0
+        extents = signal.shape[-2:]
+        stride = tuple(Fraction(extent, parts) for extent, parts in zip(extents, grid, strict=True))
+        # Window i lies in (i * stride - early, (i + 1) * stride + early): floor and ceil move its ends by less than 1
+        early = tuple(1 - Fraction(math.gcd(extent, parts), parts) for extent, parts in zip(extents, grid, strict=True))
+        kernel = tuple(step + 2 * more for step, more in zip(stride, early, strict=True))
+        return signal.windows((*signal.shape[:-2], *grid), grid, kernel, stride, early), 0
 
     def _extra(self) -> str:
         return f"output_size={self.output_size}"
