@@ -364,23 +364,23 @@ def run(
     weights = make_weights()
     x = fastconv.from_images(photo.image)
     height, width = photo.image.shape[:2]
-    echo(f"photograph: {photo.title} ({width} x {height} pixels)")
-    echo(f"  source:   {photo.source}")
+    echo(f"photograph:   {photo.title} ({width} x {height} pixels)")
+    echo(f"  source:     {photo.source}")
     if photo.licence:
-        echo(f"  licence:  {photo.licence}")
-    echo(f"the unit:   {' -> '.join(STEPS)}; input {x.shape} {x.dtype}, values 0 to 1")
-    echo(f"filters:    {len(MADE)} of the first 32 are made by hand ({MADE[0][0]}, {MADE[8][0]} ...); the others and")
-    echo(f"            all 64 of the second layer are random (seed {SEED}): nothing here is trained")
+        echo(f"  licence:    {photo.licence}")
+    echo(f"the unit:     {' -> '.join(STEPS)}; input {x.shape} {x.dtype}, values 0 to 1")
+    echo(f"filters:      {len(MADE)} of the first 32 are made by hand ({MADE[0][0]}, {MADE[8][0]} ...); the others")
+    echo(f"              and all 64 of the second layer are random (seed {SEED}): nothing here is trained")
 
     peers = {"NumPy im2col": step_times(numpy_steps(weights, np.float32), x)}
     x64 = x.astype(np.float64)
     try:
         exact = chain(scipy_steps(weights, np.float64), x64)
     except ImportError:
-        echo("check:      SciPy is not installed, so plain NumPy in float64 takes its place (pip install scipy)")
+        echo("check:        SciPy is not installed, so plain NumPy in float64 takes its place (pip install scipy)")
         exact = chain(numpy_steps(weights, np.float64), x64)
     else:
-        echo("check:      every step against the same steps by SciPy in float64 (scipy.signal.correlate)")
+        echo("check:        every step against the same steps by SciPy in float64 (scipy.signal.correlate)")
         peers = {"SciPy": step_times(scipy_steps(weights, np.float32), x, once=True), **peers}
     bounds = error_bounds(weights, x64, exact)
     for name, times in peers.items():
