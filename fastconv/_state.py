@@ -95,6 +95,14 @@ def load(path: Any) -> dict[str, np.ndarray]:
     See Also
     --------
     save
+
+    Examples
+    --------
+    >>> import fastconv, numpy, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fastconv.save({"a": numpy.arange(3)}, f"{folder}/a.npz")
+    ...     fastconv.load(f"{folder}/a.npz")
+    {'a': array([0, 1, 2])}
     """
     _, decode = _format("load", path)
     with open(path, "rb") as file:

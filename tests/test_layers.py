@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import gc
+import importlib
 import pickle
 import re
 import threading
@@ -12,6 +14,7 @@ import weakref
 import numpy as np
 import pytest
 
+import fastconv
 from conftest import Engine, runnable
 from fastconv import functional, layers
 from fastconv.layers import (
@@ -177,6 +180,7 @@ def test_gradients_by_central_differences(name, training):
     assert_differences(layer, numbers(shape))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", SHARED)
@@ -787,6 +791,28 @@ def test_a_thread_does_not_see_anothers_tape():
     thread.join()
     assert len(seen) == 1 and "in this thread" in seen[0]
     np.testing.assert_array_equal(relu.backward(np.ones(2)), [1, 1])
+
+
+# ---------------------------------------------------------------------------------------------------- examples
+
+DOCUMENTED = (
+    "layers._base", "layers._summary", "layers._tape", "layers.activation", "layers.container", "layers.convolution",
+    "layers.linear", "layers.normalisation", "layers.pooling", "_state",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_examples(name, capsys):
+    results = doctest.testmod(importlib.import_module(f"fastconv.{name}"))
+    assert results.failed == 0, capsys.readouterr().out
+    assert results.attempted
+
+
+@pytest.mark.parametrize("name", layers.__all__)
+def test_everything_public_is_documented_and_exported(name):
+    thing = getattr(layers, name)
+    assert getattr(fastconv, name) is thing
+    assert thing.__doc__ and (">>> " in thing.__doc__ or name in ("LoadResult", "Summary"))
 
 
 # ------------------------------------------------------------------------------------------------------ errors

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastconv._summary import Summary, summary
 from fastconv.layers import (
     AdaptiveAvgPool2d,
     Add,
@@ -31,6 +30,7 @@ from fastconv.layers import (
     Softmax,
     ZeroPad2d,
 )
+from fastconv.layers._summary import Summary, summary
 
 
 def article_net():

@@ -5,6 +5,7 @@ One protocol: ``y = layer(x)``, then ``grad_x = layer.backward(grad_y)``. Names,
 =================  =================================================================
 _base.py           Layer: forward and backward, modes, parameters, state; shared checks
 _tape.py           what backward needs, per thread; record()
+_summary.py        summary(): shapes, costs, receptive fields
 _initial.py        first values of weights
 convolution.py     Conv2d, Conv1d, ConvTranspose2d
 pooling.py         MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, GlobalAvgPool2d, MaxUnpool2d, ZeroPad2d
@@ -19,6 +20,7 @@ A new layer is a class in the file of its kind, one name here, one in ``fastconv
 """
 
 from fastconv.layers._base import Layer, LoadResult
+from fastconv.layers._summary import Summary, summary
 from fastconv.layers._tape import record
 from fastconv.layers.activation import HardSwish, LeakyReLU, PReLU, ReLU, ReLU6, Sigmoid, Softmax
 from fastconv.layers.container import Add, Concat, Residual, Sequential
@@ -55,6 +57,8 @@ __all__ = [
     "Sequential",
     "Sigmoid",
     "Softmax",
+    "Summary",
     "ZeroPad2d",
     "record",
+    "summary",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastconv._arrays import as_floats, ready
 from fastconv._problem import choice, flag, integer
-from fastconv._summary import Signal
+from fastconv.layers._summary import Signal
 from fastconv.layers._tape import IDLE, RULES, BackwardPass, tape
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from fastconv import functional
 from fastconv._problem import integer
-from fastconv._summary import Signal
 from fastconv.layers import _initial
 from fastconv.layers._base import Elementwise, Layer, axis_of, count, floats, number, same_dtype
+from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastconv._problem import integer
-from fastconv._summary import Signal
 from fastconv.layers._base import Layer, axis_of, floats
+from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass
 
 

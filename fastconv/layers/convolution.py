@@ -9,9 +9,9 @@ import numpy as np
 from fastconv import functional
 from fastconv._arrays import as_floats, ready
 from fastconv._problem import PADDING_MODES, ConvProblem, at_least, choice, flag, pair, resolve_padding
-from fastconv._summary import Signal
 from fastconv.layers import _initial
 from fastconv.layers._base import Layer, count, same_dtype
+from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from fastconv._problem import flag, integer
-from fastconv._summary import Signal
 from fastconv.layers import _initial
 from fastconv.layers._base import Elementwise, Layer, axis_of, count, floats, same_dtype
+from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass
 
 

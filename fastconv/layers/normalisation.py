@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from fastconv._problem import flag
-from fastconv._summary import Signal
 from fastconv.layers import _initial
 from fastconv.layers._base import Elementwise, Layer, batch, count, floats, number, same_dtype
+from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from fastconv import functional
 from fastconv._problem import PoolProblem, at_least, flag, integer, pair, resolve_padding
-from fastconv._summary import Signal
 from fastconv.layers._base import Layer, check_maps, count, maps
+from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass, recording
 
 
