@@ -77,9 +77,11 @@ cdef extern from *:
     #if defined(__AVX512F__) && FASTCONV_VL == 16
     DIRECT unsigned lanes_inside(Py_ssize_t column, Py_ssize_t extent, int VL)
     {
-        Py_ssize_t first = column < 0 ? (-column < VL ? -column : VL) : 0;
-        Py_ssize_t last = extent - column < 0 ? 0 : extent - column < VL ? extent - column : VL;
-        return ((1u << last) - 1) & ~((1u << first) - 1);
+        unsigned long long all = (1u << VL) - 1;
+        Py_ssize_t before = column < 0 ? -column : 0, after = column + VL > extent ? column + VL - extent : 0;
+        before = before < VL ? before : VL;
+        after = after < VL ? after : VL;
+        return (unsigned)((all << before) & (all >> after));
     }
     DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
     { return (vf)_mm512_maskz_loadu_ps((__mmask16)lanes_inside(column, extent, 16), row + column); }
@@ -470,29 +472,28 @@ cdef inline void depthwise_rows(
 
 cdef inline void filters_block(
     const Conv* conv,
-    const real* image,      # IN   C planes
+    const real* image,      # IN   planes of all channels
     const real* zeros,      # IN   IW of them
     const real* weight,     # IN   F filters
-    const real* shift,      # IN   F
     Py_ssize_t top, Py_ssize_t left,  # image row and column at tap (0, 0)
-    vec* sums,              # OUT  F x V
+    Py_ssize_t c_first, Py_ssize_t c_last,
+    vec* sums,              # INOUT  F x V
     Py_ssize_t F, Py_ssize_t V, int mode,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t C = conv.C, IH = conv.IH, IW = conv.IW, KH = conv.KH, KW = conv.KW
+        Py_ssize_t IH = conv.IH, IW = conv.IW, KH = conv.KH, KW = conv.KW
         Py_ssize_t dil_h = conv.dil_h, dil_w = conv.dil_w, stride_w = conv.stride_w
         Py_ssize_t to_filter = conv.to_filter, to_channel = conv.to_channel, to_kh = conv.to_kh, to_kw = conv.to_kw
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), c, kh, kw, f, v, ih, depth = 0
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), c, kh, kw, f, v, ih
         const real* row
         const real* taps
-        vec[4][4] acc, total
+        vec[4][4] acc
         vec[4] x
         vec tap
     for f in range(F):
         for v in range(V):
-            fill(&acc[f][v], shift[f])
-            fill(&total[f][v], <real> 0)
-    for c in range(C):
+            acc[f][v] = sums[f * V + v]
+    for c in range(c_first, c_last):
         for kh in range(KH):
             ih = top + kh * dil_h
             row = image + (c * IH + ih) * IW if 0 <= ih < IH else zeros
@@ -505,17 +506,44 @@ cdef inline void filters_block(
                     for v in range(V):
                         acc[f][v] = acc[f][v] + x[v] * tap
                 taps += to_kw
-            depth += KW
-            if depth >= DEPTH:
-                depth = 0
-                for f in range(F):
-                    for v in range(V):
-                        total[f][v] = total[f][v] + acc[f][v]
-                        fill(&acc[f][v], <real> 0)
     for f in range(F):
         for v in range(V):
-            acc[f][v] = acc[f][v] + total[f][v]
-            sums[f * V + v] = in_order(acc[f][v]) if mode == PAIRS else acc[f][v]
+            sums[f * V + v] = acc[f][v]
+
+
+cdef inline void filters_sums(
+    const Conv* conv,
+    const real* image,
+    const real* zeros,
+    const real* weight,
+    const real* shift,      # IN   F
+    Py_ssize_t top, Py_ssize_t left,
+    vec* sums,              # OUT  F x V
+    Py_ssize_t F, Py_ssize_t V, int mode,
+) noexcept nogil:
+    # Channels in groups of about DEPTH products; their sums are added up.
+    cdef:
+        vec[16] total
+        Py_ssize_t i, c = 0, group = max(DEPTH // (conv.KH * conv.KW), 1)
+    for i in range(F * V):
+        fill(&sums[i], shift[i // V])
+    filters_block(conv, image, zeros, weight, top, left, 0, min(group, conv.C), sums, F, V, mode)
+    if group < conv.C:
+        for i in range(F * V):
+            total[i] = sums[i]
+        c = group
+        while c < conv.C:
+            for i in range(F * V):
+                fill(&sums[i], <real> 0)
+            filters_block(conv, image, zeros, weight, top, left, c, min(c + group, conv.C), sums, F, V, mode)
+            for i in range(F * V):
+                total[i] = total[i] + sums[i]
+            c += group
+        for i in range(F * V):
+            sums[i] = total[i]
+    if mode == PAIRS:
+        for i in range(F * V):
+            sums[i] = in_order(sums[i])
 
 
 cdef inline void filters_rows(
@@ -545,13 +573,13 @@ cdef inline void filters_rows(
             left = block * conv.stride_w - conv.pad_left
             top = oh * conv.stride_h - conv.pad_top
             if mode == MASKED and left >= 0 and left + reach <= conv.IW:
-                filters_block(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, PLAIN)
+                filters_sums(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, PLAIN)
             elif mode == MASKED:
-                filters_block(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, MASKED)
+                filters_sums(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, MASKED)
             elif mode == PAIRS:
-                filters_block(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, PAIRS)
+                filters_sums(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, PAIRS)
             else:
-                filters_block(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, GATHER)
+                filters_sums(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, GATHER)
             skip = ow - block if accumulate else 0
             lanes = VL if OW >= VL or (not accumulate and (last - oh - 1) * OW >= VL) else OW
             for f in range(F):
@@ -822,16 +850,27 @@ cdef struct Meeting:
     Py_ssize_t first, step, at, back
 
 
-cdef Meeting meeting(Py_ssize_t i, Py_ssize_t pad, Py_ssize_t stride, Py_ssize_t dil, Py_ssize_t kernel) noexcept nogil:
+cdef Meeting steps(Py_ssize_t stride, Py_ssize_t dil) noexcept nogil:
     cdef Meeting met
     cdef Py_ssize_t a = stride, b = dil
     while b:
         a, b = b, a % b
-    met.step, met.back, met.first = stride // a, dil // a, 0
-    while met.first < kernel and (i + pad - met.first * dil) % stride:
-        met.first += 1
-    met.at = (i + pad - met.first * dil) // stride
+    met.step, met.back, met.first, met.at = stride // a, dil // a, 0, 0
     return met
+
+
+cdef inline void meet(
+    Meeting* met, Py_ssize_t i, Py_ssize_t pad, Py_ssize_t stride, Py_ssize_t dil, Py_ssize_t kernel
+) noexcept nogil:
+    # Cells from `step` on repeat those before
+    cdef Py_ssize_t at = i + pad
+    met.first = 0
+    while met.first < min(kernel, met.step) and at % stride:
+        met.first += 1
+        at -= dil
+    if at % stride:
+        met.first = kernel
+    met.at = at // stride
 
 
 cdef inline void strided_block(
@@ -891,13 +930,17 @@ cdef void strided_task(
         Py_ssize_t stride_w = geometry[GEO_STRIDE_W], VL = sizeof(vec) // sizeof(real)
         bint accumulate = geometry[GEO_ACCUMULATE] != 0
         Py_ssize_t flat, plane, ih, iw, channel, phase, lane, left
-        Meeting h, w, next
+        Meeting h = steps(geometry[GEO_STRIDE_H], geometry[GEO_DIL_H])
+        Meeting w = steps(stride_w, geometry[GEO_DIL_W]), next = w, start, other_start
         vec sum, other
         real[16] lanes
         real* row
         const real* dy
         const real* filters
         real shift, value
+    meet(&w, 0, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
+    meet(&next, 1, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
+    start, other_start = w, next
     for flat in range(task * batch, min((task + 1) * batch, N * IC * IH)):
         plane, ih = flat // IH, flat % IH
         channel = plane % IC
@@ -905,10 +948,9 @@ cdef void strided_task(
         dy = grad_output + (plane // IC * G + channel // ICG) * C * OH * OW
         filters = weight + (channel // ICG * C * ICG + channel % ICG) * taps
         row = grad_input + flat * IW
-        h = meeting(ih, geometry[GEO_PAD_TOP], geometry[GEO_STRIDE_H], geometry[GEO_DIL_H], KH)
+        meet(&h, ih, geometry[GEO_PAD_TOP], geometry[GEO_STRIDE_H], geometry[GEO_DIL_H], KH)
         if stride_w <= 2:
-            w = meeting(0, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
-            next = meeting(1, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
+            w, next = start, other_start
             iw = 0
             while iw < IW:
                 left = IW - iw
@@ -925,7 +967,7 @@ cdef void strided_task(
                 iw += VL * stride_w
             continue
         for phase in range(min(stride_w, IW)):
-            w = meeting(phase, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
+            meet(&w, phase, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
             iw = phase
             while iw < IW:
                 strided_block(dy, filters, shift, C, ICG * taps, KH, KW, OH, OW, h, w, &sum)
@@ -1018,42 +1060,41 @@ cdef Sum sum_of(const int64_t* geometry) noexcept nogil:
     return s
 
 
-cdef inline void grad_weight_block(
+cdef inline void grad_weight_run(
     const real* image,        # IN   the channel's plane in image 0
     const real* grad_output,  # IN   the first filter's plane in image 0
     const real* zeros,        # IN   IW of them
-    real* out,                # OUT  of F filters, to_out apart: taps (kh, kw) .. (kh + H - 1, kw + T - 1)
-    Py_ssize_t to_out,
-    Py_ssize_t first, Py_ssize_t last,  # rows of all images
+    vec* sums,                # INOUT  F x H x T: taps (kh, kw) .. (kh + H - 1, kw + T - 1) of F filters
+    Py_ssize_t first, Py_ssize_t last,           # rows of all images
+    Py_ssize_t ow_first, Py_ssize_t ow_last,
     Py_ssize_t kh, Py_ssize_t kw,
-    bint accumulate,
     const int64_t* geometry,
-    Py_ssize_t F, Py_ssize_t H, Py_ssize_t T, int mode, vec* unused,
+    Py_ssize_t F, Py_ssize_t H, Py_ssize_t T, int mode,
 ) noexcept nogil:
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
-        Py_ssize_t to_image = geometry[GEO_IC] * IH * IW, to_grad = geometry[GEO_OC] * OH * OW, KW = geometry[GEO_KW]
+        Py_ssize_t to_image = geometry[GEO_IC] * IH * IW, to_grad = geometry[GEO_OC] * OH * OW
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
         Py_ssize_t top = kh * dil_h - geometry[GEO_PAD_TOP], left = kw * dil_w - geometry[GEO_PAD_LEFT]
         Py_ssize_t VL = sizeof(vec) // sizeof(real), reach = (T - 1) * dil_w + VL
-        Py_ssize_t n = first // OH, oh = first % OH, flat, ow, ih, column, end, f, h, t, i, vectors = 0, flushes = 0
-        vec[12] acc, partial, total
+        Py_ssize_t n = first // OH, oh = first % OH, flat, ow, ih, column, end, f, h, t
+        vec[4][3][5] acc
         vec[4] dy
         vec x
         const real* rows[3]
         const real* grads
-    for i in range(F * H * T):
-        fill(&acc[i], <real> 0)
-        fill(&partial[i], <real> 0)
-        fill(&total[i], <real> 0)
+    for f in range(F):
+        for h in range(H):
+            for t in range(T):
+                fill(&acc[f][h][t], <real> 0)
     for flat in range(first, last):
         for h in range(H):
             ih = oh * stride_h + top + h * dil_h
             rows[h] = image + n * to_image + ih * IW if 0 <= ih < IH else zeros
         grads = grad_output + n * to_grad + oh * OW
-        ow = 0
-        while ow < OW:
+        ow = ow_first
+        while ow < ow_last:
             column = ow * stride_w + left
             if mode == MASKED and column >= 0 and column + reach <= IW and ow + VL <= OW:
                 for f in range(F):
@@ -1062,7 +1103,7 @@ cdef inline void grad_weight_block(
                     for t in range(T):
                         load(&x, rows[h], column + t * dil_w, IW, True)
                         for f in range(F):
-                            acc[(f * H + h) * T + t] = acc[(f * H + h) * T + t] + x * dy[f]
+                            acc[f][h][t] = acc[f][h][t] + x * dy[f]
             else:
                 for f in range(F):
                     load(&dy[f], grads + f * OH * OW, ow, OW, False)
@@ -1070,24 +1111,12 @@ cdef inline void grad_weight_block(
                         dy[f] = out_of_order(dy[f])
                 # Lanes behind the row's last output are zeros on both sides
                 end = (min(OW - ow, VL) - 1) * stride_w + 1 + column
-                for h in range(H):
-                    for t in range(T):
+                for t in range(T):
+                    for h in range(H):
                         load_columns(&x, rows[h], column + t * dil_w, stride_w, min(IW, end + t * dil_w), mode)
                         for f in range(F):
-                            acc[(f * H + h) * T + t] = acc[(f * H + h) * T + t] + x * dy[f]
+                            acc[f][h][t] = acc[f][h][t] + x * dy[f]
             ow += VL
-            vectors += 1
-            if vectors == FLUSH:
-                vectors = 0
-                flushes += 1
-                for i in range(F * H * T):
-                    partial[i] = partial[i] + acc[i]
-                    fill(&acc[i], <real> 0)
-                if flushes == FLUSH:
-                    flushes = 0
-                    for i in range(F * H * T):
-                        total[i] = total[i] + partial[i]
-                        fill(&partial[i], <real> 0)
         oh += 1
         if oh == OH:
             oh = 0
@@ -1095,12 +1124,50 @@ cdef inline void grad_weight_block(
     for f in range(F):
         for h in range(H):
             for t in range(T):
+                sums[(f * H + h) * T + t] = sums[(f * H + h) * T + t] + acc[f][h][t]
+
+
+cdef inline void grad_weight_block(
+    const real* image,
+    const real* grad_output,
+    const real* zeros,
+    real* out,                # OUT  of F filters, to_out apart
+    Py_ssize_t to_out,
+    Py_ssize_t first, Py_ssize_t last,
+    Py_ssize_t kh, Py_ssize_t kw,
+    bint accumulate,
+    const int64_t* geometry,
+    Py_ssize_t F, Py_ssize_t H, Py_ssize_t T, int mode, vec* unused,
+) noexcept nogil:
+    # Runs of FLUSH vectors, whole rows or parts of one; FLUSH runs make a partial sum.
+    cdef:
+        Py_ssize_t OW = geometry[GEO_OW], KW = geometry[GEO_KW], VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t run = max(FLUSH // ceil_div(OW, VL), 1), i, f, h, t, ow, flushes = 0
+        vec[12] partial, total
+        real value
+    for i in range(F * H * T):
+        fill(&partial[i], <real> 0)
+        fill(&total[i], <real> 0)
+    while first < last:
+        ow = 0
+        while ow < OW:
+            grad_weight_run(image, grad_output, zeros, &partial[0], first, min(first + run, last), ow,
+                            min(ow + FLUSH * VL, OW), kh, kw, geometry, F, H, T, mode)
+            ow += FLUSH * VL
+            flushes += 1
+            if flushes == FLUSH:
+                flushes = 0
+                for i in range(F * H * T):
+                    total[i] = total[i] + partial[i]
+                    fill(&partial[i], <real> 0)
+        first += run
+    for f in range(F):
+        for h in range(H):
+            for t in range(T):
                 i = (f * H + h) * T + t
-                acc[i] = total[i] + (partial[i] + acc[i])
-                if accumulate:
-                    out[f * to_out + (kh + h) * KW + kw + t] += sum_lanes(acc[i], out)
-                else:
-                    out[f * to_out + (kh + h) * KW + kw + t] = sum_lanes(acc[i], out)
+                value = sum_lanes(total[i] + partial[i], out)
+                i = f * to_out + (kh + h) * KW + kw + t
+                out[i] = out[i] + value if accumulate else value
 
 
 cdef inline void grad_weight_units(
