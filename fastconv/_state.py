@@ -112,7 +112,8 @@ def load(path: Any) -> dict[str, np.ndarray]:
     except _Damage as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         name = os.fsdecode(path)
-        raise ValueError(f"load: {name}: damaged, or not the file that its ending promises ({reason})") from None
+        ending = os.path.splitext(name)[1]
+        raise ValueError(f"load: {name}: damaged, or no {ending} file that NumPy can hold ({reason})") from None
 
 
 # What the readers raise for broken files, beside safetensors' own error (a ValueError is made of it below).
@@ -140,13 +141,18 @@ def _format(function: str, path: Any) -> tuple[Encode, Decode]:
     from safetensors import SafetensorError
 
     def encode(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
-        file.write(safetensors.save(arrays))
+        try:
+            file.write(safetensors.save(arrays))
+        except SafetensorError as error:
+            raise ValueError(f"save: {name}: {error}") from None
 
     def decode(data: bytes) -> dict[str, np.ndarray]:
         try:
             found = safetensors.load(data)
         except SafetensorError as error:
             raise ValueError(str(error)) from None
+        except KeyError as error:  # bfloat16 and the like
+            raise ValueError(f"it holds numbers of type {error.args[0]}") from None
         return {key: np.array(value) for key, value in found.items()}  # their arrays are read-only
 
     return encode, decode

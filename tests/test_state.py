@@ -175,6 +175,17 @@ def test_safetensors_are_torchs(tmp_path):
     assert (twin[0].bias == 7).all()
 
 
+def test_numbers_that_numpy_or_the_format_has_not(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    files = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    files.save_file({"a": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match=r"load: .*half\.safetensors: .*numbers of type BF16"):
+        load(tmp_path / "half.safetensors")
+    if np.dtype(np.longdouble).itemsize > 8:
+        with pytest.raises(ValueError, match=r"save: .*long\.safetensors: "):
+            save({"a": np.ones(3, np.longdouble)}, tmp_path / "long.safetensors")
+
+
 def test_torchs_tensors_load_directly():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     twin = torch.nn.Linear(3, 2)
@@ -200,7 +211,7 @@ def test_every_damage_is_one_valueerror_that_names_the_file(tmp_path, ending):
     damaged += [generator.bytes(300), b"text, no arrays\n" * 9]
     for data in damaged:
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=rf"load: .*net\.{ending}: damaged, or not the file") as caught:
+        with pytest.raises(ValueError, match=rf"load: .*net\.{ending}: damaged, or no .{ending} file") as caught:
             load(path)
         assert "\n" not in str(caught.value)
 
