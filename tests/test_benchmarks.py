@@ -199,3 +199,24 @@ def test_report_arithmetic():
 def test_contestants_have_their_files():
     for file, _ in contestants.CONTESTANTS.values():
         assert callable(importlib.import_module(f"benchmarks.peers.{file}").load)
+
+
+def test_offline_pages_turn_known_links_alone():
+    from benchmarks import offline_pages
+
+    page = (
+        '<script src="https://code.jquery.com/jquery-3.3.1.min.js" integrity="sha256-x" crossorigin="anonymous"></script>'
+        '<script src="asv.js"></script><a href="https://github.com/airspeed-velocity/asv/">asv</a>'
+    )
+    turned, wanted = offline_pages.localise(page)
+    assert wanted == ["jquery-3.3.1.min.js"]
+    assert turned == page.replace(
+        'src="https://code.jquery.com/jquery-3.3.1.min.js" integrity="sha256-x"', 'src="vendor/jquery-3.3.1.min.js"'
+    )
+
+
+def test_offline_pages_without_pages(tmp_path, capsys):
+    from benchmarks import offline_pages
+
+    assert offline_pages.main([str(tmp_path)]) == 2
+    assert "run asv publish first" in capsys.readouterr().err
