@@ -1,0 +1,400 @@
+"""Explicit vectors for Numba: a type over LLVM's ``<n x float>`` and ``<n x double>``, and functions on raw addresses.
+
+An address is an int64 as `address` gives it; offsets count elements, sums of addresses count bytes. Nothing is checked:
+no bounds, no alignment (every access is allowed to be unaligned), no aliasing. Functions that need to know the element
+type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its like.
+
+    address(array)                    int64, of the array's first element
+    itemsize(dtype), lanes(dtype)     bytes of an element, elements of a vector; constants to the compiler
+    get(address, offset, dtype)       one element              put(address, offset, value)
+    load(address, offset, dtype)      a vector                 store(address, offset, vector)
+    broadcast(value)                  value in every lane
+    a + b, a - b, a * b, -a           on vectors of one type
+    fma(a, b, c)                      a * b + c, fused wherever the CPU can
+    vmax(a, b), vmin(a, b)            a > b ? a : b and a < b ? a : b, so NaN in either lane gives b
+    shuffler(mask)                    f(a, b) that picks lanes: mask counts through a, then b; -1 = any value
+    copy(target, source, bytes)       memcpy                   clear(target, bytes)    memset to zero
+    local(count, dtype)               array on the stack, alive until the function returns; count is a literal. Give it
+                                      a name: as Python it dies with its last reference
+    prefetch(address)                 a hint to load a cache line
+    outlined()                        keeps the function that calls it from being inlined
+    unrolled(function, **constants)   source with every ``for i in unroll(n)`` written out, see there
+
+With NUMBA_DISABLE_JIT=1 each is a NumPy or ctypes function of the same meaning, and the same kernel source runs as
+Python (fma then rounds twice). The module depends on Numba alone. Numba's on-disk cache looks at the file of the cached
+function only: what is compiled with these functions must carry a digest of this file, and VECTOR_BYTES, in its name.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import inspect
+import operator
+import os
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+# --------------------------------------------------------------------------------------------------------------- width
+
+
+def _vector_bytes() -> int:
+    """Of the widest vector that the code generator's CPU has at full rate: 64, 32 or 16, capped by FASTCONV_MAX_ISA."""
+    if numba.config.CPU_NAME in (None, "", "host"):
+        features = {name for name, there in llvmlite.binding.get_host_cpu_features().items() if there}
+    else:  # NUMBA_CPU_NAME=generic and the like: what NUMBA_CPU_FEATURES adds
+        flags = (numba.config.CPU_FEATURES or "").split(",")
+        features = {flag.strip()[1:] for flag in flags if flag.strip().startswith("+")}
+    cap = {"baseline": 16, "x86_64_v3": 32}.get(os.environ.get("FASTCONV_MAX_ISA", "").strip(), 64)
+    if cap >= 64 and features.issuperset(f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")):
+        return 64
+    return 32 if cap >= 32 and features.issuperset(("avx2", "fma")) else 16
+
+
+VECTOR_BYTES = _vector_bytes()
+VL_FLOAT, VL_DOUBLE = VECTOR_BYTES // 4, VECTOR_BYTES // 8
+
+# ---------------------------------------------------------------------------------------------------------------- type
+
+
+class Vector(types.Type):
+    """``count`` elements of a Numba scalar type in one register."""
+
+    def __init__(self, dtype: types.Type, count: int) -> None:
+        self.dtype, self.count = dtype, count
+        super().__init__(name=f"vector({count} x {dtype})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        element = manager.lookup(vector.dtype).get_value_type()
+        super().__init__(manager, vector, ir.VectorType(element, vector.count))
+
+
+def _element(dtype: types.Type) -> types.Type:
+    """The scalar type that a ``dtype`` argument names."""
+    return dtype.dtype if isinstance(dtype, types.DType) else dtype.instance_type
+
+
+def _vector(element: types.Type) -> Vector:
+    return Vector(element, VECTOR_BYTES * 8 // element.bitwidth)
+
+
+def _with_python(python: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Decorator of an @intrinsic: ``python`` stands in its place where nothing is compiled."""
+    compiled = intrinsic(**options) if options else intrinsic
+    return lambda function: python if numba.config.DISABLE_JIT else compiled(function)
+
+
+# ------------------------------------------------------------------------------------------------ addresses and memory
+
+
+def _view(address: int, offset: int, count: int, dtype: Any) -> np.ndarray:
+    dtype = np.dtype(dtype)
+    raw = (ctypes.c_char * (count * dtype.itemsize)).from_address(int(address) + int(offset) * dtype.itemsize)
+    return np.frombuffer(raw, dtype)
+
+
+def _pointer(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value, llvm_type: ir.Type, bits: int) -> ir.Value:
+    """``address + offset * bits / 8`` as a pointer to ``llvm_type``."""
+    at = builder.add(address, builder.mul(offset, offset.type(bits // 8)))
+    return builder.inttoptr(at, llvm_type.as_pointer())
+
+
+@_with_python(lambda array: array.ctypes.data)
+def address(typingctx, array):
+    def codegen(context, builder, signature, arguments):
+        data = cgutils.create_struct_proxy(array)(context, builder, value=arguments[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), codegen
+
+
+@_with_python(lambda dtype: np.dtype(dtype).itemsize)
+def itemsize(typingctx, dtype):
+    size = _element(dtype).bitwidth // 8
+    return types.int64(dtype), lambda context, builder, signature, arguments: ir.IntType(64)(size)
+
+
+@_with_python(lambda dtype: VECTOR_BYTES // np.dtype(dtype).itemsize)
+def lanes(typingctx, dtype):
+    count = _vector(_element(dtype)).count
+    return types.int64(dtype), lambda context, builder, signature, arguments: ir.IntType(64)(count)
+
+
+def _read(result: types.Type, element: types.Type, dtype: types.Type) -> Any:
+    def codegen(context, builder, signature, arguments):
+        llvm_type = context.get_value_type(result)
+        at = _pointer(builder, arguments[0], arguments[1], llvm_type, element.bitwidth)
+        return builder.load(at, align=element.bitwidth // 8)
+
+    return result(types.int64, types.int64, dtype), codegen
+
+
+def _write(value: types.Type, element: types.Type) -> Any:
+    def codegen(context, builder, signature, arguments):
+        at = _pointer(builder, arguments[0], arguments[1], arguments[2].type, element.bitwidth)
+        builder.store(arguments[2], at, align=element.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, value), codegen
+
+
+def _python_put(address: int, offset: int, value: Any) -> None:
+    _view(address, offset, np.size(value), value.dtype)[...] = value
+
+
+@_with_python(lambda address, offset, dtype: _view(address, offset, 1, dtype)[0])
+def get(typingctx, address, offset, dtype):
+    element = _element(dtype)
+    return _read(element, element, dtype)
+
+
+@_with_python(_python_put)
+def put(typingctx, address, offset, value):
+    return _write(value, value)
+
+
+@_with_python(lambda address, offset, dtype: _view(address, offset, lanes(dtype), dtype).copy())
+def load(typingctx, address, offset, dtype):
+    element = _element(dtype)
+    return _read(_vector(element), element, dtype)
+
+
+@_with_python(_python_put)
+def store(typingctx, address, offset, vector):
+    return _write(vector, vector.dtype)
+
+
+def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+    """Call of an LLVM intrinsic by its full name."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _bytes_at(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return builder.inttoptr(address, ir.IntType(8).as_pointer())
+
+
+@_with_python(lambda target, source, count: ctypes.memmove(int(target), int(source), int(count)) and None)
+def copy(typingctx, target, source, count):
+    def codegen(context, builder, signature, arguments):
+        target, source = (_bytes_at(builder, at) for at in arguments[:2])
+        _call(builder, "llvm.memcpy.p0.p0.i64", ir.VoidType(), [target, source, arguments[2], ir.IntType(1)(0)])
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.int64), codegen
+
+
+@_with_python(lambda target, count: ctypes.memset(int(target), 0, int(count)) and None)
+def clear(typingctx, target, count):
+    def codegen(context, builder, signature, arguments):
+        arguments = [_bytes_at(builder, arguments[0]), ir.IntType(8)(0), arguments[1], ir.IntType(1)(0)]
+        _call(builder, "llvm.memset.p0.i64", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), codegen
+
+
+@_with_python(lambda address: None)
+def prefetch(typingctx, address):
+    def codegen(context, builder, signature, arguments):
+        hints = [ir.IntType(32)(hint) for hint in (0, 3, 1)]  # to read, keep in all levels, data
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [_bytes_at(builder, arguments[0]), *hints])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@_with_python(lambda count, dtype: np.empty(count, dtype), prefer_literal=True)
+def local(typingctx, count, dtype):
+    element = _element(dtype)
+    result = types.Array(element, 1, "C")
+
+    def codegen(context, builder, signature, arguments):
+        n, size = ir.IntType(64)(count.literal_value), ir.IntType(64)(element.bitwidth // 8)
+        data = cgutils.alloca_once(builder, context.get_data_type(element), n)
+        data.align = VECTOR_BYTES
+        array = cgutils.create_struct_proxy(result)(context, builder)
+        array.data = builder.bitcast(data, array.data.type)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)  # owned by nobody
+        array.parent = cgutils.get_null_value(array.parent.type)
+        array.nitems, array.itemsize = n, size
+        array.shape, array.strides = cgutils.pack_array(builder, [n]), cgutils.pack_array(builder, [size])
+        return array._getvalue()
+
+    return result(count, dtype), codegen
+
+
+@_with_python(lambda: None)
+def outlined(typingctx):
+    def codegen(context, builder, signature, arguments):
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+# ---------------------------------------------------------------------------------------------------------- arithmetic
+
+
+@_with_python(lambda value: np.full(lanes(value.dtype), value))
+def broadcast(typingctx, value):
+    vector = _vector(value)
+
+    def codegen(context, builder, signature, arguments):
+        llvm_type = context.get_value_type(vector)
+        first = builder.insert_element(llvm_type(ir.Undefined), arguments[0], ir.IntType(32)(0))
+        mask = ir.VectorType(ir.IntType(32), vector.count)(None)  # lane 0, everywhere
+        return builder.shuffle_vector(first, first, mask)
+
+    return vector(value), codegen
+
+
+@_with_python(lambda a, b, c: a * b + c)
+def fma(typingctx, a, b, c):
+    def codegen(context, builder, signature, arguments):
+        # Not llvm.fma: on a CPU without the instruction that is a call of fmaf for each lane
+        kind = "f32" if a.dtype == types.float32 else "f64"
+        return _call(builder, f"llvm.fmuladd.v{a.count}{kind}", arguments[0].type, list(arguments))
+
+    return a(a, a, a), codegen
+
+
+def _select(predicate: str, a: Vector) -> Any:
+    def codegen(context, builder, signature, arguments):
+        return builder.select(builder.fcmp_ordered(predicate, *arguments), *arguments)
+
+    return a(a, a), codegen
+
+
+@_with_python(lambda a, b: np.where(a > b, a, b))
+def vmax(typingctx, a, b):
+    return _select(">", a)
+
+
+@_with_python(lambda a, b: np.where(a < b, a, b))
+def vmin(typingctx, a, b):
+    return _select("<", a)
+
+
+def shuffler(mask: tuple[int, ...]) -> Callable[..., Any]:
+    """f(a, b): lane j is lane ``mask[j]`` of a and b one after the other; any value where it is -1."""
+
+    @_with_python(lambda a, b: np.concatenate((a, b))[list(mask)])
+    def shuffle(typingctx, a, b):
+        result = Vector(a.dtype, len(mask))
+
+        def codegen(context, builder, signature, arguments):
+            lane = ir.IntType(32)
+            lanes = [lane(ir.Undefined if position < 0 else position) for position in mask]
+            return builder.shuffle_vector(*arguments, ir.VectorType(lane, len(mask))(lanes))
+
+        return result(a, a), codegen
+
+    return shuffle
+
+
+def _operator(function: Callable[..., Any], instruction: str, n_arguments: int) -> None:
+    """Let ``function`` of the operator module take vectors; NumPy has it for the Python form."""
+
+    @infer_global(function)
+    class _Template(AbstractTemplate):
+        def generic(self, args, kws):
+            if len(args) == n_arguments and isinstance(args[0], Vector) and all(arg == args[0] for arg in args):
+                return signature(args[0], *args)
+
+    @lower_builtin(function, *[Vector] * n_arguments)
+    def lower(context, builder, signature, arguments):
+        return getattr(builder, instruction)(*arguments, flags=("contract",))
+
+
+_operator(operator.add, "fadd", 2)
+_operator(operator.sub, "fsub", 2)
+_operator(operator.mul, "fmul", 2)
+_operator(operator.neg, "fneg", 1)
+
+# ----------------------------------------------------------------------------------------------------------- unrolling
+
+
+class registers:
+    """``acc: registers[6, 2]`` in an unrolled function declares acc[0, 0] ... acc[5, 1], each a variable of its own."""
+
+    def __class_getitem__(cls, extents: Any) -> type[registers]:
+        return cls
+
+
+def unroll(count: int) -> range:
+    """Marks a loop that `unrolled` writes out."""
+    return range(count)
+
+
+class _Unroller(ast.NodeTransformer):
+    def __init__(self, space: dict[str, Any], constants: dict[str, Any]) -> None:
+        self.space, self.constants, self.arrays = space, dict(constants), set()
+
+    def _value(self, node: ast.expr) -> Any:
+        return eval(compile(ast.Expression(node), "<unrolled>", "eval"), self.space, self.constants)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
+        if node.value is None and ast.unparse(node.annotation).startswith(f"{registers.__name__}["):
+            self.arrays.add(node.target.id)
+            return None
+        return self.generic_visit(node)
+
+    def visit_For(self, node: ast.For) -> Any:
+        if not (isinstance(node.iter, ast.Call) and getattr(node.iter.func, "id", None) == unroll.__name__):
+            return self.generic_visit(node)
+        body = []
+        for value in range(self._value(node.iter.args[0])):
+            self.constants[node.target.id] = value
+            for statement in node.body:
+                changed = self.visit(ast.parse(ast.unparse(statement)).body[0])
+                body += changed if isinstance(changed, list) else [changed]
+        del self.constants[node.target.id]
+        return body
+
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        if getattr(node.value, "id", None) not in self.arrays:
+            return self.generic_visit(node)
+        position = self._value(node.slice)
+        suffix = "_".join(map(str, position if isinstance(position, tuple) else (position,)))
+        return ast.Name(f"{node.value.id}_{suffix}", node.ctx)
+
+    def visit_Name(self, node: ast.Name) -> Any:
+        return ast.Constant(self.constants[node.id]) if node.id in self.constants else node
+
+
+def unrolled(function: Callable[..., Any], **constants: int) -> Callable[..., Any]:
+    """``function`` with its parameters ``constants`` fixed and every ``for i in unroll(n)`` written out.
+
+    LLVM keeps an accumulator in a register only if it is a variable of its own, which no array is before loops unroll.
+    The source says what a C kernel says::
+
+        def dot(a, b, n, dtype, nv):
+            acc: registers[nv]
+            for j in unroll(nv):
+                acc[j] = broadcast(dtype.type(0))
+            ...
+
+        dot2 = numba.njit(unrolled(dot, nv=2))
+    """
+    definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    definition.args.args = [argument for argument in definition.args.args if argument.arg not in constants]
+    definition.decorator_list = []
+    definition.name = "_".join([function.__name__, *map(str, constants.values())])
+    tree = ast.Module([_Unroller(function.__globals__, constants).visit(definition)], [])
+    space: dict[str, Any] = {}
+    source = ast.unparse(ast.fix_missing_locations(tree))
+    exec(compile(source, inspect.getfile(function), "exec"), function.__globals__, space)
+    return space[definition.name]

@@ -1,0 +1,919 @@
+"""Convolution as a blocked matrix product. Formula and shapes: fastconv/_reference/im2col.py.
+
+conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image and group, K = ICG*KH*KW. ``cols``
+exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
+
+    task   one block of NB pixels (of one image, group, chunk of filters)
+    loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
+    loop 2 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
+    loop 3 over panels of NV*VL pixels
+    tile   MR x NV accumulators in registers, vectors along pixels, so that results are stored as NCHW
+
+Below the arrays of a task everything is an address (see _simd.py): ``dtype`` is the element type, ``size`` its bytes.
+"""
+
+from collections import namedtuple  # noqa: I001  # geometry names, as many a line as fit
+from functools import lru_cache
+
+import numpy as np
+from numba.extending import register_jitable
+
+from fastconv._numba._fused_pool import max_pool_rows
+from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
+from fastconv._numba._simd import (
+    VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, put,
+    registers, store, unroll, unrolled, vmax, vmin,
+)  # fmt: skip
+from fastconv._problem import (
+    GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
+    GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H,
+    GEO_STRIDE_W,
+)  # fmt: skip
+
+# MR filters x NV vectors of pixels: MR * NV accumulators, NV vectors of pixels and one broadcast must fit into the
+# registers, 16 of them up to AVX2, 32 with AVX-512.
+MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
+
+# A B block of KC x NB stays in the second-level cache beside the rows it is packed from; KC rows of an A panel in the
+# first.
+KC = 256
+MOST_PIXELS = 384  # of a block: a multiple of every NV * VL
+FEW_TASKS = 8  # with fewer, filters are split into chunks as well
+CHUNK_FILTERS = 64  # the smallest chunk: a pixel's columns are packed again for each
+MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
+TILE_ELEMENTS = MR * NV * VL_FLOAT
+
+# For what both the drivers, which are Python, and the tasks compute.
+everywhere = register_jitable(error_model="numpy")
+
+
+@everywhere
+def ceil_div(a, b):
+    """ceil(a / b) for b > 0, also for negative a."""
+    return -(-a // b)
+
+
+@helper
+def clamp(value, low, high):
+    """value within [low, high]; NaN stays NaN: both comparisons are false for it."""
+    if value < low:
+        return low
+    if value > high:
+        return high
+    return value
+
+
+Blocking = namedtuple(
+    "Blocking",
+    "ICG OCG T K OH OW P "  # T taps of one channel; a flat 1x1 problem has one row of P pixels
+    "flat NB blocks pooled_rows "  # pixels of a task, tasks of an image; rows of a fused pool per task
+    "kc k_blocks panels chunks chunk_panels "
+    "phases phase_width row_width rows channels "  # of the copied input
+    "copy_elements b_elements c_elements",
+)
+
+
+@everywhere
+def blocking(geometry):
+    """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
+    KH, KW, G, NR = geometry[GEO_KH], geometry[GEO_KW], max(geometry[GEO_G], 1), NV * VL_FLOAT
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    ICG = geometry[GEO_IC] // G
+    OCG = geometry[GEO_OC] // G
+    T = KH * KW
+    K = ICG * T
+    OH = geometry[GEO_OH]
+    OW = geometry[GEO_OW]
+    P = OH * OW
+    # A 1x1 kernel that meets every pixel once: the plane is one long row, read in place
+    flat = int(
+        T == 1 and stride_h == 1 and stride_w == 1 and geometry[GEO_PAD_TOP] == 0 and geometry[GEO_PAD_LEFT] == 0
+        and OH == geometry[GEO_IH] and OW == geometry[GEO_IW]
+    )  # fmt: skip
+    panels = ceil_div(OCG, MR)
+
+    # K in equal blocks, of whole channels where a channel fits
+    k_blocks = max(ceil_div(K, KC), 1)
+    kc = ceil_div(K, k_blocks)
+    if 0 < T <= KC and ceil_div(kc, T) * T <= KC:
+        kc = ceil_div(kc, T) * T
+    kc = max(kc, 1)
+    k_blocks = max(ceil_div(K, kc), 1)
+
+    # Pixels in equal blocks of whole panels; a fused pool wants whole rows
+    pooled_rows = 0
+    if geometry[GEO_POOL_KH] > 0:
+        overlap = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
+        pooled_rows = max((2 * MOST_PIXELS // max(OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
+        blocks = ceil_div(geometry[GEO_POOL_OH], pooled_rows)
+        NB = min(((pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * OW, P)
+        NB = ceil_div(NB, NR) * NR
+    else:
+        blocks = max(ceil_div(P, MOST_PIXELS), 1)
+        NB = ceil_div(ceil_div(P, blocks), NR) * NR
+        blocks = ceil_div(P, max(NB, 1))
+
+    chunks = 1
+    tasks = geometry[GEO_N] * G * blocks
+    if 0 < tasks < FEW_TASKS:
+        chunks = max(min(ceil_div(FEW_TASKS, tasks), OCG // CHUNK_FILTERS), 1)
+    chunk_panels = ceil_div(panels, chunks)
+
+    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
+    phases = stride_w
+    phase_width = OW + ((KW - 1) * dil_w) // stride_w + 1
+    row_width = phases * phase_width
+    rows = 0
+    channels = 0
+    copy_elements = 0
+    if flat == 0:
+        rows = (min(OH, ceil_div(NB, max(OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
+        channels = min(ceil_div(kc - 1, max(T, 1)) + 1, max(ICG, 1))
+        copy_elements = channels * rows * row_width + VL_FLOAT
+    b_elements = kc * NB + VL_FLOAT
+    c_elements = chunk_panels * MR * NB if pooled_rows > 0 else 0
+    return Blocking(
+        ICG, OCG, T, K, OH, OW, P, flat, NB, blocks, pooled_rows, kc, k_blocks, panels, chunks, chunk_panels, phases,
+        phase_width, row_width, rows, channels, copy_elements, b_elements, c_elements,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _planned(geometry):
+    g = np.frombuffer(geometry, np.int64).tolist()
+    b = blocking(g)
+    return b, transposed(b, g), {VL: outer(b, g, VL) for VL in (VL_FLOAT, VL_DOUBLE)}
+
+
+def plans(geometry):
+    """Blocking, Transposed, and Outer by vector length, for the drivers; kept, for in Python they cost 20 us."""
+    return _planned(geometry.tobytes())
+
+
+# ----------------------------------------------------------------------------------------------------- the tile
+
+
+def tile(
+    a,  # IN   [kc][MR] filters
+    b,  # IN   [kc][NV * VL] pixels
+    kc,
+    c,  # IN/OUT rows of pixels, ldc apart
+    ldc,
+    accumulate,  # start from c, else from zero
+    bias,  # IN   (MR,), or 0: not the last block of K, so neither bias nor clamp
+    low,
+    high,
+    dtype,
+    nv,  # vectors in use; a constant of each compiled tile, so that acc stays in registers
+):
+    # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
+    # broadcast filter stay in registers.
+    outlined()
+    acc: registers[MR, nv]
+    x: registers[nv]
+    VL, size = lanes(dtype), itemsize(dtype)
+    if accumulate:
+        for i in unroll(MR):
+            for j in unroll(nv):
+                acc[i, j] = load(c, i * ldc + j * VL, dtype)
+    else:
+        for i in unroll(MR):
+            for j in unroll(nv):
+                acc[i, j] = broadcast(dtype.type(0))
+    for _ in range(kc):
+        for j in unroll(nv):
+            x[j] = load(b, j * VL, dtype)
+        for i in unroll(MR):
+            filter = broadcast(get(a, i, dtype))
+            for j in unroll(nv):
+                acc[i, j] = fma(filter, x[j], acc[i, j])
+        a += MR * size
+        b += NV * VL * size
+    if bias != 0:
+        low_v = broadcast(low)
+        high_v = broadcast(high)
+        for i in unroll(MR):
+            shift = broadcast(get(bias, i, dtype))
+            for j in unroll(nv):
+                acc[i, j] = vmin(high_v, vmax(low_v, acc[i, j] + shift))
+    for i in unroll(MR):
+        for j in unroll(nv):
+            store(c, i * ldc + j * VL, acc[i, j])
+
+
+tile_1, tile_2 = helper(unrolled(tile, nv=1)), helper(unrolled(tile, nv=2))
+tile_NV = tile_2 if NV == 2 else helper(unrolled(tile, nv=NV))
+
+
+@helper
+def tile_of(a, b, kc, c, ldc, accumulate, bias, low, high, nv, dtype):
+    """`tile` with the number of vectors as a constant."""
+    if nv == 1:
+        tile_1(a, b, kc, c, ldc, accumulate, bias, low, high, dtype)
+    elif nv == 2:
+        tile_2(a, b, kc, c, ldc, accumulate, bias, low, high, dtype)
+    else:
+        tile_NV(a, b, kc, c, ldc, accumulate, bias, low, high, dtype)
+
+
+@helper
+def edge_tile(a, b, kc, c, ldc, accumulate, bias, low, high, filters, pixels, dtype):
+    """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
+    VL, size = lanes(dtype), itemsize(dtype)
+    NR = NV * VL
+    memory = local(TILE_ELEMENTS, dtype)
+    whole = address(memory)
+    if accumulate:
+        for i in range(filters):
+            copy(whole + i * NR * size, c + i * ldc * size, pixels * size)
+    tile_of(a, b, kc, whole, NR, accumulate, bias, low, high, ceil_div(pixels, VL), dtype)
+    for i in range(filters):
+        copy(c + i * ldc * size, whole + i * NR * size, pixels * size)
+
+
+# -------------------------------------------------------------------------------------------- packing the columns
+
+
+@helper
+def copy_rows(
+    plane,  # IN   one channel (IH, IW)
+    copied,  # OUT  [rows][phases][phase_width]
+    b,
+    geometry,
+    first_row,  # input row of the first copied one; may lie above the image
+    rows,
+    dtype,
+):
+    """Input rows with their zero border, columns split by their position modulo stride."""
+    IH, IW, KH, KW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_KH], geometry[GEO_KW]
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dil_h, dil_w, pad_left = geometry[GEO_DIL_H], geometry[GEO_DIL_W], geometry[GEO_PAD_LEFT]
+    width, size = b.phase_width, itemsize(dtype)
+    for row in range(rows):
+        used = False
+        for kh in range(KH):  # rows between the taps of a strided kernel are never read
+            if row >= kh * dil_h and (row - kh * dil_h) % stride_h == 0:
+                used = True
+                break
+        if not used:
+            continue
+        ih = first_row + row
+        for phase in range(stride_w):
+            used = False
+            for kw in range(KW):
+                if (kw * dil_w) % stride_w == phase:
+                    used = True
+                    break
+            if not used:
+                continue
+            target = copied + (row * b.row_width + phase * width) * size
+            if ih < 0 or ih >= IH:
+                clear(target, width * size)
+                continue
+            # Cell j holds input column left + j * stride_w
+            left = phase - pad_left
+            first = min(max(ceil_div(-left, stride_w), 0), width) if left < 0 else 0
+            last = min(max(ceil_div(IW - left, stride_w), first), width) if left < IW else first
+            source = plane + (ih * IW + left) * size
+            if first > 0:
+                clear(target, first * size)
+            if stride_w == 1:
+                copy(target + first * size, source + first * size, (last - first) * size)
+            elif stride_w == 2:
+                for j in range(first, last):
+                    put(target, j, get(source, 2 * j, dtype))
+            else:
+                for j in range(first, last):
+                    put(target, j, get(source, j * stride_w, dtype))
+            if last < width:
+                clear(target + last * size, (width - last) * size)
+
+
+@helper
+def pack_block(
+    image,  # IN   the channels of one group of one image
+    copied,  # scratch, copy_elements
+    packed,  # OUT  panels of [kc][NV * VL]
+    b,
+    geometry,
+    k_from,
+    kc,
+    p_from,
+    pixels,
+    dtype,
+):
+    """Rows k_from .. k_from + kc of the columns of ``pixels`` pixels."""
+    # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
+    # what a vector writes past its run is overwritten by the next run, the next row, or lies in the slack behind the
+    # block.
+    VL, size = lanes(dtype), itemsize(dtype)
+    NR = NV * VL
+    IHW, KH, KW = geometry[GEO_IH] * geometry[GEO_IW], geometry[GEO_KH], geometry[GEO_KW]
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+
+    if b.flat:
+        for panel in range(ceil_div(pixels, NR)):
+            source = image + (k_from * IHW + p_from + panel * NR) * size
+            there = min(pixels - panel * NR, NR)
+            whole = there // VL
+            for _ in range(kc):
+                if there == NR:
+                    for j in range(NV):
+                        store(packed, j * VL, load(source, j * VL, dtype))
+                else:
+                    for j in range(whole):
+                        store(packed, j * VL, load(source, j * VL, dtype))
+                    for j in range(whole * VL, there):  # nothing past the caller's array may be read
+                        put(packed, j, get(source, j, dtype))
+                source += IHW * size
+                packed += NR * size
+        return
+
+    oh_from, c_from, c_to = p_from // b.OW, k_from // b.T, (k_from + kc - 1) // b.T + 1
+    rows = ((p_from + pixels - 1) // b.OW - oh_from) * stride_h + (KH - 1) * dil_h + 1
+    for c in range(c_from, c_to):
+        copy_rows(
+            image + c * IHW * size, copied + (c - c_from) * b.rows * b.row_width * size, b, geometry,
+            oh_from * stride_h - geometry[GEO_PAD_TOP], rows, dtype,
+        )  # fmt: skip
+    run_to, run_from = local(MOST_VECTORS, np.int64), local(MOST_VECTORS, np.int64)
+    phase_step, column_step = dil_w % stride_w, dil_w // stride_w
+    for panel in range(ceil_div(pixels, NR)):
+        vectors = 0
+        p = p_from + panel * NR
+        done = 0
+        while done < NR and p < p_from + pixels:
+            oh = p // b.OW
+            ow = p % b.OW
+            length = min(min(b.OW - ow, NR - done), p_from + pixels - p)
+            for j in range(ceil_div(length, VL)):
+                run_to[vectors] = done + j * VL
+                run_from[vectors] = (oh - oh_from) * stride_h * b.row_width + ow + j * VL
+                vectors += 1
+            done += length
+            p += length
+        c = c_from
+        kh = k_from % b.T // KW
+        kw = k_from % KW
+        phase = kw * dil_w % stride_w
+        column = kw * dil_w // stride_w
+        for _ in range(kc):
+            row = ((c - c_from) * b.rows + kh * dil_h) * b.row_width
+            source = copied + (row + phase * b.phase_width + column) * size
+            for i in range(vectors):
+                store(packed, run_to[i], load(source, run_from[i], dtype))
+            packed += NR * size
+            # The next tap, counted up: a division costs more than the copies
+            kw += 1
+            phase += phase_step
+            column += column_step
+            if phase >= stride_w:
+                phase -= stride_w
+                column += 1
+            if kw == KW:
+                kw = phase = column = 0
+                kh += 1
+                if kh == KH:
+                    kh = 0
+                    c += 1
+
+
+# ------------------------------------------------------------------------------------------- kernels: columns
+
+
+@task
+def im2col_task(
+    task: index,
+    input: const_real[:, :, :, ::1],  # IN
+    cols: real[:, :, :, :, :, ::1],  # OUT
+    geometry: const_int64[::1],  # IN
+):
+    # A task is one channel of one image.
+    IH, IW = geometry[GEO_IH], geometry[GEO_IW]
+    OH, OW, KH, KW = geometry[GEO_OH], geometry[GEO_OW], geometry[GEO_KH], geometry[GEO_KW]
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    dtype = input.dtype
+    size = itemsize(dtype)
+    plane = address(input) + task * IH * IW * size
+    target = address(cols) + task * KH * KW * OH * OW * size
+    for kh in range(KH):
+        for kw in range(KW):
+            left = kw * dil_w - pad_left
+            # Output columns [first, last) lie over the image
+            first = min(max(ceil_div(-left, stride_w), 0), OW)
+            last = min(max(ceil_div(IW - left, stride_w), first), OW)
+            for oh in range(OH):
+                ih = oh * stride_h - pad_top + kh * dil_h
+                if ih < 0 or ih >= IH:
+                    clear(target, OW * size)
+                else:
+                    source = plane + (ih * IW + left) * size
+                    clear(target, first * size)
+                    if stride_w == 1:
+                        copy(target + first * size, source + first * size, (last - first) * size)
+                    else:
+                        for ow in range(first, last):
+                            put(target, ow, get(source, ow * stride_w, dtype))
+                    clear(target + last * size, (OW - last) * size)
+                target += OW * size
+
+
+def im2col(input, cols, workspace, geometry, n_threads):
+    """input (N, IC, IH, IW) -> cols (N, IC, KH, KW, OH, OW)."""
+    im2col_task.run(geometry[GEO_N] * geometry[GEO_IC], n_threads, input, cols, geometry)
+
+
+@task
+def col2im_task(
+    task: index,
+    cols: const_real[:, :, :, :, :, ::1],  # IN
+    output: real[:, :, :, ::1],  # OUT
+    geometry: const_int64[::1],  # IN
+):
+    # A task is one channel of one image; a cell sums its columns in the order of the taps.
+    IH, IW = geometry[GEO_IH], geometry[GEO_IW]
+    OH, OW, KH, KW = geometry[GEO_OH], geometry[GEO_OW], geometry[GEO_KH], geometry[GEO_KW]
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    dtype = output.dtype
+    size = itemsize(dtype)
+    plane = address(output) + task * IH * IW * size
+    source = address(cols) + task * KH * KW * OH * OW * size
+    clear(plane, IH * IW * size)
+    for kh in range(KH):
+        for kw in range(KW):
+            left = kw * dil_w - pad_left
+            first = min(max(ceil_div(-left, stride_w), 0), OW)
+            last = min(max(ceil_div(IW - left, stride_w), first), OW)
+            for oh in range(OH):
+                ih = oh * stride_h - pad_top + kh * dil_h
+                if 0 <= ih < IH:
+                    target = plane + (ih * IW + left) * size
+                    if stride_w == 1:
+                        for ow in range(first, last):
+                            put(target, ow, get(target, ow, dtype) + get(source, ow, dtype))
+                    else:
+                        for ow in range(first, last):
+                            at = ow * stride_w
+                            put(target, at, get(target, at, dtype) + get(source, ow, dtype))
+                source += OW * size
+
+
+def col2im(cols, output, workspace, geometry, n_threads):
+    """The adjoint of im2col: output (N, IC, IH, IW) sums the columns' cells."""
+    col2im_task.run(geometry[GEO_N] * geometry[GEO_IC], n_threads, cols, output, geometry)
+
+
+# ------------------------------------------------------------------------------------------- kernels: forward
+
+
+def packed_weight_size(geometry):
+    """Elements of a packed weight: panels of MR filters, [G][panel][K][MR], the last of a group filled with zeros."""
+    b = plans(geometry)[0]
+    return int(geometry[GEO_G]) * b.panels * b.K * MR
+
+
+@task
+def pack_weight_task(
+    task: index,
+    weight: const_real[:, :, :, ::1],  # IN
+    packed: real[::1],  # OUT
+    geometry: const_int64[::1],  # IN
+):
+    # A task is one panel of filters.
+    b = blocking(geometry)
+    dtype = weight.dtype
+    size, zero = itemsize(dtype), dtype.type(0)
+    g, panel = task // b.panels, task % b.panels
+    filters = min(b.OCG - panel * MR, MR)
+    target = address(packed) + task * b.K * MR * size
+    for i in range(MR):
+        if i < filters:
+            source = address(weight) + (g * b.OCG + panel * MR + i) * b.K * size
+            for k in range(b.K):
+                put(target, k * MR + i, get(source, k, dtype))
+        else:
+            for k in range(b.K):
+                put(target, k * MR + i, zero)
+
+
+def pack_weight(weight, packed, workspace, geometry, n_threads):
+    """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
+    b = plans(geometry)[0]
+    pack_weight_task.run(geometry[GEO_G] * b.panels, n_threads, weight, packed, geometry)
+
+
+def conv2d_workspace(geometry, n_workers):
+    """Elements of workspace: for each worker the copied rows, the packed block, the rows that a fused pool reads."""
+    b = plans(geometry)[0]
+    return n_workers * (b.copy_elements + b.b_elements + b.c_elements)
+
+
+@task
+def conv2d_task(
+    task: index,
+    worker: index,
+    input: const_real[:, :, :, ::1],  # IN
+    packed: const_real[::1],  # IN
+    bias: const_real[::1],  # IN
+    low: real,
+    high: real,
+    output: real[:, :, :, ::1],  # OUT
+    pooled: real[:, :, :, ::1],  # OUT
+    indices: int64[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # copy_elements + b_elements + c_elements of each worker
+    geometry: const_int64[::1],  # IN
+):
+    b = blocking(geometry)
+    dtype = input.dtype
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    NR, G = NV * VL, geometry[GEO_G]
+    chunk, block = task % b.chunks, task // b.chunks % b.blocks
+    g, n = task // b.chunks // b.blocks % G, task // b.chunks // b.blocks // G
+    panel_from = chunk * b.chunk_panels
+    panel_to = min(panel_from + b.chunk_panels, b.panels)
+    plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
+    image = address(input) + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
+    copied = address(workspace) + worker * (b.copy_elements + b.b_elements + b.c_elements) * size
+    b_block = copied + b.copy_elements * size
+    c_block = b_block + b.b_elements * size
+    shifts = local(MR, dtype)
+
+    # c: this task's pixels of filter panel_from * MR
+    if b.pooled_rows > 0:
+        pooled_from = block * b.pooled_rows
+        pooled_to = min(pooled_from + b.pooled_rows, geometry[GEO_POOL_OH])
+        row_from = max(pooled_from * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP], 0)
+        row_to = (pooled_to - 1) * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP] + geometry[GEO_POOL_KH]
+        p_from = row_from * b.OW
+        pixels = min(row_to, b.OH) * b.OW - p_from
+        ldc = b.NB
+        c = c_block
+    else:
+        pooled_from = pooled_to = row_from = 0
+        p_from = block * b.NB
+        pixels = min(b.P - p_from, b.NB)
+        ldc = b.P
+        c = address(output) + (((n * G + g) * b.OCG + panel_from * MR) * b.P + p_from) * size
+
+    for k_block in range(b.k_blocks):  # loop 1: blocks of K
+        k_from = k_block * b.kc
+        kc = min(b.K - k_from, b.kc)
+        accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0)
+        last = k_block == b.k_blocks - 1
+        if kc > 0:
+            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels, dtype)
+        for panel in range(panel_from, panel_to):  # loop 2: filters
+            filters = min(b.OCG - panel * MR, MR)
+            a = address(packed) + ((g * b.panels + panel) * b.K + k_from) * MR * size
+            shift = 0
+            if last:
+                for i in range(MR):
+                    shifts[i] = bias[g * b.OCG + panel * MR + i] if i < filters and bias.size > 0 else zero
+                shift = address(shifts)
+            for j in range(ceil_div(pixels, NR)):  # loop 3: pixels
+                q = j * NR
+                map = c + ((panel - panel_from) * MR * ldc + q) * size
+                panel_b = b_block + q * kc * size
+                if filters == MR and q + NR <= pixels:
+                    tile_NV(a, panel_b, kc, map, ldc, accumulate, shift, low, high, dtype)
+                elif filters == MR and (pixels - q) % VL == 0:
+                    tile_of(a, panel_b, kc, map, ldc, accumulate, shift, low, high, (pixels - q) // VL, dtype)
+                else:
+                    there = min(pixels - q, NR)
+                    edge_tile(a, panel_b, kc, map, ldc, accumulate, shift, low, high, filters, there, dtype)
+            if last and b.pooled_rows > 0:
+                for i in range(filters):
+                    map = c + ((panel - panel_from) * MR + i) * ldc * size
+                    q = ((n * G + g) * b.OCG + panel * MR + i) * plane
+                    max_pool_rows(
+                        map, row_from, pooled_from, pooled_to, address(pooled) + q * size,
+                        address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0, geometry, dtype,
+                    )  # fmt: skip
+
+
+def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
+    """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
+    b = plans(geometry)[0]
+    n_tasks = int(geometry[GEO_N] * geometry[GEO_G]) * b.blocks * b.chunks
+    conv2d_task.run(
+        n_tasks, n_threads, input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry
+    )
+
+
+# ------------------------------------------------------------------------------- kernels: gradient of the input
+
+
+Transposed = namedtuple(
+    "Transposed",
+    "CB channel_blocks tiles "  # channels of a task, tasks of a group, tiles of MR (channel, tap) rows
+    "a_elements b_elements c_elements",
+)
+
+
+@everywhere
+def transposed(b, geometry):
+    CB = max(MR // max(b.T, 1), 1)
+    channel_blocks = ceil_div(b.ICG, CB)
+    tiles = ceil_div(CB * b.T, MR)
+    a_elements = geometry[GEO_G] * channel_blocks * tiles * b.OCG * MR
+    b_elements = max(b.OCG, 1) * NV * VL_FLOAT
+    c_elements = tiles * MR * NV * VL_FLOAT
+    return Transposed(CB, channel_blocks, tiles, a_elements, b_elements, c_elements)
+
+
+def conv2d_grad_input_workspace(geometry, n_workers):
+    """Elements of workspace: the transposed weight, and for each worker a panel of grad_output and its columns."""
+    t = plans(geometry)[1]
+    return t.a_elements + n_workers * (t.b_elements + t.c_elements)
+
+
+@task
+def transpose_weight_task(
+    task: index,
+    weight: const_real[:, :, :, ::1],  # IN   (OC, ICG, KH, KW)
+    workspace: real[::1],  # OUT  [G][channel block][tile][OCG][MR]
+    geometry: const_int64[::1],  # IN
+):
+    # A task is one block of channels.
+    b = blocking(geometry)
+    t = transposed(b, geometry)
+    dtype = weight.dtype
+    size, zero = itemsize(dtype), dtype.type(0)
+    g, c_from = task // t.channel_blocks, task % t.channel_blocks * t.CB
+    rows = min(t.CB, b.ICG - c_from) * b.T
+    target = address(workspace) + task * t.tiles * b.OCG * MR * size
+    for tile_index in range(t.tiles):
+        for oc in range(b.OCG):
+            source = address(weight) + ((g * b.OCG + oc) * b.K + c_from * b.T) * size
+            for i in range(MR):
+                row = tile_index * MR + i
+                put(target, i, get(source, row, dtype) if row < rows else zero)
+            target += MR * size
+
+
+@task
+def conv2d_grad_input_task(
+    task: index,
+    worker: index,
+    grad_output: const_real[:, :, :, ::1],  # IN
+    bias: const_real[::1],  # IN
+    low: real,
+    high: real,
+    grad_input: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # IN   the transposed weight; b_elements + c_elements of each worker
+    geometry: const_int64[::1],  # IN
+):
+    # A task is one block of channels of one image: columns = weight^T @ grad_output, panel by panel, summed where they
+    # lie.
+    b = blocking(geometry)
+    t = transposed(b, geometry)
+    dtype = grad_output.dtype
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    NR, G = NV * VL, geometry[GEO_G]
+    IH, IW, KW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_KW]
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    block, g, n = task % t.channel_blocks, task // t.channel_blocks % G, task // t.channel_blocks // G
+    c_from = block * t.CB
+    channels = min(t.CB, b.ICG - c_from)
+    source = address(grad_output) + (n * G + g) * b.OCG * b.P * size
+    a = address(workspace) + (g * t.channel_blocks + block) * t.tiles * b.OCG * MR * size
+    packed = address(workspace) + (t.a_elements + worker * (t.b_elements + t.c_elements)) * size
+    columns = packed + t.b_elements * size
+    image = address(grad_input) + (n * geometry[GEO_IC] + g * b.ICG + c_from) * IH * IW * size
+
+    if geometry[GEO_ACCUMULATE] == 0:
+        clear(image, channels * IH * IW * size)
+    for panel in range(ceil_div(b.P, NR)):
+        p_from = panel * NR
+        pixels = min(b.P - p_from, NR)
+        for oc in range(b.OCG):
+            copy(packed + oc * NR * size, source + (oc * b.P + p_from) * size, pixels * size)
+        for j in range(t.tiles):
+            tile_NV(
+                a + j * b.OCG * MR * size, packed, b.OCG, columns + j * MR * NR * size, NR, False, 0, low, high, dtype
+            )
+        for c in range(channels):
+            plane = image + c * IH * IW * size
+            for tap in range(b.T):
+                row = columns + (c * b.T + tap) * NR * size
+                for j in range(pixels):
+                    oh = (p_from + j) // b.OW
+                    ow = (p_from + j) % b.OW
+                    ih = oh * stride_h - pad_top + tap // KW * dil_h
+                    iw = ow * stride_w - pad_left + tap % KW * dil_w
+                    if 0 <= ih < IH and 0 <= iw < IW:
+                        put(plane, ih * IW + iw, get(plane, ih * IW + iw, dtype) + get(row, j, dtype))
+    for c in range(channels):
+        shift = bias[g * b.ICG + c_from + c] if bias.size > 0 else zero
+        plane = image + c * IH * IW * size
+        for i in range(IH * IW):
+            put(plane, i, clamp(get(plane, i, dtype) + shift, low, high))
+
+
+def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, workspace, geometry, n_threads):
+    """The adjoint in x, with the epilogue of a convolution (bias (IC,) or (0,)): a transposed convolution."""
+    t = plans(geometry)[1]
+    n_weights = int(geometry[GEO_G]) * t.channel_blocks
+    n_tasks = int(geometry[GEO_N]) * n_weights
+    transpose_weight_task.run(n_weights, n_threads, weight, workspace, geometry)
+    conv2d_grad_input_task.run(n_tasks, n_threads, grad_output, bias, act_min, act_max, grad_input, workspace, geometry)
+
+
+# ------------------------------------------------------------------------------ kernels: gradient of the weight
+
+# grad_weight^T (K x OCG) = cols (K x P) @ grad_output^T (P x OCG), summed over images: vectors along filters, cells of
+# the copied input broadcast from MR places at once, so that no column is packed. Operands are laid out once (first
+# driver); then each task owns a block of K rows and of filters and sums over images and pixels in order.
+CHAIN_PIXELS = 512  # pixels summed in registers before they are added to the block: bounds the error
+TASK_TILES = 8  # tiles of MR rows of K in a task, and
+TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
+
+GRAD_WEIGHT_CHAIN = CHAIN_PIXELS
+
+
+Outer = namedtuple(
+    "Outer",
+    "rows x_elements "  # copied rows of a channel, elements of all channels and images
+    "filters panels y_elements "  # filters of a group, filled to whole vectors; their panels
+    "tile_blocks panel_blocks c_elements",
+)
+
+
+@everywhere
+def outer(b, geometry, VL):
+    NR = NV * VL
+    rows = (b.OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
+    x_elements = geometry[GEO_N] * geometry[GEO_IC] * rows * b.row_width
+    filters = ceil_div(b.OCG, VL) * VL
+    panels = ceil_div(filters, NR)
+    y_elements = geometry[GEO_N] * geometry[GEO_G] * b.P * filters
+    tile_blocks = ceil_div(ceil_div(b.K, MR), TASK_TILES)
+    panel_blocks = ceil_div(panels, TASK_PANELS)
+    c_elements = TASK_TILES * MR * TASK_PANELS * NR
+    return Outer(rows, x_elements, filters, panels, y_elements, tile_blocks, panel_blocks, c_elements)
+
+
+def conv2d_grad_weight_workspace(geometry, n_workers):
+    """Elements of workspace: the copied input, grad_output with filters last, a block of results for each worker."""
+    o = plans(geometry)[2][VL_FLOAT]
+    return o.x_elements + o.y_elements + n_workers * o.c_elements
+
+
+@task
+def lay_out_task(
+    task: index,
+    input: const_real[:, :, :, ::1],  # IN
+    grad_output: const_real[:, :, :, ::1],  # IN
+    workspace: real[::1],  # OUT  [N][IC][rows][phases][phase_width]; [N][G][panel][P][NR or what is left]
+    geometry: const_int64[::1],  # IN
+):
+    # The first N * IC tasks copy a channel, the others turn one panel of filters of one image.
+    dtype = input.dtype
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    NR = NV * VL
+    b = blocking(geometry)
+    o = outer(b, geometry, VL)
+    copies = geometry[GEO_N] * geometry[GEO_IC]
+    copied = address(workspace)
+    turned = copied + o.x_elements * size
+    if task < copies:
+        copy_rows(
+            address(input) + task * geometry[GEO_IH] * geometry[GEO_IW] * size,
+            copied + task * o.rows * b.row_width * size, b, geometry, -geometry[GEO_PAD_TOP], o.rows, dtype,
+        )  # fmt: skip
+        return
+    image = (task - copies) // o.panels  # n * G + g
+    panel = (task - copies) % o.panels
+    width = min(o.filters - panel * NR, NR)
+    filters = min(b.OCG - panel * NR, NR)
+    source = address(grad_output) + (image * b.OCG + panel * NR) * b.P * size
+    target = turned + (image * b.P * o.filters + panel * NR * b.P) * size
+    for p in range(b.P):
+        for j in range(filters):
+            put(target, j, get(source, j * b.P + p, dtype))
+        for j in range(filters, width):
+            put(target, j, zero)
+        target += width * size
+
+
+def outer_tile(
+    cells,  # IN   MR places in the copied input: the first pixel's cell of MR rows of K
+    y,  # IN   [rows * columns][nv * VL] filters, y_step apart from row to row
+    rows,
+    columns,
+    x_step,  # from one row of cells to the next
+    y_step,
+    c,  # IN/OUT  MR rows of filters, ldc apart
+    ldc,
+    dtype,
+    nv,  # a constant of each compiled tile
+):
+    # The same registers as `tile`; MR pointers move through the input together, one cell a step.
+    outlined()
+    acc: registers[MR, nv]
+    x: registers[nv]
+    at: registers[MR]
+    VL, size = lanes(dtype), itemsize(dtype)
+    for i in unroll(MR):
+        at[i] = cells[i]
+        for j in unroll(nv):
+            acc[i, j] = broadcast(dtype.type(0))
+    for row in range(rows):
+        yy = y + row * y_step * size
+        for column in range(columns):
+            for j in unroll(nv):
+                x[j] = load(yy, j * VL, dtype)
+            for i in unroll(MR):
+                cell = broadcast(get(at[i], column, dtype))
+                for j in unroll(nv):
+                    acc[i, j] = fma(cell, x[j], acc[i, j])
+            yy += nv * VL * size
+        for i in unroll(MR):
+            at[i] += x_step * size
+    for i in unroll(MR):
+        for j in unroll(nv):
+            store(c, i * ldc + j * VL, load(c, i * ldc + j * VL, dtype) + acc[i, j])
+
+
+outer_tile_1, outer_tile_2 = helper(unrolled(outer_tile, nv=1)), helper(unrolled(outer_tile, nv=2))
+outer_tile_NV = outer_tile_2 if NV == 2 else helper(unrolled(outer_tile, nv=NV))
+
+
+@task
+def conv2d_grad_weight_task(
+    task: index,
+    worker: index,
+    grad_weight: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # IN   what lay_out_task wrote; c_elements of each worker
+    geometry: const_int64[::1],  # IN
+):
+    dtype = grad_weight.dtype
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    NR, G, IC = NV * VL, geometry[GEO_G], geometry[GEO_IC]
+    b = blocking(geometry)
+    o = outer(b, geometry, VL)
+    KW, stride_w, dil_h, dil_w = geometry[GEO_KW], geometry[GEO_STRIDE_W], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    panel_from = task % o.panel_blocks * TASK_PANELS
+    k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * MR
+    g = task // o.panel_blocks // o.tile_blocks
+    panel_to, rows_of_k = min(panel_from + TASK_PANELS, o.panels), min(TASK_TILES * MR, b.K - k_from)
+    ldc, tall, wide = TASK_PANELS * NR, max(CHAIN_PIXELS // max(b.OW, 1), 1), min(b.OW, CHAIN_PIXELS)
+    copied = address(workspace)
+    turned = copied + o.x_elements * size
+    block = turned + (o.y_elements + worker * o.c_elements) * size
+    cells = local(MR, np.int64)
+
+    clear(block, o.c_elements * size)
+    x_step = geometry[GEO_STRIDE_H] * b.row_width
+    for n in range(geometry[GEO_N]):
+        x = copied + (n * IC + g * b.ICG) * o.rows * b.row_width * size
+        for row_block in range(ceil_div(b.OH, tall)):  # blocks of rows
+            oh = row_block * tall
+            rows = min(tall, b.OH - oh)
+            for column_block in range(ceil_div(b.OW, max(wide, 1))):  # blocks of columns
+                ow = column_block * wide
+                columns = min(wide, b.OW - ow)
+                for panel in range(panel_from, panel_to):  # panels of filters
+                    width = min(o.filters - panel * NR, NR)
+                    y = turned + (n * G + g) * b.P * o.filters * size
+                    y += (panel * NR * b.P + (oh * b.OW + ow) * width) * size
+                    for tile_index in range(ceil_div(rows_of_k, MR)):  # tiles of MR rows of K
+                        for i in range(MR):  # rows that do not exist repeat the last
+                            k = k_from + min(tile_index * MR + i, rows_of_k - 1)
+                            tap = k % b.T
+                            cells[i] = x + size * (
+                                (k // b.T * o.rows + tap // KW * dil_h) * b.row_width + oh * x_step
+                                + tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w + ow
+                            )  # fmt: skip
+                        c = block + (tile_index * MR * ldc + (panel - panel_from) * NR) * size
+                        if width == NR:
+                            outer_tile_NV(cells, y, rows, columns, x_step, b.OW * width, c, ldc, dtype)
+                        elif width == VL:
+                            outer_tile_1(cells, y, rows, columns, x_step, b.OW * width, c, ldc, dtype)
+                        else:
+                            outer_tile_2(cells, y, rows, columns, x_step, b.OW * width, c, ldc, dtype)
+    if b.T == 0:
+        return
+    for oc in range(panel_from * NR, min(panel_to * NR, b.OCG)):
+        target = address(grad_weight) + ((g * b.OCG + oc) * b.K + k_from) * size
+        for k in range(rows_of_k):
+            before = get(target, k, dtype) if geometry[GEO_ACCUMULATE] != 0 else zero
+            put(target, k, before + get(block, k * ldc + oc - panel_from * NR, dtype))
+
+
+def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):
+    """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
+    o = plans(geometry)[2][VL_FLOAT if input.itemsize == 4 else VL_DOUBLE]
+    N, G = int(geometry[GEO_N]), int(geometry[GEO_G])
+    n_copies = N * (int(geometry[GEO_IC]) + G * o.panels)
+    n_tasks = G * o.tile_blocks * o.panel_blocks
+    lay_out_task.run(n_copies, n_threads, input, grad_output, workspace, geometry)
+    conv2d_grad_weight_task.run(n_tasks, n_threads, grad_weight, workspace, geometry)
