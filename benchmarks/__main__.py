@@ -12,8 +12,8 @@ import numpy as np
 import fastconv
 
 from . import shapes
-from ._common import REFERENCE_LIMIT, Data
-from .peers.worker import measure
+from ._common import REFERENCE_LIMIT, Data, place
+from ._timing import cpus_for, measure
 from .shapes import CLASSES, Shape
 
 
@@ -62,6 +62,7 @@ def cell(shape: Shape, backend: str, options: argparse.Namespace) -> float | Non
     if backend == "reference" and max(shape.macs, np.prod(shape.input_shape)) > REFERENCE_LIMIT:
         return None
     call = call_of(shape, backend, options.algorithm, options.dtype)
+    place(call, options.threads)
     best = min(measure(call, 0.0 if options.quick else options.seconds))
     itemsize = np.dtype(options.dtype).itemsize / 4
     return (2 * shape.macs if shape.kernel else shape.n_bytes * itemsize) / best / 1e9
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     backends = options.backends or fastconv.available_backends()
     try:
         chosen = shapes.select(options.names, options.classes)
+        cpus_for(options.threads)
         with fastconv.config(isa=options.isa, num_threads=options.threads):
             return _table(chosen, backends, options, tqdm)
     except (ValueError, RuntimeError) as error:

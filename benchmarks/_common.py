@@ -8,14 +8,17 @@ so that no compilation is timed.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 import fastconv
-from fastconv import _backends, _threads
+from fastconv import _backends
 from fastconv._problem import ConvProblem, PoolProblem
 
 from . import shapes
+from ._timing import ALLOWED, cpus_for, gather, spread
 from .shapes import Shape
 
 BACKENDS = ("cython", "numba", "reference")
@@ -74,8 +77,8 @@ def require(
     reason = _backends.refusal(backend, isa or None)
     if reason:
         raise NotImplementedError(f"{kernel}: {reason}")
-    if threads > _threads.available_cpus():
-        raise NotImplementedError(f"{threads} threads, {_threads.available_cpus()} CPUs")
+    if threads > len(ALLOWED):
+        raise NotImplementedError(f"{threads} threads, {len(ALLOWED)} CPUs")
     if backend == "reference":
         if threads > 1:
             raise NotImplementedError("the reference back end runs on one thread")
@@ -83,6 +86,14 @@ def require(
             raise NotImplementedError("the reference back end is timed on small shapes alone")
     fastconv.set_num_threads(threads)
     return backend, isa or None
+
+
+def place(call: Callable[[], Any], threads: int) -> None:
+    """Busy threads on a CPU each, for the rest of this process: left alone, two may share one for many calls."""
+    if threads > 1:
+        gather(cpus_for(threads))
+        call()
+        spread(call, cpus_for(threads))
 
 
 class Data:

@@ -14,6 +14,7 @@ class _Function(_common.Timed):
     def bind(self, call):
         """``self.call``: ``call``, made once already (plans, compiled code and workspaces are then there)."""
         call()
+        _common.place(call, fastconv.get_num_threads())
         self.call = call
 
 

@@ -24,6 +24,7 @@ class _Kernel(_common.Timed):
         kernel, geometry, threads = getattr(getattr(self.k, stem), name), self.geometry, self.threads
         self.call = lambda: kernel(*arrays, workspace, geometry, threads)
         self.call()
+        _common.place(self.call, threads)
 
 
 class Conv2d(_Kernel):

@@ -33,9 +33,9 @@ class _Net(_common.Timed):
         self.input = np.random.default_rng(0).standard_normal(extents, dtype="float32")
         self.settings = fastconv.config(backend=backend, num_threads=threads)
         self.settings.__enter__()
-        net.train()
         self.grad_output = np.ones_like(net(self.input))
-        net.backward(self.grad_output)
+        self.forward_backward()
+        _common.place(self.forward_backward, threads)
         net.eval()
         net(self.input)
 
@@ -43,8 +43,7 @@ class _Net(_common.Timed):
         self.settings.__exit__(None, None, None)
 
     def forward(self):
-        self.net.eval()
-        self.net(self.input)
+        self.net(self.input)  # in eval mode, see prepare
 
     def forward_backward(self):
         self.net.train()

@@ -34,7 +34,7 @@ FILES = {link: path for files in LIBRARIES.values() for link, path in files.item
 
 
 def localise(page: str) -> tuple[str, list[str]]:
-    """The page with its links to content networks turned into local ones, and the names that it wants in ``vendor/``."""
+    """The page with links to content networks turned into local ones, and the names it wants in ``vendor/``."""
     wanted = []
 
     def local(match: re.Match[str]) -> str:

@@ -205,7 +205,7 @@ def test_offline_pages_turn_known_links_alone():
     from benchmarks import offline_pages
 
     page = (
-        '<script src="https://code.jquery.com/jquery-3.3.1.min.js" integrity="sha256-x" crossorigin="anonymous"></script>'
+        '<script src="https://code.jquery.com/jquery-3.3.1.min.js" integrity="sha256-x"></script>'
         '<script src="asv.js"></script><a href="https://github.com/airspeed-velocity/asv/">asv</a>'
     )
     turned, wanted = offline_pages.localise(page)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import shapes
+from .._timing import cpus_for
 from . import race, report
 from .contestants import CONTESTANTS, MACHINE
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         chosen = shapes.select(options.names, options.classes)
         for threads in options.threads:
-            race.cpus_for(threads)
+            cpus_for(threads)
     except ValueError as error:
         print(f"benchmarks.peers: {error}", file=sys.stderr)
         return 2

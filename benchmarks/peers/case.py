@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._timing import measure
 from ..shapes import Shape
 
 # Of max |expected|: Winograd's worst here is 2e-5, half precision of any kind starts at 1e-3
@@ -80,8 +81,6 @@ class Prepared:
 
 def fastest(candidates: list[Prepared], seconds: float = 0.02) -> Prepared:
     """Of several layouts the one that is quickest in a short trial."""
-    from .worker import measure
-
     return min(candidates, key=lambda prepared: min(measure(prepared.call, seconds)) * prepared.share)
 
 

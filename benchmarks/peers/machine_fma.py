@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from .._timing import measure
 from .case import Case, Prepared
 
 CHAINS = 12  # independent sums: more than latency times ports of any CPU in sight, fewer than its registers
@@ -62,8 +63,6 @@ class Adapter:
     version = "-"
 
     def __init__(self, compiler: str, threads: int) -> None:
-        from .worker import measure
-
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads)
         with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._timing import cpus_for
 from ..shapes import Shape
 from .case import TOLERANCE, Case, error
 from .contestants import MACHINE
@@ -44,14 +45,6 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-
-
-def cpus_for(threads: int) -> list[int]:
-    """The CPUs that every contestant is pinned to."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    if threads > len(allowed):
-        raise ValueError(f"{threads} threads: this process may use {len(allowed)} CPUs")
-    return allowed[:threads]
 
 
 def run(
