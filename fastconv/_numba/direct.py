@@ -1,16 +1,49 @@
 """Convolution by its definition, and its two gradients. Formula and shapes: fastconv/_reference/direct.py.
 
-Every sum runs over (channel, kh, kw), or for grad_weight over (n, oh, ow), in that order.
+Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that padding
+meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one before.
+
+The longest chains of additions, for tolerances:
+conv2d, conv2d_grad_input  max(KH*KW, DEPTH) + products / (DEPTH - KH*KW) + 2, products = KH*KW*ICG or KH*KW*OCG
+conv2d_grad_weight         FLUSH + FLUSH + products / (VL * FLUSH * FLUSH) + VL + CHUNKS, products = N*OH*OW
+
+Below the arrays of a task everything is an address (see _simd.py): ``dtype`` is the element type, ``size`` its bytes.
 """
 
-from fastconv._numba._jit import (  # noqa: F401
-    VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, task,
+from collections import namedtuple
+from functools import lru_cache
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import register_jitable
+
+from fastconv._numba._fused_pool import max_pool_rows
+from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
+from fastconv._numba._simd import (
+    VL_DOUBLE, VL_FLOAT, _call, _element, _pointer, _vector, _view, _with_python, address, broadcast, clear, copy, fma, get,
+    itemsize, lanes, load, local, outlined, put, registers, store, unroll, unrolled, vmax, vmin,
 )  # fmt: skip
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
-    GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
-    GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W,
+    GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
+    GEO_STRIDE_H, GEO_STRIDE_W,
 )  # fmt: skip
+
+FILTERS = 4  # filters that share each loaded vector of pixels
+DEPTH = 256  # products after which a partial sum is put aside
+FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
+TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
+CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
+
+# For what both the drivers, which are Python, and the tasks compute.
+everywhere = register_jitable(error_model="numpy")
+
+
+@everywhere
+def ceil_div(a, b):
+    """ceil(a / b) for b > 0, also for negative a."""
+    return -(-a // b)
 
 
 @helper
@@ -23,53 +56,580 @@ def clamp(value, low, high):
     return value
 
 
+# ------------------------------------------------------------------------------------------------------ vector helpers
+
+
+def _mask(builder, first, last, count):
+    """<count x i1>: lanes [first, last)."""
+    lane = ir.IntType(64)
+    iota = ir.VectorType(lane, count)([lane(i) for i in range(count)])
+    nowhere = ir.VectorType(lane, count)(ir.Undefined)
+    none = ir.VectorType(ir.IntType(32), count)(None)
+    first, last = (
+        builder.shuffle_vector(builder.insert_element(nowhere, bound, ir.IntType(32)(0)), nowhere, none)
+        for bound in (first, last)
+    )
+    return builder.and_(builder.icmp_signed(">=", iota, first), builder.icmp_signed("<", iota, last))
+
+
+def _python_load_inside(row, column, extent, dtype):
+    lane = np.arange(column, column + lanes(dtype))
+    there = (lane >= 0) & (lane < extent)
+    return np.array([get(row, i, dtype) if ok else 0 for i, ok in zip(lane, there, strict=True)], dtype)
+
+
+@_with_python(_python_load_inside)
+def load_inside(typingctx, row, column, extent, dtype):
+    """Lane i: row[column + i]; zero, and not read, where that column is outside [0, extent)."""
+    vector = _vector(_element(dtype))
+
+    def codegen(context, builder, signature, arguments):
+        row, column, extent = arguments[:3]
+        llvm_type = context.get_value_type(vector)
+        at = _pointer(builder, row, column, llvm_type, vector.dtype.bitwidth)
+        mask = _mask(builder, builder.neg(column), builder.sub(extent, column), vector.count)
+        kind = f"v{vector.count}f{vector.dtype.bitwidth}"
+        align = ir.IntType(32)(vector.dtype.bitwidth // 8)
+        return _call(builder, f"llvm.masked.load.{kind}.p0", llvm_type, [at, align, mask, llvm_type(None)])
+
+    return vector(types.int64, types.int64, types.int64, dtype), codegen
+
+
+def _python_store_lanes(target, value, first, last):
+    for i in range(first, last):
+        put(target, i, value[i])
+
+
+@_with_python(_python_store_lanes)
+def store_lanes(typingctx, target, value, first, last):
+    """Lanes [first, last) to memory."""
+
+    def codegen(context, builder, signature, arguments):
+        target, vector, first, last = arguments
+        at = builder.inttoptr(target, vector.type.as_pointer())
+        mask = _mask(builder, first, last, value.count)
+        kind = f"v{value.count}f{value.dtype.bitwidth}"
+        align = ir.IntType(32)(value.dtype.bitwidth // 8)
+        _call(builder, f"llvm.masked.store.{kind}.p0", ir.VoidType(), [vector, at, align, mask])
+        return context.get_dummy_value()
+
+    return types.none(types.int64, value, types.int64, types.int64), codegen
+
+
+def _shuffler(lane_of):
+    """f(a, b): lane j is lane ``lane_of(j, count)`` of a and b, one after the other."""
+
+    @_with_python(lambda a, b: np.concatenate((a, b))[[lane_of(j, len(a)) for j in range(len(a))]])
+    def shuffle(typingctx, a, b):
+        def codegen(context, builder, signature, arguments):
+            mask = [ir.IntType(32)(lane_of(j, a.count)) for j in range(a.count)]
+            return builder.shuffle_vector(*arguments, ir.VectorType(ir.IntType(32), a.count)(mask))
+
+        return a(a, a), codegen
+
+    return shuffle
+
+
+even = _shuffler(lambda j, count: 2 * j)
+odd = _shuffler(lambda j, count: 2 * j + 1)
+zip_low = _shuffler(lambda j, count: j // 2 + j % 2 * count)
+zip_high = _shuffler(lambda j, count: count // 2 + j // 2 + j % 2 * count)
+
+
 @helper
-def conv2d_row(n, oc, oh, input, weight, bias, act_min, act_max, accumulate, row, geometry):
-    IC, IH, IW, G = geometry[GEO_IC], geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_G]
-    KH, KW, OW = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_OW]
+def sum_lanes(v, dtype):
+    lane = local(16, dtype)
+    store(address(lane), 0, v)
+    total = lane[0]
+    for i in range(1, lanes(dtype)):
+        total += lane[i]
+    return total
+
+
+@helper
+def load_strided(row, column, stride, extent, dtype):
+    """Lane i: row[column + i * stride]; zero where that column is outside [0, extent)."""
+    outlined()
+    if stride == 2:
+        a = load_inside(row, column, extent, dtype)
+        b = load_inside(row, column + lanes(dtype), extent, dtype)
+        return even(a, b)
+    lane = local(16, dtype)
+    for i in range(lanes(dtype)):
+        lane[i] = get(row, column, dtype) if 0 <= column < extent else dtype.type(0)
+        column += stride
+    return load(address(lane), 0, dtype)
+
+
+@helper
+def load_columns(row, column, stride, extent, dtype):
+    if stride == 1:
+        return load_inside(row, column, extent, dtype)
+    return load_strided(row, column, stride, extent, dtype)
+
+
+@helper
+def epilogue(out, value, first, last, accumulate, act_min, act_max, dtype):
+    """Lanes [first, last) of a row, which starts at ``out``."""
+    if accumulate:
+        value = value + load_inside(out, 0, last, dtype)
+    value = vmin(broadcast(act_max), vmax(broadcast(act_min), value))
+    if last - first == lanes(dtype):
+        store(out, 0, value)
+    else:
+        store_lanes(out, value, first, last)
+
+
+# -------------------------------------------------------------------------------- convolution, and its adjoint of stride 1
+
+# A convolution as the loops below read it. The adjoint of a convolution of stride 1 is one too: grad_output is the image,
+# the steps through the weight swap its channel axes and walk its kernel backwards.
+Conv = namedtuple(
+    "Conv",
+    "N G C F "  # per group: C channels, F filters
+    "IH IW KH KW OH OW "
+    "stride_h stride_w pad_top pad_left dil_h dil_w "
+    "start to_group to_filter to_channel to_kh to_kw "  # steps through the weight
+    "accumulate "
+    "pool_KH buffered "  # rows of a fused pool's window; convolution rows that a worker holds for it
+    "K together "  # kernel extent where depthwise_rows serves, else 0; filters of a unit
+    "rows chunk units batch n_tasks",  # result rows of a plane and of a unit; units of a task
+)
+
+
+@everywhere
+def share_out(N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH, buffered, rows):
+    # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
+    # whatever the number of threads.
+    K = 0
+    if C == 1 and KH == KW and dil_h == 1 and dil_w == 1 and stride_h == stride_w:
+        if (stride_h == 1 and (KH == 3 or KH == 5 or KH == 7)) or (stride_h == 2 and (KH == 3 or KH == 5)):
+            K = KH
+    together = 1 if K else FILTERS
+    if pool_KH and buffered < OH and buffered * FILTERS > OH:
+        together = 1
+    work = max(min(together, F) * C * KH * KW * OH * OW, 1)
+    chunks = max(min(work // TASK, ceil_div(rows, 2)), 1)
+    chunk = max(ceil_div(ceil_div(rows, chunks), 2) * 2, 2)
+    units = N * G * ceil_div(F, together) * ceil_div(rows, chunk)
+    batch = max(TASK // work, 1)
+    return K, together, chunk, units, batch, ceil_div(units, batch)
+
+
+@everywhere
+def forward(geometry):
+    N, G = geometry[GEO_N], geometry[GEO_G]
+    C, F = geometry[GEO_IC] // G, geometry[GEO_OC] // G
+    KH, KW, OH, OW = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_OH], geometry[GEO_OW]
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
-    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
-    ICG, group = IC // G, oc // (geometry[GEO_OC] // G)
-    zero = weight.dtype.type(0)
-    for ow in range(OW):
-        total = (row[ow] if accumulate else zero) + (bias[oc] if bias.size else zero)
-        for ic in range(ICG):
-            partial = zero
-            for kh in range(KH):
-                ih = oh * stride_h - pad_top + kh * dil_h
-                for kw in range(KW):
-                    iw = ow * stride_w - pad_left + kw * dil_w
-                    if 0 <= ih < IH and 0 <= iw < IW:
-                        partial += input[n, group * ICG + ic, ih, iw] * weight[oc, ic, kh, kw]
-                    else:  # padding is a zero that is multiplied: NaN where the weight is not finite
-                        partial += zero * weight[oc, ic, kh, kw]
-            total += partial
-        row[ow] = clamp(total, act_min, act_max)
+    pool_KH = geometry[GEO_POOL_KH]
+    rows, buffered, accumulate = OH, 0, geometry[GEO_ACCUMULATE]
+    if pool_KH:
+        accumulate = 0
+        rows = geometry[GEO_POOL_OH]
+        buffered = min(OH, max(pool_KH, 4096 // max(OW, 1)))
+    K, together, chunk, units, batch, n_tasks = share_out(
+        N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH, buffered, rows
+    )
+    return Conv(
+        N, G, C, F, geometry[GEO_IH], geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, geometry[GEO_PAD_TOP],
+        geometry[GEO_PAD_LEFT], dil_h, dil_w, 0, F * C * KH * KW, C * KH * KW, KH * KW, KW, 1,
+        accumulate, pool_KH, buffered, K, together, rows, chunk, units, batch, n_tasks,
+    )  # fmt: skip
+
+
+@everywhere
+def adjoint(geometry):
+    N, G = geometry[GEO_N], geometry[GEO_G]
+    C, F = geometry[GEO_OC] // G, geometry[GEO_IC] // G
+    KH, KW, OH, OW = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_IH], geometry[GEO_IW]
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    K, together, chunk, units, batch, n_tasks = share_out(
+        N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, 0, 0, OH
+    )
+    return Conv(
+        N, G, C, F, geometry[GEO_OH], geometry[GEO_OW], KH, KW, OH, OW, stride_h, stride_w,
+        dil_h * (KH - 1) - geometry[GEO_PAD_TOP], dil_w * (KW - 1) - geometry[GEO_PAD_LEFT], dil_h, dil_w,
+        KH * KW - 1, F * C * KH * KW, KH * KW, F * KH * KW, -KW, -1,
+        geometry[GEO_ACCUMULATE], 0, 0, K, together, OH, chunk, units, batch, n_tasks,
+    )  # fmt: skip
+
+
+def depthwise_block(
+    rows,  # IN   addresses of K + 1 image rows, or K with stride 2
+    taps,  # IN   K x K
+    column,  # of the image, at tap 0
+    extent,
+    shift,
+    sums,  # OUT  a vector of one output row, then of the next
+    dtype,
+    K,
+):
+    outlined()
+    size, VL = itemsize(dtype), lanes(dtype)
+    acc: registers[2]
+    acc[0] = broadcast(shift)
+    acc[1] = broadcast(shift)
+    for kw in unroll(K):
+        acc[0] = fma(load_inside(rows[0], column + kw, extent, dtype), broadcast(get(taps, kw, dtype)), acc[0])
+    for kh in range(1, K):
+        row = rows[kh]
+        for kw in unroll(K):
+            x = load_inside(row, column + kw, extent, dtype)
+            acc[1] = fma(x, broadcast(get(taps, kw, dtype)), acc[1])
+            acc[0] = fma(x, broadcast(get(taps, K + kw, dtype)), acc[0])
+        taps += K * size
+    for kw in unroll(K):
+        acc[1] = fma(load_inside(rows[K], column + kw, extent, dtype), broadcast(get(taps, kw, dtype)), acc[1])
+    store(sums, 0, acc[0])
+    store(sums, VL, acc[1])
+
+
+def strided_depthwise_block(
+    rows,
+    taps,
+    column,
+    extent,
+    shift,
+    sums,  # OUT  a vector of one output row
+    dtype,
+    K,
+):
+    outlined()
+    size, VL = itemsize(dtype), lanes(dtype)
+    acc = broadcast(shift)
+    for kh in range(K):
+        row = rows[kh]
+        for pair in unroll((K + 1) // 2):
+            x = load_inside(row, column + 2 * pair, extent, dtype)
+            y = load_inside(row, column + 2 * pair + VL, extent, dtype)
+            acc = fma(even(x, y), broadcast(get(taps, 2 * pair, dtype)), acc)
+            if 2 * pair + 1 < K:
+                acc = fma(odd(x, y), broadcast(get(taps, 2 * pair + 1, dtype)), acc)
+        taps += K * size
+    store(sums, 0, acc)
+
+
+depthwise_3, depthwise_5, depthwise_7 = (helper(unrolled(depthwise_block, K=K)) for K in (3, 5, 7))
+strided_depthwise_3, strided_depthwise_5 = (helper(unrolled(strided_depthwise_block, K=K)) for K in (3, 5))
 
 
 @helper
-def pool_row(plane, pooled, indices, pool_oh, geometry):
-    # Max over each window; NaN wins, then the first of equals.
-    OH, OW, pool_OW = geometry[GEO_OH], geometry[GEO_OW], geometry[GEO_POOL_OW]
-    first_h = pool_oh * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP]
-    last_h = min(first_h + geometry[GEO_POOL_KH], OH)
-    first_h = max(first_h, 0)
-    for pool_ow in range(pool_OW):
-        first_w = pool_ow * geometry[GEO_POOL_STRIDE_W] - geometry[GEO_POOL_PAD_LEFT]
-        last_w = min(first_w + geometry[GEO_POOL_KW], OW)
-        first_w = max(first_w, 0)
-        where = first_h * OW + first_w
-        best = plane[where]
-        for oh in range(first_h, last_h):
-            for ow in range(first_w, last_w):
-                value = plane[oh * OW + ow]
-                if value > best or (value != value and best == best):
-                    best = value
-                    where = oh * OW + ow
-        pooled[pool_ow] = best
-        if indices.size:
-            indices[pool_ow] = where
+def depthwise_sums(rows, taps, column, extent, shift, sums, K, stride, dtype):
+    """The block with the kernel's extent as a constant."""
+    if stride == 2:
+        if K == 3:
+            strided_depthwise_3(rows, taps, column, extent, shift, sums, dtype)
+        else:
+            strided_depthwise_5(rows, taps, column, extent, shift, sums, dtype)
+    elif K == 3:
+        depthwise_3(rows, taps, column, extent, shift, sums, dtype)
+    elif K == 5:
+        depthwise_5(rows, taps, column, extent, shift, sums, dtype)
+    else:
+        depthwise_7(rows, taps, column, extent, shift, sums, dtype)
+
+
+@helper
+def depthwise_rows(
+    conv,
+    image,  # IN   one plane
+    zeros,  # IN   IW of them
+    weight,  # IN   one filter
+    shift,
+    act_min,
+    act_max,
+    out,  # OUT  rows first .. last - 1
+    first,
+    last,
+    dtype,
+):
+    # With stride 1 two output rows at a time: they share K - 1 image rows.
+    K, stride = conv.K, conv.stride_w
+    IH, IW, OW, pad_left = conv.IH, conv.IW, conv.OW, conv.pad_left
+    size, VL = itemsize(dtype), lanes(dtype)
+    step = 2 if stride == 1 else 1
+    accumulate = conv.accumulate != 0
+    rows = local(8, np.int64)
+    taps = local(49, dtype)
+    sums = address(local(32, dtype))
+    for kh in range(K):
+        for kw in range(K):
+            taps[kh * K + kw] = get(weight, kh * conv.to_kh + kw * conv.to_kw, dtype)
+    oh = first
+    while oh < last:
+        for kh in range(K + 1):
+            ih = oh * stride - conv.pad_top + kh
+            rows[kh] = image + ih * IW * size if 0 <= ih < IH else zeros
+        row = out + (oh - first) * OW * size
+        ow = 0
+        while ow < OW:
+            block = min(ow, max(OW - VL, 0))
+            column = block * stride - pad_left
+            depthwise_sums(rows, address(taps), column, IW, shift, sums, K, stride, dtype)
+            skip = ow - block if accumulate else 0  # lanes that the vector before has added to already
+            # A vector that is wider than the row may run into the next one, which is written later
+            lane = VL if OW >= VL or (not accumulate and (last - oh - step) * OW >= VL) else OW
+            epilogue(row + block * size, load(sums, 0, dtype), skip, lane, accumulate, act_min, act_max, dtype)
+            if stride == 1 and oh + 1 < last:
+                epilogue(
+                    row + (OW + block) * size, load(sums, VL, dtype), skip, lane, accumulate, act_min, act_max, dtype
+                )
+            ow += VL
+        oh += step
+
+
+def filters_block(
+    conv,
+    image,  # IN   planes of all channels
+    zeros,  # IN   IW of them
+    weight,  # IN   F filters
+    top,  # image row and column at tap (0, 0)
+    left,
+    c_first,
+    c_last,
+    sums,  # INOUT  F x V
+    dtype,
+    F,
+    V,
+):
+    outlined()
+    acc: registers[F, V]
+    x: registers[V]
+    IH, IW, KH, KW = conv.IH, conv.IW, conv.KH, conv.KW
+    dil_h, dil_w, stride_w = conv.dil_h, conv.dil_w, conv.stride_w
+    to_filter, to_channel, to_kh, to_kw = conv.to_filter, conv.to_channel, conv.to_kh, conv.to_kw
+    size, VL = itemsize(dtype), lanes(dtype)
+    for f in unroll(F):
+        for v in unroll(V):
+            acc[f, v] = load(sums, (f * V + v) * VL, dtype)
+    for c in range(c_first, c_last):
+        for kh in range(KH):
+            ih = top + kh * dil_h
+            row = image + (c * IH + ih) * IW * size if 0 <= ih < IH else zeros
+            taps = weight + (c * to_channel + kh * to_kh) * size
+            for kw in range(KW):
+                for v in unroll(V):
+                    x[v] = load_columns(row, left + kw * dil_w + v * VL * stride_w, stride_w, IW, dtype)
+                for f in unroll(F):
+                    tap = broadcast(get(taps, f * to_filter, dtype))
+                    for v in unroll(V):
+                        acc[f, v] = fma(x[v], tap, acc[f, v])
+                taps += to_kw * size
+    for f in unroll(F):
+        for v in unroll(V):
+            store(sums, (f * V + v) * VL, acc[f, v])
+
+
+filters_4x2, filters_4x1 = helper(unrolled(filters_block, F=4, V=2)), helper(unrolled(filters_block, F=4, V=1))
+filters_1x4, filters_1x1 = helper(unrolled(filters_block, F=1, V=4)), helper(unrolled(filters_block, F=1, V=1))
+
+
+@helper
+def filters_group(conv, image, zeros, weight, top, left, c_first, c_last, sums, F, V, dtype):
+    """`filters_block` with F and V as constants."""
+    if F == 4 and V == 2:
+        filters_4x2(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype)
+    elif F == 4:
+        filters_4x1(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype)
+    elif V == 4:
+        filters_1x4(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype)
+    else:
+        filters_1x1(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype)
+
+
+@helper
+def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, dtype):
+    # Channels in groups of about DEPTH products; their sums are added up.
+    size, VL = itemsize(dtype), lanes(dtype)
+    group = max(DEPTH // (conv.KH * conv.KW), 1)
+    for i in range(F * V):
+        shift = get(bias, i // V, dtype) if bias != 0 else dtype.type(0)
+        store(sums, i * VL, broadcast(shift))
+    filters_group(conv, image, zeros, weight, top, left, 0, min(group, conv.C), sums, F, V, dtype)
+    if group < conv.C:
+        total = address(local(256, dtype))
+        copy(total, sums, F * V * VL * size)
+        c = group
+        while c < conv.C:
+            clear(sums, F * V * VL * size)
+            filters_group(conv, image, zeros, weight, top, left, c, min(c + group, conv.C), sums, F, V, dtype)
+            for i in range(F * V):
+                store(total, i * VL, load(total, i * VL, dtype) + load(sums, i * VL, dtype))
+            c += group
+        copy(sums, total, F * V * VL * size)
+
+
+@helper
+def filters_rows(
+    conv,
+    image,
+    zeros,
+    weight,
+    bias,  # IN   F, or 0
+    act_min,
+    act_max,
+    out,  # OUT  rows first .. last - 1 of filter 0
+    to_out,  # to the next filter's
+    first,
+    last,
+    F,
+    V,
+    dtype,
+):
+    OW, size, VL = conv.OW, itemsize(dtype), lanes(dtype)
+    width = V * VL
+    accumulate = conv.accumulate != 0
+    sums = address(local(256, dtype))
+    for oh in range(first, last):
+        top = oh * conv.stride_h - conv.pad_top
+        ow = 0
+        while ow < OW:
+            block = min(ow, max(OW - width, 0))
+            left = block * conv.stride_w - conv.pad_left
+            filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, dtype)
+            skip = ow - block if accumulate else 0
+            lane = VL if OW >= VL or (not accumulate and (last - oh - 1) * OW >= VL) else OW
+            for f in range(F):
+                row = out + (f * to_out + (oh - first) * OW + block) * size
+                for v in range(V):
+                    if skip < (v + 1) * VL:
+                        epilogue(
+                            row + v * VL * size, load(sums, (f * V + v) * VL, dtype), max(skip - v * VL, 0), lane,
+                            accumulate, act_min, act_max, dtype,
+                        )  # fmt: skip
+            ow += width
+
+
+@helper
+def conv_rows(
+    conv,
+    image,  # IN   C planes
+    zeros,  # IN   IW of them
+    weight,  # IN   n_filters
+    bias,  # IN   n_filters, or 0
+    act_min,
+    act_max,
+    out,  # OUT  rows first .. last - 1 of each filter
+    to_out,
+    n_filters,
+    first,
+    last,
+    dtype,
+):
+    outlined()
+    size, VL = itemsize(dtype), lanes(dtype)
+    f = 0
+    while f < n_filters:
+        n = 1
+        if conv.K:
+            shift = get(bias, 0, dtype) if bias != 0 else dtype.type(0)
+            depthwise_rows(conv, image, zeros, weight, shift, act_min, act_max, out, first, last, dtype)
+        else:
+            V = 1
+            if f + FILTERS <= n_filters:
+                n = FILTERS
+                if conv.OW >= 2 * VL:
+                    V = 2
+            elif conv.OW >= 4 * VL:
+                V = 4
+            filters_rows(conv, image, zeros, weight, bias, act_min, act_max, out, to_out, first, last, n, V, dtype)
+        f += n
+        weight += n * conv.to_filter * size
+        out += n * to_out * size
+        if bias != 0:
+            bias += n * size
+
+
+@helper
+def pooled_rows(
+    conv,
+    image,
+    zeros,
+    weight,
+    bias,
+    act_min,
+    act_max,
+    pooled,  # OUT  planes of n_filters
+    indices,  # OUT  planes of n_filters, or 0
+    rows,  # n_filters x buffered rows
+    n_filters,
+    first,  # pooled rows
+    last,
+    geometry,
+    dtype,
+):
+    # As many convolution rows as the buffer takes, then their pooled rows; rows that the next ones need too move up.
+    OH, OW, buffered, size = conv.OH, conv.OW, conv.buffered, itemsize(dtype)
+    plane = conv.rows * geometry[GEO_POOL_OW]
+    stride, pad = geometry[GEO_POOL_STRIDE_H], geometry[GEO_POOL_PAD_TOP]
+    begin, end = 0, 0
+    while first < last:
+        # Rows begin .. end - 1 are there; rows needed from now on start at `kept`
+        kept = min(max(first * stride - pad, 0), OH)
+        if kept < end:
+            for f in range(n_filters):
+                for row in range(end - kept):  # one by one: source and target may overlap
+                    target = rows + (f * buffered + row) * OW * size
+                    if kept > begin:
+                        copy(target, target + (kept - begin) * OW * size, OW * size)
+        else:
+            end = kept
+        begin = kept
+        to = first + 1
+        while to < last and min(to * stride - pad + conv.pool_KH, OH) - begin <= buffered:
+            to += 1
+        bottom = max(min((to - 1) * stride - pad + conv.pool_KH, OH), end)
+        conv_rows(
+            conv, image, zeros, weight, bias, act_min, act_max, rows + (end - begin) * OW * size, buffered * OW, n_filters,
+            end, bottom, dtype,
+        )  # fmt: skip
+        end = bottom
+        for f in range(n_filters):
+            places = indices + f * plane * 8 if indices != 0 else 0
+            max_pool_rows(
+                rows + f * buffered * OW * size, begin, first, to, pooled + f * plane * size, places, geometry, dtype
+            )
+        first = to
+
+
+@helper
+def conv_units(
+    task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry, dtype
+):  # fmt: skip
+    size = itemsize(dtype)
+    chunks, blocks = ceil_div(conv.rows, conv.chunk), ceil_div(conv.F, conv.together)
+    plane = conv.rows * (geometry[GEO_POOL_OW] if conv.pool_KH else conv.OW)
+    for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
+        first = unit % chunks * conv.chunk
+        last = min(first + conv.chunk, conv.rows)
+        block = unit // chunks % blocks
+        image = unit // chunks // blocks  # of one group
+        group = image % conv.G
+        n_filters = min(conv.F - block * conv.together, conv.together)
+        f = image * conv.F + block * conv.together
+        filters = weight + (conv.start + group * conv.to_group + block * conv.together * conv.to_filter) * size
+        shift = bias + (group * conv.F + block * conv.together) * size if bias != 0 else 0
+        x = input + image * conv.C * conv.IH * conv.IW * size
+        if conv.pool_KH:
+            maxima = pooled + f * plane * size
+            places = indices + f * plane * 8 if indices != 0 else 0
+            pooled_rows(
+                conv, x, zeros, filters, shift, act_min, act_max, maxima, places, rows, n_filters, first, last, geometry,
+                dtype,
+            )  # fmt: skip
+        else:
+            conv_rows(
+                conv, x, zeros, filters, shift, act_min, act_max, output + (f * plane + first * conv.OW) * size, plane,
+                n_filters, first, last, dtype,
+            )  # fmt: skip
+
+
+@everywhere
+def rows_of_worker(conv):
+    return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
 @task
@@ -84,42 +644,52 @@ def conv2d_task(
     output: real[:, :, :, ::1],  # OUT
     pooled: real[:, :, :, ::1],  # OUT
     indices: int64[:, :, :, ::1],  # OUT
-    workspace: real[::1],  # a plane, with a fused pool
+    workspace: real[::1],
     geometry: const_int64[::1],  # IN
 ):
-    # A task is one plane of the output.
-    OC, OH, OW = geometry[GEO_OC], geometry[GEO_OH], geometry[GEO_OW]
-    n, oc = task // OC, task % OC
-    pool = geometry[GEO_POOL_KH] > 0
-    accumulate = geometry[GEO_ACCUMULATE] != 0 and not pool
-    plane = workspace[worker * OH * OW : (worker + 1) * OH * OW]
-    for oh in range(OH):
-        row = plane[oh * OW : (oh + 1) * OW] if pool else output[n, oc, oh]
-        conv2d_row(n, oc, oh, input, weight, bias, act_min, act_max, accumulate, row, geometry)
-    if pool:
-        nowhere = indices[:0, 0, 0, 0]
-        for oh in range(geometry[GEO_POOL_OH]):
-            if indices.size:
-                pool_row(plane, pooled[n, oc, oh], indices[n, oc, oh], oh, geometry)
-            else:
-                pool_row(plane, pooled[n, oc, oh], nowhere, oh, geometry)
+    conv = forward(geometry)
+    dtype = input.dtype
+    zeros = address(workspace)
+    rows = zeros + (conv.IW + worker * rows_of_worker(conv)) * itemsize(dtype)
+    shift = address(bias) if bias.size else 0
+    places = address(indices) if indices.size else 0
+    conv_units(
+        task, conv, address(input), zeros, address(weight), shift, act_min, act_max, address(output), address(pooled),
+        places, rows, geometry, dtype,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _planned(geometry):
+    g = np.frombuffer(geometry, np.int64).tolist()
+    return forward(g), adjoint(g), sum_of(g)
+
+
+def plans(geometry):
+    """Conv of the forward problem and of its adjoint, and Sum, for the drivers."""
+    return _planned(geometry.tobytes())
 
 
 def conv2d_workspace(geometry, n_workers):
-    """Elements of workspace: with a fused pool, a plane for each worker."""
-    return n_workers * geometry[GEO_OH] * geometry[GEO_OW] if geometry[GEO_POOL_KH] > 0 else 0
+    """Elements of workspace: a row of zeros, and with a fused pool each worker's rows of the convolution."""
+    conv = plans(geometry)[0]
+    return conv.IW + n_workers * rows_of_worker(conv)
 
 
 def conv2d(input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    n_tasks = geometry[GEO_N] * geometry[GEO_OC]
+    conv = plans(geometry)[0]
+    workspace[: conv.IW] = 0
     conv2d_task.run(
-        n_tasks, n_threads, input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry
+        conv.n_tasks, n_threads, input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry
     )
 
 
+# ------------------------------------------------------------------------------------------------- gradient of the input
+
+
 @task
-def conv2d_grad_input_task(
+def exact_task(
     task: index,
     grad_output: const_real[:, :, :, ::1],  # IN
     weight: const_real[:, :, :, ::1],  # IN
@@ -129,7 +699,7 @@ def conv2d_grad_input_task(
     grad_input: real[:, :, :, ::1],  # OUT
     geometry: const_int64[::1],  # IN
 ):
-    # A task is one plane of grad_input; each cell gathers the outputs that have read it.
+    # One plane of grad_input, when some weight is not finite: a zero that stands for a missing output must not meet it.
     IC, IH, IW, G = geometry[GEO_IC], geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_G]
     KH, KW, OH, OW = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_OH], geometry[GEO_OW]
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
@@ -137,11 +707,12 @@ def conv2d_grad_input_task(
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     n, channel, ICG, OCG = task // IC, task % IC, IC // G, geometry[GEO_OC] // G
     ic, group = channel % ICG, channel // ICG
-    accumulate = geometry[GEO_ACCUMULATE] != 0
     zero = weight.dtype.type(0)
     for ih in range(IH):
         for iw in range(IW):
-            total = (grad_input[n, channel, ih, iw] if accumulate else zero) + (bias[channel] if bias.size else zero)
+            total = grad_input[n, channel, ih, iw] if geometry[GEO_ACCUMULATE] else zero
+            if bias.size:
+                total += bias[channel]
             for oc in range(group * OCG, (group + 1) * OCG):
                 partial = zero
                 for kh in range(KH):
@@ -157,52 +728,453 @@ def conv2d_grad_input_task(
             grad_input[n, channel, ih, iw] = clamp(total, act_min, act_max)
 
 
-def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, workspace, geometry, n_threads):
-    """The adjoint in x, with the epilogue of a convolution (bias (IC,) or (0,)): a transposed convolution."""
-    n_tasks = geometry[GEO_N] * geometry[GEO_IC]
-    conv2d_grad_input_task.run(
-        n_tasks, n_threads, grad_output, weight, bias, act_min, act_max, grad_input, geometry
-    )
+@helper
+def meet(i, pad, stride, dil, step, kernel):
+    """Along one axis, input cell i meets kernel cells first, first + step, ..., and there outputs at, at - back, ..."""
+    at, first = i + pad, 0
+    while first < min(kernel, step) and at % stride:
+        first += 1
+        at -= dil
+    if at % stride:
+        first = kernel
+    return first, at // stride
+
+
+@helper
+def greatest_common_divisor(a, b):
+    while b:
+        a, b = b, a % b
+    return a
+
+
+@helper
+def strided_block(
+    grad_output,  # IN   C planes
+    weight,  # IN   filters, channel of grad_input chosen
+    shift,
+    C,
+    to_filter,
+    KH,
+    KW,
+    OH,
+    OW,
+    kh_first,
+    kh_step,
+    oh_first,
+    oh_back,
+    kw_first,
+    kw_step,
+    ow_first,
+    ow_back,
+    dtype,
+):
+    """One vector of cells that are stride_w apart."""
+    size, VL = itemsize(dtype), lanes(dtype)
+    acc, total, depth = broadcast(shift), broadcast(dtype.type(0)), 0
+    for c in range(C):
+        oh, kh = oh_first, kh_first
+        while kh < KH:
+            if 0 <= oh < OH:
+                row = grad_output + (c * OH + oh) * OW * size
+                ow, kw = ow_first, kw_first
+                while kw < KW:
+                    if ow >= 0 and ow + VL <= OW:
+                        x = load(row, ow, dtype)
+                    else:
+                        x = load_inside(row, ow, OW, dtype)
+                    acc = fma(x, broadcast(get(weight, c * to_filter + kh * KW + kw, dtype)), acc)
+                    ow -= ow_back
+                    kw += kw_step
+                depth += KW
+                if depth >= DEPTH:
+                    depth = 0
+                    total = total + acc
+                    acc = broadcast(dtype.type(0))
+            oh -= oh_back
+            kh += kh_step
+    return acc + total
 
 
 @task
-def conv2d_grad_weight_task(
+def strided_task(
+    task: index,
+    batch: index,
+    grad_output: const_real[:, :, :, ::1],  # IN
+    weight: const_real[:, :, :, ::1],  # IN
+    bias: const_real[::1],  # IN
+    act_min: real,
+    act_max: real,
+    grad_input: real[:, :, :, ::1],  # OUT
+    geometry: const_int64[::1],  # IN
+):
+    # `batch` rows. Cells of one row that are stride_w apart meet the same kernel cells, and neighbouring outputs: a vector.
+    N, IC, IH, IW = geometry[GEO_N], geometry[GEO_IC], geometry[GEO_IH], geometry[GEO_IW]
+    KH, KW, OH, OW = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_OH], geometry[GEO_OW]
+    G, taps = geometry[GEO_G], KH * KW
+    ICG, C = IC // G, geometry[GEO_OC] // G
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dil_h, dil_w, pad_left = geometry[GEO_DIL_H], geometry[GEO_DIL_W], geometry[GEO_PAD_LEFT]
+    dtype = grad_output.dtype
+    size, VL = itemsize(dtype), lanes(dtype)
+    accumulate = geometry[GEO_ACCUMULATE] != 0
+    divisor = greatest_common_divisor(stride_h, dil_h)
+    kh_step, oh_back = stride_h // divisor, dil_h // divisor
+    divisor = greatest_common_divisor(stride_w, dil_w)
+    kw_step, ow_back = stride_w // divisor, dil_w // divisor
+    start, start_at = meet(0, pad_left, stride_w, dil_w, kw_step, KW)
+    other, other_at = meet(1, pad_left, stride_w, dil_w, kw_step, KW)
+    lane = local(16, dtype)
+    for flat in range(task * batch, min((task + 1) * batch, N * IC * IH)):
+        plane, ih = flat // IH, flat % IH
+        channel = plane % IC
+        shift = bias[channel] if bias.size else dtype.type(0)
+        dy = address(grad_output) + (plane // IC * G + channel // ICG) * C * OH * OW * size
+        filters = address(weight) + (channel // ICG * C * ICG + channel % ICG) * taps * size
+        row = address(grad_input) + flat * IW * size
+        kh, oh = meet(ih, geometry[GEO_PAD_TOP], stride_h, dil_h, kh_step, KH)
+        if stride_w <= 2:
+            at, next_at = start_at, other_at
+            iw = 0
+            while iw < IW:
+                left = IW - iw
+                value = strided_block(
+                    dy, filters, shift, C, ICG * taps, KH, KW, OH, OW, kh, kh_step, oh, oh_back, start, kw_step, at,
+                    ow_back, dtype,
+                )  # fmt: skip
+                if stride_w == 1:
+                    epilogue(row + iw * size, value, 0, min(left, VL), accumulate, act_min, act_max, dtype)
+                else:
+                    second = strided_block(
+                        dy, filters, shift, C, ICG * taps, KH, KW, OH, OW, kh, kh_step, oh, oh_back, other, kw_step,
+                        next_at, ow_back, dtype,
+                    )  # fmt: skip
+                    low, high = zip_low(value, second), zip_high(value, second)
+                    epilogue(row + iw * size, low, 0, min(left, VL), accumulate, act_min, act_max, dtype)
+                    if left > VL:
+                        last = min(left - VL, VL)
+                        epilogue(row + (iw + VL) * size, high, 0, last, accumulate, act_min, act_max, dtype)
+                at += VL
+                next_at += VL
+                iw += VL * stride_w
+            continue
+        for phase in range(min(stride_w, IW)):
+            kw, at = meet(phase, pad_left, stride_w, dil_w, kw_step, KW)
+            iw = phase
+            while iw < IW:
+                value = strided_block(
+                    dy, filters, shift, C, ICG * taps, KH, KW, OH, OW, kh, kh_step, oh, oh_back, kw, kw_step, at,
+                    ow_back, dtype,
+                )  # fmt: skip
+                store(address(lane), 0, value)
+                for i in range(min(VL, ceil_div(IW - iw, stride_w))):
+                    cell = lane[i]
+                    if accumulate:
+                        cell += get(row, iw, dtype)
+                    put(row, iw, clamp(cell, act_min, act_max))
+                    iw += stride_w
+                at += VL
+
+
+@task
+def adjoint_task(
+    task: index,
+    grad_output: const_real[:, :, :, ::1],  # IN
+    weight: const_real[:, :, :, ::1],  # IN
+    bias: const_real[::1],  # IN
+    act_min: real,
+    act_max: real,
+    grad_input: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],
+    geometry: const_int64[::1],  # IN
+):
+    shift = address(bias) if bias.size else 0
+    conv_units(
+        task, adjoint(geometry), address(grad_output), address(workspace), address(weight), shift, act_min, act_max,
+        address(grad_input), 0, 0, 0, geometry, grad_output.dtype,
+    )  # fmt: skip
+
+
+def conv2d_grad_input_workspace(geometry, n_workers):
+    """Elements of workspace: a row of zeros."""
+    return geometry[GEO_OW]
+
+
+def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, workspace, geometry, n_threads):
+    """The adjoint in x, with the epilogue of a convolution (bias (IC,) or (0,)): a transposed convolution."""
+    conv = plans(geometry)[1]
+    if conv.n_tasks == 0:
+        return
+    arrays = (grad_output, weight, bias, act_min, act_max, grad_input)
+    if not np.isfinite(weight).all():
+        exact_task.run(conv.N * conv.G * conv.F, n_threads, *arrays, geometry)
+    elif conv.stride_h == conv.stride_w == 1:
+        workspace[: conv.IW] = 0
+        adjoint_task.run(conv.n_tasks, n_threads, *arrays, workspace, geometry)
+    else:
+        batch = max(TASK // max(conv.C * conv.KH * conv.KW * conv.OW // (conv.stride_h * conv.stride_w), 1), 1)
+        n_tasks = ceil_div(conv.N * conv.G * conv.F * conv.OH, batch)
+        strided_task.run(n_tasks, n_threads, batch, *arrays, geometry)
+
+
+# ------------------------------------------------------------------------------------------------ gradient of the weight
+
+Sum = namedtuple(
+    "Sum",
+    "together blocks units "  # filters of a unit; units: (group, block of filters, channel)
+    "rows chunk chunks "  # output rows over all images, of a chunk; chunks
+    "batch n_tasks",  # units of a task
+)
+
+
+@everywhere
+def sum_of(geometry):
+    # Few units: the sum itself is cut into chunks of rows. Nothing depends on the number of threads.
+    G = geometry[GEO_G]
+    F = geometry[GEO_OC] // G
+    together = FILTERS if F >= FILTERS else 1
+    blocks = ceil_div(F, together)
+    units = G * blocks * (geometry[GEO_IC] // G)
+    rows = geometry[GEO_N] * geometry[GEO_OH]
+    work = max(together * geometry[GEO_KH] * geometry[GEO_KW] * rows * geometry[GEO_OW], 1)
+    chunks = max(min(CHUNKS // max(units, 1), work // TASK, rows), 1)
+    chunk = ceil_div(rows, chunks)
+    chunks = max(ceil_div(rows, max(chunk, 1)), 1)
+    batch = max(TASK // work, 1)
+    return Sum(together, blocks, units, rows, chunk, chunks, batch, ceil_div(units * chunks, batch))
+
+
+def grad_weight_run(
+    image,  # IN   the channel's plane in image 0
+    grad_output,  # IN   the first filter's plane in image 0
+    zeros,  # IN   IW of them
+    sums,  # INOUT  F x H x T: taps (kh, kw) .. (kh + H - 1, kw + T - 1) of F filters
+    first,  # rows of all images
+    last,
+    ow_first,
+    ow_last,
+    kh,
+    kw,
+    geometry,
+    dtype,
+    F,
+    H,
+    T,
+):
+    outlined()
+    acc: registers[F, H, T]
+    dy: registers[F]
+    rows: registers[H]
+    IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
+    to_image, to_grad = geometry[GEO_IC] * IH * IW, geometry[GEO_OC] * OH * OW
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    top, left = kh * dil_h - geometry[GEO_PAD_TOP], kw * dil_w - geometry[GEO_PAD_LEFT]
+    size, VL = itemsize(dtype), lanes(dtype)
+    reach = (T - 1) * dil_w + VL
+    n, oh = first // OH, first % OH
+    for f in unroll(F):
+        for h in unroll(H):
+            for t in unroll(T):
+                acc[f, h, t] = broadcast(dtype.type(0))
+    for _ in range(first, last):
+        for h in unroll(H):
+            ih = oh * stride_h + top + h * dil_h
+            rows[h] = image + (n * to_image + ih * IW) * size if 0 <= ih < IH else zeros
+        grads = grad_output + (n * to_grad + oh * OW) * size
+        ow = ow_first
+        while ow < ow_last:
+            column = ow * stride_w + left
+            if stride_w == 1 and column >= 0 and column + reach <= IW and ow + VL <= OW:
+                for f in unroll(F):
+                    dy[f] = load(grads, f * OH * OW + ow, dtype)
+                for h in unroll(H):
+                    for t in unroll(T):
+                        x = load(rows[h], column + t * dil_w, dtype)
+                        for f in unroll(F):
+                            acc[f, h, t] = fma(x, dy[f], acc[f, h, t])
+            else:
+                for f in unroll(F):
+                    dy[f] = load_inside(grads + f * OH * OW * size, ow, OW, dtype)
+                # Lanes behind the row's last output are zeros on both sides
+                end = (min(OW - ow, VL) - 1) * stride_w + 1 + column
+                for h in unroll(H):
+                    for t in unroll(T):
+                        x = load_columns(rows[h], column + t * dil_w, stride_w, min(IW, end + t * dil_w), dtype)
+                        for f in unroll(F):
+                            acc[f, h, t] = fma(x, dy[f], acc[f, h, t])
+            ow += VL
+        oh += 1
+        if oh == OH:
+            oh = 0
+            n += 1
+    for f in unroll(F):
+        for h in unroll(H):
+            for t in unroll(T):
+                at = ((f * H + h) * T + t) * VL
+                store(sums, at, load(sums, at, dtype) + acc[f, h, t])
+
+
+run_4x1x3 = helper(unrolled(grad_weight_run, F=4, H=1, T=3))
+run_4x1x1 = helper(unrolled(grad_weight_run, F=4, H=1, T=1))
+run_1x3x3 = helper(unrolled(grad_weight_run, F=1, H=3, T=3))
+run_1x1x5 = helper(unrolled(grad_weight_run, F=1, H=1, T=5))
+run_1x1x1 = helper(unrolled(grad_weight_run, F=1, H=1, T=1))
+
+
+@helper
+def grad_weight_sums(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, F, H, T, dtype):
+    """`grad_weight_run` with F, H and T as constants."""
+    if F == 4:
+        if T == 3:
+            run_4x1x3(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
+        else:
+            run_4x1x1(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
+    elif T == 3:
+        run_1x3x3(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
+    elif T == 5:
+        run_1x1x5(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
+    else:
+        run_1x1x1(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
+
+
+@helper
+def grad_weight_block(
+    image,
+    grad_output,
+    zeros,
+    out,  # OUT  of F filters, to_out apart
+    to_out,
+    first,
+    last,
+    kh,
+    kw,
+    accumulate,
+    geometry,
+    F,
+    H,
+    T,
+    dtype,
+):
+    # Runs of FLUSH vectors, whole rows or parts of one; FLUSH runs make a partial sum.
+    OW, KW, VL, size = geometry[GEO_OW], geometry[GEO_KW], lanes(dtype), itemsize(dtype)
+    rows, flushes = max(FLUSH // ceil_div(OW, VL), 1), 0
+    partial, total = address(local(192, dtype)), address(local(192, dtype))
+    clear(partial, F * H * T * VL * size)
+    clear(total, F * H * T * VL * size)
+    while first < last:
+        ow = 0
+        while ow < OW:
+            grad_weight_sums(
+                image, grad_output, zeros, partial, first, min(first + rows, last), ow, min(ow + FLUSH * VL, OW), kh, kw,
+                geometry, F, H, T, dtype,
+            )  # fmt: skip
+            ow += FLUSH * VL
+            flushes += 1
+            if flushes == FLUSH:
+                flushes = 0
+                for i in range(F * H * T):
+                    store(total, i * VL, load(total, i * VL, dtype) + load(partial, i * VL, dtype))
+                clear(partial, F * H * T * VL * size)
+        first += rows
+    for f in range(F):
+        for h in range(H):
+            for t in range(T):
+                i = ((f * H + h) * T + t) * VL
+                value = sum_lanes(load(total, i, dtype) + load(partial, i, dtype), dtype)
+                i = f * to_out + (kh + h) * KW + kw + t
+                if accumulate:
+                    value += get(out, i, dtype)
+                put(out, i, value)
+
+
+@helper
+def grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, dtype):
+    G, KH, KW, size = geometry[GEO_G], geometry[GEO_KH], geometry[GEO_KW], itemsize(dtype)
+    C, F, taps = geometry[GEO_IC] // G, geometry[GEO_OC] // G, KH * KW
+    for unit in range(task * s.batch, min((task + 1) * s.batch, s.units * s.chunks)):
+        chunk = unit // s.units
+        first, last = chunk * s.chunk, min((chunk + 1) * s.chunk, s.rows)
+        c = unit % C
+        f = unit // C % s.blocks * s.together
+        group = unit % s.units // (C * s.blocks)
+        end = min(f + s.together, F)
+        x = input + (group * C + c) * geometry[GEO_IH] * geometry[GEO_IW] * size
+        while f < end:
+            dy = grad_output + (group * F + f) * geometry[GEO_OH] * geometry[GEO_OW] * size
+            out = grad_weight + (((chunk * G + group) * F + f) * C + c) * taps * size
+            kh = 0
+            while kh < KH:
+                H = 1
+                kw = 0
+                while kw < KW:
+                    if f + FILTERS <= end:
+                        tile, T = FILTERS, 3 if KW - kw >= 3 else 1
+                    else:
+                        tile, T = 1, 1
+                        if KW == 3 and KH - kh >= 3:
+                            H, T = 3, 3
+                        elif KW - kw >= 5:
+                            T = 5
+                    grad_weight_block(
+                        x, dy, zeros, out, C * taps, first, last, kh, kw, accumulate, geometry, tile, H, T, dtype
+                    )
+                    kw += T
+                kh += H
+            f += FILTERS if f + FILTERS <= end else 1
+
+
+@task
+def grad_weight_task(
     task: index,
     input: const_real[:, :, :, ::1],  # IN
     grad_output: const_real[:, :, :, ::1],  # IN
     grad_weight: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # a row of zeros, then chunks
     geometry: const_int64[::1],  # IN
 ):
-    # A task is the KH x KW entries of one (filter, channel).
-    N, IC, IH, IW = geometry[GEO_N], geometry[GEO_IC], geometry[GEO_IH], geometry[GEO_IW]
-    KH, KW, OH, OW = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_OH], geometry[GEO_OW]
-    ICG, OCG = IC // geometry[GEO_G], geometry[GEO_OC] // geometry[GEO_G]
-    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
-    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
-    oc, ic = task // ICG, task % ICG
-    channel = oc // OCG * ICG + ic
-    zero = input.dtype.type(0)
-    for kh in range(KH):
-        for kw in range(KW):
-            total = grad_weight[oc, ic, kh, kw] if geometry[GEO_ACCUMULATE] else zero
-            for n in range(N):
-                plane = zero
-                for oh in range(OH):
-                    partial = zero
-                    ih = oh * stride_h - pad_top + kh * dil_h
-                    for ow in range(OW):
-                        iw = ow * stride_w - pad_left + kw * dil_w
-                        if 0 <= ih < IH and 0 <= iw < IW:
-                            partial += grad_output[n, oc, oh, ow] * input[n, channel, ih, iw]
-                        else:
-                            partial += grad_output[n, oc, oh, ow] * zero
-                    plane += partial
-                total += plane
-            grad_weight[oc, ic, kh, kw] = total
+    s = sum_of(geometry)
+    dtype = input.dtype
+    zeros, out = address(workspace), address(grad_weight)
+    accumulate = geometry[GEO_ACCUMULATE] != 0
+    if s.chunks > 1:
+        accumulate = False
+        out = zeros + geometry[GEO_IW] * itemsize(dtype)
+    grad_weight_units(task, s, address(input), zeros, address(grad_output), out, accumulate, geometry, dtype)
+
+
+@task
+def add_chunks_task(
+    task: index,
+    chunks: index,
+    grad_weight: real[:, :, :, ::1],  # OUT
+    workspace: const_real[::1],
+    geometry: const_int64[::1],  # IN
+):
+    # All entries: this is little work.
+    dtype = grad_weight.dtype
+    IW, size = geometry[GEO_IW], grad_weight.size
+    out = address(grad_weight)
+    for i in range(size):
+        total = get(out, i, dtype) if geometry[GEO_ACCUMULATE] else dtype.type(0)
+        for chunk in range(chunks):
+            total += workspace[IW + chunk * size + i]
+        put(out, i, total)
+
+
+def weight_size(geometry):
+    return geometry[GEO_OC] * (geometry[GEO_IC] // geometry[GEO_G]) * geometry[GEO_KH] * geometry[GEO_KW]
+
+
+def conv2d_grad_weight_workspace(geometry, n_workers):
+    """Elements of workspace: a row of zeros, and the chunks of a sum that is cut."""
+    s = plans(geometry)[2]
+    return geometry[GEO_IW] + (s.chunks * weight_size(geometry) if s.chunks > 1 else 0)
 
 
 def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):
     """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
-    n_tasks = geometry[GEO_OC] * (geometry[GEO_IC] // geometry[GEO_G])
-    conv2d_grad_weight_task.run(n_tasks, n_threads, input, grad_output, grad_weight, geometry)
+    s = plans(geometry)[2]
+    workspace[: geometry[GEO_IW]] = 0
+    grad_weight_task.run(s.n_tasks, n_threads, input, grad_output, grad_weight, workspace, geometry)
+    if s.chunks > 1:
+        add_chunks_task.run(1, 1, s.chunks, grad_weight, workspace, geometry)
