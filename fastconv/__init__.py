@@ -7,6 +7,9 @@
 (1, 4, 8, 8)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastconv import functional
 from fastconv._arena import clear_workspaces
 from fastconv._backends import BackendUnavailable, available_backends, config, show_config
@@ -15,7 +18,21 @@ from fastconv._problem import ConvProblem, PoolProblem
 from fastconv._threads import get_num_threads, set_num_threads
 from fastconv.functional import *  # noqa: F403
 
+if TYPE_CHECKING:
+    from fastconv import layers
+    from fastconv._state import load, save  # noqa: F401
+    from fastconv.layers import *  # noqa: F403
+
 __version__ = "0.1.0"
+
+_LAYERS = (
+    "AdaptiveAvgPool2d", "Add", "AvgPool2d", "BatchNorm2d", "Concat", "Conv1d", "Conv2d", "ConvTranspose2d", "Dropout",
+    "Flatten", "GlobalAvgPool2d", "HardSwish", "Identity", "Layer", "LeakyReLU", "Linear", "LoadResult",
+    "LocalResponseNorm", "MaxPool2d", "MaxUnpool2d", "PReLU", "ReLU", "ReLU6", "Residual", "Sequential", "Sigmoid",
+    "Softmax", "Summary", "ZeroPad2d", "record", "summary",
+)  # fmt: skip
+# Names that are imported when they are first used: a script of functions alone need not pay for them
+_LAZY = {"load": "fastconv._state", "save": "fastconv._state", **dict.fromkeys(_LAYERS, "fastconv.layers")}
 
 __all__ = [
     "BackendUnavailable",
@@ -26,8 +43,24 @@ __all__ = [
     "clear_workspaces",
     "config",
     "get_num_threads",
+    "layers",
     "plan_conv2d",
     "set_num_threads",
     "show_config",
     *functional.__all__,
+    *_LAZY,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "layers":
+        return import_module("fastconv.layers")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastconv' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

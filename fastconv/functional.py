@@ -96,15 +96,17 @@ def _result_shape(plan: Plan, ndim: int, axes: int) -> tuple[int, ...]:
 def _run(
     function: str,
     plan: Plan,
-    operands: tuple[np.ndarray | None, ...],
+    arrays: tuple[tuple[np.ndarray | None, tuple[int, ...]], ...],
     shape: tuple[int, ...],
     out: Any = None,
 ) -> np.ndarray:
-    """Run ``plan`` and give a result of ``shape``, in ``out`` if there is one."""
+    """Run ``plan`` on (array, shape that the kernel reads) pairs; a result of ``shape``, in ``out`` if given."""
+    if out is not None:  # before anything is copied
+        check_out(function, out, shape, plan.problem.dtype, tuple([array for array, _ in arrays]))
+    operands = tuple([None if array is None else ready(array, wanted) for array, wanted in arrays])
     if out is None:
         result = plan(*operands)
         return result if result.shape == shape else result.reshape(shape)
-    check_out(function, out, shape, plan.problem.dtype, operands)
     if kernel_ready(out):
         plan(*operands, out=out.reshape(plan.output_shape))
     else:
@@ -272,11 +274,7 @@ def _conv(
         make,
     )  # fmt: skip
     problem = plan.problem
-    operands = (
-        ready(x, problem.input_shape),
-        ready(w, problem.weight_shape),
-        None if b is None else ready(b, b.shape),
-    )
+    operands = ((x, problem.input_shape), (w, problem.weight_shape), (b, (problem.OC,)))
     return _run(function, plan, operands, _result_shape(plan, x.ndim, axes), out)
 
 
@@ -347,7 +345,7 @@ def conv2d_grad_input(
         make,
     )  # fmt: skip
     plan.problem.check_grad_output(function, g.shape)
-    return _run(function, plan, (ready(g, plan.problem.output_shape), ready(w, w.shape), None), size, out)
+    return _run(function, plan, ((g, plan.problem.output_shape), (w, w.shape), (None, ())), size, out)
 
 
 def _size(function: str, name: str, value: Any) -> tuple[int, ...]:
@@ -416,7 +414,7 @@ def conv2d_grad_weight(
     )  # fmt: skip
     problem = plan.problem
     problem.check_grad_output(function, g.shape)
-    operands = (ready(x, problem.input_shape), ready(g, problem.output_shape))
+    operands = ((x, problem.input_shape), (g, problem.output_shape))
     return _run(function, plan, operands, size, out)
 
 
@@ -477,6 +475,7 @@ def conv2d_backward(
     )
     problem.check_grad_output(function, g.shape)
     batch_g, batch_x = ready(g, problem.output_shape), ready(x, problem.input_shape)
+    pair_g, pair_x = (batch_g, problem.output_shape), (batch_x, problem.input_shape)
     need_input, need_weight, need_bias = needs
     arguments = (function, problem, algorithm, backend)
 
@@ -484,8 +483,8 @@ def conv2d_backward(
         return _planned((problem, op, algorithm, backend), lambda: _plan(*arguments, op))
 
     return (
-        _run(function, plan("grad_input"), (batch_g, ready(w, w.shape), None), x.shape) if need_input else None,
-        _run(function, plan("grad_weight"), (batch_x, batch_g), w.shape) if need_weight else None,
+        _run(function, plan("grad_input"), (pair_g, (w, w.shape), (None, ())), x.shape) if need_input else None,
+        _run(function, plan("grad_weight"), (pair_x, pair_g), w.shape) if need_weight else None,
         batch_g.sum(axis=(0, 2, 3), dtype=batch_g.dtype) if need_bias else None,
     )
 
@@ -560,7 +559,7 @@ def conv_transpose2d(
          _freeze(groups), _freeze(dilation), _freeze(activation), algorithm, backend),
         make,
     )  # fmt: skip
-    operands = (ready(x, plan.problem.output_shape), ready(w, w.shape), None if b is None else ready(b, b.shape))
+    operands = ((x, plan.problem.output_shape), (w, w.shape), (b, bias_shape or ()))
     return _run(function, plan, operands, _result_shape(plan, x.ndim, 2), out)
 
 
@@ -881,8 +880,8 @@ def max_pool2d_backward(
     plan = _pool_plan(function, problem, function, backend)
     plane = (problem.IH, problem.IW)
     operands = (
-        ready(g, problem.output_shape),
-        ready_indices(function, "indices", where, problem.output_shape, plane),
+        (g, problem.output_shape),
+        (ready_indices(function, "indices", where, problem.output_shape, plane), problem.output_shape),
     )
     return _run(function, plan, operands, size)
 
@@ -944,7 +943,7 @@ def max_unpool2d(
     problem = PoolProblem.of_indices((N, C, *plane), (N, C, IH, IW), x.dtype.name)
     plan = _pool_plan(function, problem, function, backend)
     cells = problem.output_shape
-    operands = (ready(x, cells), ready_indices(function, "indices", where, cells, plane))
+    operands = ((x, cells), (ready_indices(function, "indices", where, cells, plane), cells))
     return _run(function, plan, operands, (*x.shape[:-2], *plane))
 
 
@@ -1001,7 +1000,7 @@ def max_unpool2d_backward(grad_output: Any, indices: Any, *, backend: str = "aut
         raise ValueError(f"{function}: indices has shape {where.shape}: it must share {g.shape[:-2]} with grad_output")
     problem = PoolProblem.of_indices(plane, cells, g.dtype.name)
     plan = _pool_plan(function, problem, function, backend)
-    operands = (ready(g, plane), ready_indices(function, "indices", where, cells, plane[2:]))
+    operands = ((g, plane), (ready_indices(function, "indices", where, cells, plane[2:]), cells))
     return _run(function, plan, operands, where.shape)
 
 
@@ -1066,7 +1065,7 @@ def avg_pool2d(
          _freeze(count_include_pad), _freeze(divisor_override), backend),
         make,
     )  # fmt: skip
-    return _run(function, plan, (ready(x, plan.problem.input_shape),), _result_shape(plan, x.ndim, 2), out)
+    return _run(function, plan, ((x, plan.problem.input_shape),), _result_shape(plan, x.ndim, 2), out)
 
 
 def avg_pool2d_backward(
@@ -1116,7 +1115,7 @@ def avg_pool2d_backward(
     )  # fmt: skip
     problem.check_grad_output(function, "grad_output", g.shape)
     plan = _pool_plan(function, problem, function, backend)
-    return _run(function, plan, (ready(g, problem.output_shape),), size)
+    return _run(function, plan, ((g, problem.output_shape),), size)
 
 
 # ------------------------------------------------------------------------------- activations and pictures
