@@ -20,7 +20,6 @@ settings.register_profile(
 settings.load_profile("fastconv")
 
 
-
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: builds or starts something large; part of the gate all the same")
 

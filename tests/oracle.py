@@ -82,7 +82,7 @@ def conv2d_grad_weight(x, w_shape, grad_output, stride=(1, 1), pads=(0, 0, 0, 0)
 
 
 def conv_transpose2d(x, w, stride=(1, 1), pads=(0, 0, 0, 0), output_padding=(0, 0), groups=1, dilation=(1, 1)):
-    """torch's definition, cell by cell: every input cell stamps its filter onto the output; w (IC, OC/groups, KH, KW)."""
+    """torch's definition, cell by cell: every input cell stamps its filter on the output; w (IC, OC/groups, KH, KW)."""
     x, w = wide(x), wide(w)
     N, IC, IH, IW = x.shape
     _, OCG, KH, KW = w.shape

@@ -1,7 +1,7 @@
 """Named problems that reach every edge of the kernels' loops, and random ones. Append-only: names are stable.
 
-Tile extents in use: MR = 6 or 8 filters; NR = 4, 8, 16, 24 or 48 pixels; vectors of 2 to 16 elements; depth blocks KC of
-about 384. Each is met at one less, exactly, and one more.
+Tile extents in use: MR = 6 or 8 filters; NR = 4, 8, 16, 24 or 48 pixels; vectors of 2 to 16 elements; depth blocks
+KC of about 384. Each is met at one less, exactly, and one more.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _arguments(problem):
     }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def solved(case, dtype, kind):
     """Data and exact results of a case, computed once for all engines: a dict of read-only arrays."""
     problem, make = case.problem(dtype), KINDS[kind]

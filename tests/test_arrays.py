@@ -125,7 +125,19 @@ def test_huge_unsigned_indices_do_not_wrap():
         fc.max_unpool2d(POOLED, wrong, 2)
 
 
-REFUSED = ["int8", "int64", "uint8", "bool", "complex64", "complex128", "object", "float16", "U1", "longdouble", "datetime64[s]"]
+REFUSED = [
+    "int8",
+    "int64",
+    "uint8",
+    "bool",
+    "complex64",
+    "complex128",
+    "object",
+    "float16",
+    "U1",
+    "longdouble",
+    "datetime64[s]",
+]
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -151,7 +163,9 @@ def test_other_dtypes_are_refused_by_name(kind):
         "col2im": lambda: fc.col2im(bad[0], (2, 2), 1),
         "relu": lambda: fc.relu(bad),
     }.items():
-        with pytest.raises(TypeError, match=rf"^{name}: \w+ has dtype {bad.dtype}: it must be float32 or float64".replace("[", r"\[")):
+        with pytest.raises(
+            TypeError, match=rf"^{name}: \w+ has dtype {bad.dtype}: it must be float32 or float64".replace("[", r"\[")
+        ):
             call()
 
 

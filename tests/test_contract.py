@@ -56,7 +56,11 @@ def kernel_names(module):
         if name.startswith("_") or name.endswith("_workspace") or not callable(value) or inspect.isclass(value):
             continue
         home = getattr(value, "__module__", None)
-        if home == module.__name__ or type(value).__name__ == "cython_function_or_method" or "fused" in type(value).__name__:
+        if (
+            home == module.__name__
+            or type(value).__name__ == "cython_function_or_method"
+            or "fused" in type(value).__name__
+        ):
             found.add(name)
     return found
 
@@ -70,11 +74,26 @@ def test_the_reference_has_every_kernel():
     assert KERNELS == {
         "pad": ["pad2d", "pad2d_adjoint"],
         "im2col": sorted(
-            ["im2col", "col2im", "packed_weight_size", "pack_weight", "conv2d", "conv2d_grad_input", "conv2d_grad_weight"]
+            [
+                "im2col",
+                "col2im",
+                "packed_weight_size",
+                "pack_weight",
+                "conv2d",
+                "conv2d_grad_input",
+                "conv2d_grad_weight",
+            ]
         ),
         "direct": ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"],
         "pool": sorted(
-            ["max_pool2d", "max_pool2d_backward", "max_unpool2d", "max_unpool2d_backward", "avg_pool2d", "avg_pool2d_backward"]
+            [
+                "max_pool2d",
+                "max_pool2d_backward",
+                "max_unpool2d",
+                "max_unpool2d_backward",
+                "avg_pool2d",
+                "avg_pool2d_backward",
+            ]
         ),
     }
 
@@ -159,13 +178,17 @@ def test_kernels_accept_read_only_inputs(engine):
 
 def enum_names(text):
     """Names of every anonymous enum of a .pxd, in order."""
-    return [re.findall(r"\b[A-Z][A-Za-z_]*\b", body) for body in re.findall(r"^cdef enum:\n((?:    .*\n)+)", text, re.M)]
+    return [
+        re.findall(r"\b[A-Z][A-Za-z_]*\b", body) for body in re.findall(r"^cdef enum:\n((?:    .*\n)+)", text, re.M)
+    ]
 
 
 @needs_sources
 def test_geometry_is_one_list():
     geometry, modes = enum_names((SOURCES / "common.pxd").read_text())
-    assert geometry == [f"GEO_{name}" if name[0].isupper() else f"GEO_{name.upper()}" for name in map(_spelled, _problem.GEOMETRY)]
+    assert geometry == [
+        f"GEO_{name}" if name[0].isupper() else f"GEO_{name.upper()}" for name in map(_spelled, _problem.GEOMETRY)
+    ]
     for position, name in enumerate(geometry):
         assert getattr(_problem, name) == position, name
     assert modes == [f"PAD_{mode.upper()}" for mode in _problem.PADDING_MODES]
@@ -300,10 +323,7 @@ HEAVY = ("numba", "scipy", "matplotlib", "dask", "onnx", "PIL", "torch", "llvmli
 
 
 def test_import_is_light():
-    code = (
-        "import sys, fastconv; "
-        f"print(*sorted({{name.partition('.')[0] for name in sys.modules}} & set({HEAVY!r})))"
-    )
+    code = f"import sys, fastconv; print(*sorted({{name.partition('.')[0] for name in sys.modules}} & set({HEAVY!r})))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert run.stdout.strip() == "", f"import fastconv imports {run.stdout}"
 
@@ -331,7 +351,7 @@ def test_every_public_function_is_documented(name):
 
 @pytest.fixture(scope="session")
 def annotated(tmp_path_factory):
-    """A function: stem -> (source lines, {line number: score}), from `cython --annotate`; a score above 0 calls Python."""
+    """A function: stem -> (source lines, {line number: score}), by `cython --annotate`; a score above 0: Python."""
     pytest.importorskip("Cython", reason="Cython is not installed: its annotated output cannot be read")
     if not SOURCES.is_dir():
         pytest.skip("src_cython is not here: not run from a source tree")
@@ -385,7 +405,9 @@ def test_no_python_inside_loops(annotated, stem):
     assert scores, "the annotated output has another form: no score was found"
     inside = without_gil(lines)
     assert inside, f"{stem}.pyx has no nogil code"
-    wrong = [f"{stem}.pyx:{n} (score {scores[n]}): {lines[n - 1].strip()}" for n in sorted(inside) if scores.get(n, 0) > 0]
+    wrong = [
+        f"{stem}.pyx:{n} (score {scores[n]}): {lines[n - 1].strip()}" for n in sorted(inside) if scores.get(n, 0) > 0
+    ]
     assert not wrong, "Python inside nogil code:\n" + "\n".join(wrong)
 
 

@@ -252,12 +252,16 @@ def test_the_table_reaches_every_raise(name):
     for call, _, _ in TABLE:
         error = caught(call)
         while error is not None:
-            reached |= {(Path(frame.filename).stem, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)}
+            reached |= {
+                (Path(frame.filename).stem, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)
+            }
             error = error.__context__
     path = Path(_problem.__file__).parent / f"{name}.py"
     statements = raises(path)
     assert statements
-    missed = [first for first, last in statements if not any((name, line) in reached for line in range(first, last + 1))]
+    missed = [
+        first for first, last in statements if not any((name, line) in reached for line in range(first, last + 1))
+    ]
     assert not missed, f"{name}.py: no row of the table reaches the raise in line {missed}"
 
 
@@ -329,4 +333,7 @@ def test_an_impossible_shape_is_refused_before_it_is_copied():
     x = np.broadcast_to(np.float32(0), (2**20, 2**20, 3, 3))
     w = np.ones((4, 5, 3, 3), "float32")
     error = caught(lambda: fc.conv2d(x, w))
-    assert str(error) == "conv2d: input has 1048576 channels (shape (1048576, 1048576, 3, 3)), weight (4, 5, 3, 3) with groups 1 needs 5"
+    assert (
+        str(error)
+        == "conv2d: input has 1048576 channels (shape (1048576, 1048576, 3, 3)), weight (4, 5, 3, 3) with groups 1 needs 5"
+    )

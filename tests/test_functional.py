@@ -39,8 +39,8 @@ SIGNATURES = {
     "padding_mode='zeros', algorithm='auto', backend='auto', out=None",
     "conv2d_grad_weight": "input, weight_size, grad_output, stride=1, padding=0, dilation=1, groups=1, *, "
     "padding_mode='zeros', algorithm='auto', backend='auto', out=None",
-    "conv2d_backward": "grad_output, input, weight, *, stride=1, padding=0, dilation=1, groups=1, padding_mode='zeros', "
-    "needs=(True, True, True), algorithm='auto', backend='auto'",
+    "conv2d_backward": "grad_output, input, weight, *, stride=1, padding=0, dilation=1, groups=1, "
+    "padding_mode='zeros', needs=(True, True, True), algorithm='auto', backend='auto'",
     "conv_transpose2d": "input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, "
     "activation=None, algorithm='auto', backend='auto', out=None",
     "max_pool2d": "input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False, *, "
@@ -211,13 +211,17 @@ def test_one_image(engine, dtype):
     assert_same(fastconv.conv2d_grad_weight(x, w.shape, g, padding=1),
                 fastconv.conv2d_grad_weight(x[None], w.shape, g[None], padding=1))  # fmt: skip
     for one, batch in zip(
-        fastconv.conv2d_backward(g, x, w, padding=1), fastconv.conv2d_backward(g[None], x[None], w, padding=1), strict=True
+        fastconv.conv2d_backward(g, x, w, padding=1),
+        fastconv.conv2d_backward(g[None], x[None], w, padding=1),
+        strict=True,
     ):
         assert_same(one, batch.reshape(one.shape))
     back = fastconv.conv_transpose2d(g, w, padding=1)
     assert_same(back, fastconv.conv_transpose2d(g[None], w, padding=1)[0])
     assert_same(fastconv.im2col(x, 3), fastconv.im2col(x[None], 3)[0])
-    assert_same(fastconv.col2im(fastconv.im2col(x, 3), (7, 8), 3), fastconv.col2im(fastconv.im2col(x[None], 3), (7, 8), 3)[0])
+    assert_same(
+        fastconv.col2im(fastconv.im2col(x, 3), (7, 8), 3), fastconv.col2im(fastconv.im2col(x[None], 3), (7, 8), 3)[0]
+    )
     pooled, indices = fastconv.max_pool2d(x, 2, return_indices=True)
     batch = fastconv.max_pool2d(x[None], 2, return_indices=True)
     assert_same(pooled, batch[0][0])
@@ -380,7 +384,9 @@ def test_conv_transpose2d(engine, case, algorithm, dtype):
         x, w, b, stride, padding, output_padding, groups, dilation, algorithm=algorithm, activation=(-20, 20)
     )
     assert_same(actual, np.clip(exact + b[:, None, None], -20, 20).astype(dtype), f"{engine.name} {algorithm}")
-    plain = fastconv.conv_transpose2d(x, w, None, stride, padding, output_padding, groups, dilation, algorithm=algorithm)
+    plain = fastconv.conv_transpose2d(
+        x, w, None, stride, padding, output_padding, groups, dilation, algorithm=algorithm
+    )
     assert_same(plain, exact.astype(dtype))
     # the adjoint of the convolution with the same weight
     y = integers(plain.shape, dtype, 4)
@@ -646,12 +652,20 @@ def python(code, **environment):
     """Run code in a new process; its output, last line."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FASTCONV_")}
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**clean, **environment}, timeout=300
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**clean, **environment},
+        timeout=300,
     )
     return run.stdout.strip(), run.stderr.strip().splitlines()[-1:], run.returncode
 
 
-SHOW = "import fastconv; from fastconv import _backends as b; k = b.resolve(); print(k.backend, k.isa, fastconv.get_num_threads())"
+SHOW = (
+    "import fastconv; from fastconv import _backends as b; k = b.resolve(); "
+    "print(k.backend, k.isa, fastconv.get_num_threads())"
+)
 
 
 def test_environment_chooses_the_backend():
@@ -676,10 +690,22 @@ def test_environment_caps_numbas_vectors():
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("FASTCONV_BACKEND", "cuda", "ValueError: FASTCONV_BACKEND is 'cuda': it must be 'auto' or one of cython, numba, reference"),
-        ("FASTCONV_MAX_ISA", "avx9", "ValueError: FASTCONV_MAX_ISA is 'avx9': it must be one of baseline, x86_64_v3, x86_64_v4"),
+        (
+            "FASTCONV_BACKEND",
+            "cuda",
+            "ValueError: FASTCONV_BACKEND is 'cuda': it must be 'auto' or one of cython, numba, reference",
+        ),
+        (
+            "FASTCONV_MAX_ISA",
+            "avx9",
+            "ValueError: FASTCONV_MAX_ISA is 'avx9': it must be one of baseline, x86_64_v3, x86_64_v4",
+        ),
         ("FASTCONV_NUM_THREADS", "0", "ValueError: FASTCONV_NUM_THREADS is '0': it must be an integer of at least 1"),
-        ("FASTCONV_NUM_THREADS", "many", "ValueError: FASTCONV_NUM_THREADS is 'many': it must be an integer of at least 1"),
+        (
+            "FASTCONV_NUM_THREADS",
+            "many",
+            "ValueError: FASTCONV_NUM_THREADS is 'many': it must be an integer of at least 1",
+        ),
     ],
 )
 def test_environment_is_checked(variable, value, message):
@@ -707,14 +733,18 @@ print(out.item(), fastconv.available_backends(), *(f"{w.category.__name__} {w.me
     value, backends, *caught = out.split("|")
     assert (value, backends) == ("9.0", "('reference',)")
     assert len(caught) == 1, caught
-    assert caught[0].startswith("RuntimeWarning fastconv runs on its slow NumPy reference kernels (cython: the compiled")
+    assert caught[0].startswith(
+        "RuntimeWarning fastconv runs on its slow NumPy reference kernels (cython: the compiled"
+    )
     assert "numba: numba is not installed" in caught[0]
 
 
 def test_without_extension_numba_serves():
     if _backends.refusal("numba"):
         pytest.skip(f"numba: {_backends.refusal('numba')}")
-    out, error, status = python('import sys; sys.modules["fastconv._cython.cpu"] = None\n' + SHOW, FASTCONV_NUM_THREADS="1")
+    out, error, status = python(
+        'import sys; sys.modules["fastconv._cython.cpu"] = None\n' + SHOW, FASTCONV_NUM_THREADS="1"
+    )
     assert (out, status) == ("numba None 1", 0), error
 
 

@@ -199,11 +199,3 @@ def test_readme_links():
     for text in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", text.read_text()):
             assert (ROOT / target).exists(), f"{text.name} links to {target}"
-
-
-def test_import_is_light():
-    code = (
-        "import sys, fastconv; "
-        "print([m for m in ('numba', 'scipy', 'matplotlib', 'PIL', 'torch', 'llvmlite') if m in sys.modules])"
-    )
-    assert call(sys.executable, "-c", code) == "[]\n"

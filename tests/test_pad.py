@@ -38,7 +38,9 @@ def problem_of(shape, pads, mode, dtype):
     C = shape[1]
     padding = (pads[:2], pads[2:])
     weight = (C or 1, 1 if C else 0, 1, 1)
-    return ConvProblem.from_args("test", shape, weight, dtype, padding=padding, padding_mode=mode, groups=C or 1).border()
+    return ConvProblem.from_args(
+        "test", shape, weight, dtype, padding=padding, padding_mode=mode, groups=C or 1
+    ).border()
 
 
 def pad2d(engine, x, problem, n_threads=1):

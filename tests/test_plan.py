@@ -112,8 +112,14 @@ def test_of_equals_the_first_of_the_list_wins(monkeypatch):
     ("function", "name"),
     [
         (lambda d: fc.conv2d(d["x"], d["w"], algorithm="direct"), "conv2d"),
-        (lambda d: fc.conv2d_grad_input(d["x"].shape, d["w"], d["grad_output"], algorithm="direct"), "conv2d_grad_input"),
-        (lambda d: fc.conv2d_grad_weight(d["x"], d["w"].shape, d["grad_output"], algorithm="direct"), "conv2d_grad_weight"),
+        (
+            lambda d: fc.conv2d_grad_input(d["x"].shape, d["w"], d["grad_output"], algorithm="direct"),
+            "conv2d_grad_input",
+        ),
+        (
+            lambda d: fc.conv2d_grad_weight(d["x"], d["w"].shape, d["grad_output"], algorithm="direct"),
+            "conv2d_grad_weight",
+        ),
         (lambda d: fc.conv2d_backward(d["grad_output"], d["x"], d["w"], algorithm="direct"), "conv2d_backward"),
         (lambda d: fc.conv_transpose2d(d["grad_output"], d["w"], algorithm="direct"), "conv_transpose2d"),
     ],

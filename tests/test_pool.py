@@ -34,7 +34,15 @@ class Pool:
 
     def problem(self, dtype="float32", **more):
         return PoolProblem.from_args(
-            "test", self.shape, dtype, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, **more
+            "test",
+            self.shape,
+            dtype,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            **more,
         )
 
 
@@ -361,7 +369,8 @@ def test_max_pool_backward_finds_ceil_mode_by_the_shape(engine):
 
 
 def test_max_pool_gradient_by_central_differences(engine, rng):
-    x = rng.permutation(np.arange(4 * 6 * 7.0)).reshape(2, 2, 6, 7)  # distinct by at least 1: a step of 1/4 changes no winner
+    # Distinct by at least 1: a step of 1/4 changes no winner.
+    x = rng.permutation(np.arange(4 * 6 * 7.0)).reshape(2, 2, 6, 7)
     out, indices = fastconv.max_pool2d(x, 3, 2, 1, return_indices=True)
     g = rng.standard_normal(out.shape)
     back = fastconv.max_pool2d_backward(g, indices, x.shape, 3, 2, 1)

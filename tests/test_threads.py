@@ -44,8 +44,9 @@ def everything():
         ):  # fmt: skip
             yield f"{algorithm} {name}", result
         yield f"{algorithm} transposed", fc.conv_transpose2d(g, w, stride=2, algorithm=algorithm)
-        yield f"{algorithm} depthwise", fc.conv2d(
-            np.tile(x, (1, 8, 1, 1)), np.tile(w[:13, :1], (8, 1, 1, 1)), groups=104, algorithm=algorithm
+        yield (
+            f"{algorithm} depthwise",
+            fc.conv2d(np.tile(x, (1, 8, 1, 1)), np.tile(w[:13, :1], (8, 1, 1, 1)), groups=104, algorithm=algorithm),
         )
     large = np.tile(x, (4, 8, 1, 1))
     pooled, indices = fc.max_pool2d(large, 3, 1, return_indices=True)
@@ -88,7 +89,9 @@ def test_two_python_threads_at_once(engine, num_threads):
     for case in cases:
         x, w = integers(case.input_shape, "float32", 1), integers(case.weight_shape, "float32", 2)
         data.append((x, w))
-        exact.append([fc.conv2d(x, w, padding=1, algorithm=name) for name in ("im2col", "direct")] + [fc.max_pool2d(x, 3, 1)])
+        exact.append(
+            [fc.conv2d(x, w, padding=1, algorithm=name) for name in ("im2col", "direct")] + [fc.max_pool2d(x, 3, 1)]
+        )
     barrier, failures = threading.Barrier(2), []
 
     def work(which):
@@ -119,25 +122,45 @@ def test_two_python_threads_at_once(engine, num_threads):
 
 def long_and_short(engine, kernel, images):
     """Two calls of one kernel: on ``images`` images, and on very little."""
+
     def conv(stem, N, extent, channels):
         case = Conv("gil", N, channels, extent, extent, channels, 3, 3, padding=1)
         problem = case.problem()
         x, w = np.ones(case.input_shape, "float32"), np.ones(case.weight_shape, "float32")
         weight = convolution.weight_of(engine, stem, w, problem)
-        none, indices, out = np.zeros((0,) * 4, "float32"), np.zeros((0,) * 4, np.int64), np.zeros(problem.output_shape, "float32")
+        none, indices, out = (
+            np.zeros((0,) * 4, "float32"),
+            np.zeros((0,) * 4, np.int64),
+            np.zeros(problem.output_shape, "float32"),
+        )
         return bound_call(
-            engine, stem, "conv2d", problem.geometry(), x, weight, np.zeros(0, "float32"), -np.inf, np.inf, out, none, indices
+            engine,
+            stem,
+            "conv2d",
+            problem.geometry(),
+            x,
+            weight,
+            np.zeros(0, "float32"),
+            -np.inf,
+            np.inf,
+            out,
+            none,
+            indices,
         )
 
     def pool(N, extent, channels):
         problem = PoolProblem.from_args("t", (N, channels, extent, extent), "float32", 5, 1, 2)
         x = np.ones(problem.input_shape, "float32")
-        return bound_call(engine, "pool", "avg_pool2d", problem.geometry(), x, np.zeros(problem.output_shape, "float32"))
+        return bound_call(
+            engine, "pool", "avg_pool2d", problem.geometry(), x, np.zeros(problem.output_shape, "float32")
+        )
 
     def pad(N, extent, channels):
         case = Conv("gil", N, channels, extent, extent, channels, 1, 1, padding=3, groups=channels).problem()
         grad = np.ones((N, channels, extent + 6, extent + 6), "float32")
-        return bound_call(engine, "pad", "pad2d_adjoint", case.border().geometry(), grad, np.zeros(case.input_shape, "float32"))
+        return bound_call(
+            engine, "pad", "pad2d_adjoint", case.border().geometry(), grad, np.zeros(case.input_shape, "float32")
+        )
 
     make = {
         "direct": lambda *size: conv("direct", *size),
@@ -190,7 +213,9 @@ def test_kernels_release_the_gil(name, kernel):
             sys.setswitchinterval(interval)
             thread.join()
         images *= 4
-    assert completed >= wanted, f"{engine.name} {kernel}: only {completed} calls completed during a call on {images // 4} images"
+    assert completed >= wanted, (
+        f"{engine.name} {kernel}: only {completed} calls completed during a call on {images // 4} images"
+    )
 
 
 # -------------------------------------------------------------------------------------------------- new processes
@@ -349,7 +374,10 @@ def test_default_is_what_this_process_may_use(monkeypatch):
             2.0,
         ),
         ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
-        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
+        (
+            {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"},
+            float("inf"),
+        ),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, float("inf")),
     ],
 )

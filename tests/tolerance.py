@@ -1,8 +1,8 @@
 """How far a float result may lie from the exact one. Derived here, once; u = eps / 2 is the unit roundoff.
 
 **A sum of products.** Let a result be the sum of m products, added one after another in any order or grouping in
-which no term passes through more than f roundings. With t_i the terms and no underflow, each rounding multiplies what it
-touches by (1 + d), |d| <= u, so
+which no term passes through more than f roundings. With t_i the terms and no underflow, each rounding multiplies what
+it touches by (1 + d), |d| <= u, so
 
     |actual - exact| <= ((1 + u)**f - 1) * sum |t_i|  <=  f * eps / 2 * 1.01 * sum |t_i|      (while f * u < 0.01)
 
@@ -64,7 +64,7 @@ def products(kernel, problem):
 
 
 def bound(chain, magnitude, dtype, terms=0, extra=0):
-    """The bound above: ``chain`` is f, ``magnitude`` the sum of |terms|, ``terms`` is m, ``extra`` epilogue roundings."""
+    """The bound above: ``chain`` is f, ``magnitude`` the sum of |terms|, ``terms`` is m, ``extra`` of the epilogue."""
     info = np.finfo(dtype)
     return (chain + extra) * float(info.eps) * np.asarray(magnitude) + terms * float(info.smallest_subnormal)
 
