@@ -38,14 +38,13 @@ def test_stems_are_equal():
 
 
 @needs_sources
-def test_setup_builds_every_stem_for_every_isa():
+def test_setup_builds_every_isa():
     tree = ast.parse((SOURCES.parent / "setup.py").read_text())
     values = {
         node.targets[0].id: node.value
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    assert set(ast.literal_eval(values["KERNELS"])) == set(_backends.STEMS)
     assert tuple(ast.literal_eval(values["ISAS"])) == _backends.ISAS
 
 
