@@ -32,9 +32,9 @@ from test_pool import Pool, exact_max, max_pool, run
 
 engine, reference = Engine(sys.argv[1]), Engine("reference")
 count = 0
-CONVS = ["one-cell", "same-3x3", "crop-and-pad", "dilation-3x2", "stride-beyond-kernel", "groups-7-filters", "depthwise-stride2",
-         "multiplier2", "rows-9", "rows-17", "pixels-17", "filters-9", "batch-empty", "no-channels", "no-filters", "no-rows",
-         "padding-beyond-kernel", "strided-rows-17"]
+CONVS = ["one-cell", "same-3x3", "crop-and-pad", "dilation-3x2", "stride-beyond-kernel", "groups-7-filters",
+         "depthwise-stride2", "multiplier2", "rows-9", "rows-17", "pixels-17", "filters-9", "batch-empty", "no-channels",
+         "no-filters", "no-rows", "padding-beyond-kernel", "strided-rows-17"]
 if engine.backend == "cython":
     CONVS += ["filters-49", "pixels-97", "depth-385", "depth-769", "depth-43x9", "plane-14x14", "first-layer"]
 for name in CONVS:
@@ -70,8 +70,8 @@ for mode in PADDING_MODES:
     assert_same(pad2d(engine, x, problem), pad2d(reference, x, problem), "pad2d")
     assert_same(pad2d_adjoint(engine, grad, problem), pad2d_adjoint(reference, grad, problem), "pad2d_adjoint")
     count += 2
-for case in (Pool("", (2, 2, 7, 9), 2), Pool("", (1, 2, 6, 19), 3, 2, 1, 1, True), Pool("", (1, 1, 5, 4), (2, 3), (3, 1), 1),
-             Pool("", (1, 2, 4, 35), 2), Pool("", (1, 1, 8, 18), 3, 2, 1, 2)):
+for case in (Pool("", (2, 2, 7, 9), 2), Pool("", (1, 2, 6, 19), 3, 2, 1, 1, True),
+             Pool("", (1, 1, 5, 4), (2, 3), (3, 1), 1), Pool("", (1, 2, 4, 35), 2), Pool("", (1, 1, 8, 18), 3, 2, 1, 2)):
     p = case.problem()
     x, g = integers(case.shape, "float32", 1), integers(p.output_shape, "float32", 2)
     values, indices = exact_max(x, p)
@@ -125,15 +125,20 @@ def checked_build(tmp_path_factory):
     if shutil.which(os.environ.get("CC", "cc").split()[0]) is None and shutil.which("gcc") is None:
         pytest.skip("there is no C compiler: no checked build")
     folder = tmp_path_factory.mktemp("checked")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, folder / name)
+    recipe = (ROOT / "setup.py").read_text()
+    assert '"-O3"' in recipe
+    (folder / "setup.py").write_text(recipe.replace('"-O3"', '"-O1"'))  # a third of the time
     shutil.copytree(ROOT / "src_cython", folder / "src_cython")
-    shutil.copytree(ROOT / "fastconv", folder / "fastconv", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    shutil.copytree(
+        ROOT / "fastconv", folder / "fastconv", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    )
     build = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--build-lib", "lib", "--build-temp", "temp"],
         capture_output=True, text=True, cwd=folder, timeout=1800,
-        env={**os.environ, "FASTCONV_BOUNDSCHECK": "1", "CFLAGS": os.environ.get("FASTCONV_TEST_CFLAGS", "-O1")},
+        env={**os.environ, "FASTCONV_BOUNDSCHECK": "1"},
     )  # fmt: skip
     assert build.returncode == 0, build.stdout[-2000:] + build.stderr[-2000:]
     built = list((folder / "lib").rglob("*.so")) + list((folder / "lib").rglob("*.pyd"))
@@ -166,9 +171,10 @@ sys.unraisablehook = lambda args: seen.append(args.exc_type.__name__)
 import numpy as np
 from fastconv._cython.baseline import pad
 from test_pad import problem_of
-geometry = problem_of((1, 1, 3, 4), (1, 1, 1, 1), "zeros", "float32").geometry()
+geometry = problem_of((1, 1, 3, 4), (1, 1, 1, 1), "replicate", "float32").geometry()
+grad, too_small, none = (np.zeros(shape, "float32") for shape in ((1, 1, 5, 6), (1, 1, 2, 4), 0))
 try:
-    pad.pad2d_adjoint(np.ones((1, 1, 5, 5), "float32"), np.zeros((1, 1, 3, 4), "float32"), np.zeros(0, "float32"), geometry, 1)
+    pad.pad2d_adjoint(grad, too_small, none, geometry, 1)
 except IndexError:
     seen.append("IndexError")
 print(*seen)

@@ -2,15 +2,18 @@
 
 import doctest
 import importlib
+import pkgutil
 
 import pytest
 
 import fastconv
+import fastconv.layers
 
 MODULES = [
     "fastconv", "fastconv.functional", "fastconv.layers", "fastconv._arena", "fastconv._arrays", "fastconv._backends",
     "fastconv._plan", "fastconv._problem", "fastconv._threads",
 ]  # fmt: skip
+MODULES += sorted(found.name for found in pkgutil.walk_packages(fastconv.layers.__path__, "fastconv.layers."))
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -33,6 +33,7 @@ INSIDE, AROUND = WHOLE[:180].reshape(2, 3, 5, 6), WHOLE[100:196].reshape(2, 4, 3
 PADDING = (
     "it must be an integer, a pair, a pair of pairs ((top, bottom), (left, right)), 'valid', 'same' or 'same_lower'"
 )
+NAMES = f"it must be one of {', '.join(map(repr, ('auto', *_plan.ALGORITHMS)))}"
 CLAMP = "it must be None, 'relu', 'relu6' or a pair (low, high), low <= high"
 
 
@@ -114,8 +115,8 @@ TABLE = [
     (lambda: fc.conv2d(X, W, activation=(0, "b")), ValueError, f"conv2d: activation (0, 'b'): {CLAMP}"),
     (lambda: fc.conv2d(X, W, activation=(0, math.nan)), ValueError, f"conv2d: activation (0, nan): {CLAMP}"),
     (lambda: fc.conv2d(X, W, activation=True), ValueError, f"conv2d: activation True: {CLAMP}"),
-    (lambda: fc.conv2d(X, W, algorithm="fft"), ValueError, "conv2d: algorithm 'fft': it must be one of 'auto', 'im2col', 'direct'"),
-    (lambda: fc.conv2d(X, W, algorithm=None), ValueError, "conv2d: algorithm None: it must be one of 'auto', 'im2col', 'direct'"),
+    (lambda: fc.conv2d(X, W, algorithm="fft"), ValueError, f"conv2d: algorithm 'fft': {NAMES}"),
+    (lambda: fc.conv2d(X, W, algorithm=None), ValueError, f"conv2d: algorithm None: {NAMES}"),
     (lambda: fc.conv2d(X, W, backend="cuda"), ValueError, "conv2d: backend 'cuda': it must be 'auto' or one of 'cython', 'numba', 'reference'"),
     (lambda: fc.max_pool2d(P, 2, backend="cuda"), ValueError, "max_pool2d: backend 'cuda': it must be 'auto' or one of 'cython', 'numba', 'reference'"),
     (lambda: fc.im2col(P, 2, backend="cuda"), ValueError, "im2col: backend 'cuda': it must be 'auto' or one of 'cython', 'numba', 'reference'"),
@@ -211,7 +212,7 @@ TABLE = [
     (lambda: fc.set_num_threads(0), ValueError, "set_num_threads: num_threads 0: it must be at least 1"),
     (lambda: fc.set_num_threads(1.0), TypeError, "set_num_threads: num_threads is 1.0: it must be an integer"),
     (lambda: fc.set_num_threads(True), TypeError, "set_num_threads: num_threads is True: it must be an integer"),
-    (lambda: _backends.kernels("reference").winograd, AttributeError, "no kernel family 'winograd': it must be one of pad, im2col, direct, pool"),
+    (lambda: _backends.kernels("reference").fft, AttributeError, f"no kernel family 'fft': it must be one of {', '.join(_backends.STEMS)}"),
 ]  # fmt: skip
 ARRAYS = {name: value for name, value in globals().items() if isinstance(value, np.ndarray)}
 IDS = [f"{number}-{message.partition(':')[0]}" for number, (_, _, message) in enumerate(TABLE)]
