@@ -6,7 +6,7 @@ Meaning: fastconv/_reference/_common.py, max_pool.
 import numpy as np  # noqa: I001  # geometry names, as many a line as fit
 
 from fastconv._numba._jit import helper
-from fastconv._numba._simd import get, put
+from fastconv._numba._simd import get, outlined, put
 from fastconv._problem import (
     GEO_OH, GEO_OW, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
     GEO_POOL_STRIDE_W,
@@ -25,6 +25,7 @@ def max_pool_rows(
     dtype,
 ):
     """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
+    outlined()
     OH, OW, POW = geometry[GEO_OH], geometry[GEO_OW], geometry[GEO_POOL_OW]
     PKH, PKW = geometry[GEO_POOL_KH], geometry[GEO_POOL_KW]
     stride_h, stride_w = geometry[GEO_POOL_STRIDE_H], geometry[GEO_POOL_STRIDE_W]

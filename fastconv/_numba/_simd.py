@@ -18,6 +18,7 @@ type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its
                                       a name: as Python it dies with its last reference
     prefetch(address)                 a hint to load a cache line
     outlined()                        keeps the function that calls it from being inlined
+    rolled()                          keeps the loop that calls it from being unrolled
     unrolled(function, **constants)   source with every ``for i in unroll(n)`` written out, see there
 
 With NUMBA_DISABLE_JIT=1 each is a NumPy or ctypes function of the same meaning, and the same kernel source runs as
@@ -240,6 +241,17 @@ def local(typingctx, count, dtype):
 def outlined(typingctx):
     def codegen(context, builder, signature, arguments):
         builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@_with_python(lambda: None)
+def rolled(typingctx):
+    def codegen(context, builder, signature, arguments):
+        # An instruction of no bytes that may not come to depend on other conditions, as it would in a remainder loop
+        nothing = builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], side_effect=True)
+        nothing.attributes.add("convergent")
         return context.get_dummy_value()
 
     return types.none(), codegen

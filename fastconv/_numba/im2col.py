@@ -22,7 +22,7 @@ from fastconv._numba._fused_pool import max_pool_rows
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, put,
-    registers, store, unroll, unrolled, vmax, vmin,
+    registers, rolled, store, unroll, unrolled, vmax, vmin,
 )  # fmt: skip
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
@@ -182,6 +182,7 @@ def tile(
             for j in unroll(nv):
                 acc[i, j] = broadcast(dtype.type(0))
     for _ in range(kc):
+        rolled()
         for j in unroll(nv):
             x[j] = load(b, j * VL, dtype)
         for i in unroll(MR):
@@ -220,6 +221,7 @@ def tile_of(a, b, kc, c, ldc, accumulate, bias, low, high, nv, dtype):
 @helper
 def edge_tile(a, b, kc, c, ldc, accumulate, bias, low, high, filters, pixels, dtype):
     """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
+    outlined()
     VL, size = lanes(dtype), itemsize(dtype)
     NR = NV * VL
     memory = local(TILE_ELEMENTS, dtype)
@@ -246,6 +248,7 @@ def copy_rows(
     dtype,
 ):
     """Input rows with their zero border, columns split by their position modulo stride."""
+    outlined()
     IH, IW, KH, KW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_KH], geometry[GEO_KW]
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w, pad_left = geometry[GEO_DIL_H], geometry[GEO_DIL_W], geometry[GEO_PAD_LEFT]
@@ -304,6 +307,7 @@ def pack_block(
     dtype,
 ):
     """Rows k_from .. k_from + kc of the columns of ``pixels`` pixels."""
+    outlined()
     # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
     # what a vector writes past its run is overwritten by the next run, the next row, or lies in the slack behind the
     # block.
@@ -441,7 +445,7 @@ def col2im_task(
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
     dtype = output.dtype
-    size = itemsize(dtype)
+    VL, size = lanes(dtype), itemsize(dtype)
     plane = address(output) + task * IH * IW * size
     source = address(cols) + task * KH * KW * OH * OW * size
     clear(plane, IH * IW * size)
@@ -455,7 +459,10 @@ def col2im_task(
                 if 0 <= ih < IH:
                     target = plane + (ih * IW + left) * size
                     if stride_w == 1:
-                        for ow in range(first, last):
+                        whole = first + (last - first) // VL * VL
+                        for ow in range(first, whole, VL):
+                            store(target, ow, load(target, ow, dtype) + load(source, ow, dtype))
+                        for ow in range(whole, last):
                             put(target, ow, get(target, ow, dtype) + get(source, ow, dtype))
                     else:
                         for ow in range(first, last):
