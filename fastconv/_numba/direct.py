@@ -347,6 +347,7 @@ def depthwise_rows(
     dtype,
 ):
     # With stride 1 two output rows at a time: they share K - 1 image rows.
+    outlined()
     K, stride = conv.K, conv.stride_w
     IH, IW, OW, pad_left = conv.IH, conv.IW, conv.OW, conv.pad_left
     size, VL = itemsize(dtype), lanes(dtype)
@@ -354,7 +355,8 @@ def depthwise_rows(
     accumulate = conv.accumulate != 0
     rows = local(8, np.int64)
     taps = local(49, dtype)
-    sums = address(local(32, dtype))
+    memory = local(32, dtype)
+    sums = address(memory)
     for kh in range(K):
         for kw in range(K):
             taps[kh * K + kw] = get(weight, kh * conv.to_kh + kw * conv.to_kw, dtype)
@@ -443,6 +445,7 @@ def filters_group(conv, image, zeros, weight, top, left, c_first, c_last, sums, 
 @helper
 def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, dtype):
     # Channels in groups of about DEPTH products; their sums are added up.
+    outlined()
     size, VL = itemsize(dtype), lanes(dtype)
     group = max(DEPTH // (conv.KH * conv.KW), 1)
     for i in range(F * V):
@@ -450,7 +453,8 @@ def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, dtype)
         store(sums, i * VL, broadcast(shift))
     filters_group(conv, image, zeros, weight, top, left, 0, min(group, conv.C), sums, F, V, dtype)
     if group < conv.C:
-        total = address(local(256, dtype))
+        memory = local(256, dtype)
+        total = address(memory)
         copy(total, sums, F * V * VL * size)
         c = group
         while c < conv.C:
@@ -482,7 +486,8 @@ def filters_rows(
     OW, size, VL = conv.OW, itemsize(dtype), lanes(dtype)
     width = V * VL
     accumulate = conv.accumulate != 0
-    sums = address(local(256, dtype))
+    memory = local(256, dtype)
+    sums = address(memory)
     for oh in range(first, last):
         top = oh * conv.stride_h - conv.pad_top
         ow = 0
@@ -1056,9 +1061,12 @@ def grad_weight_block(
     dtype,
 ):
     # Runs of FLUSH vectors, whole rows or parts of one; FLUSH runs make a partial sum.
+    outlined()
     OW, KW, VL, size = geometry[GEO_OW], geometry[GEO_KW], lanes(dtype), itemsize(dtype)
     rows, flushes = max(FLUSH // ceil_div(OW, VL), 1), 0
-    partial, total = address(local(192, dtype)), address(local(192, dtype))
+    memory = local(384, dtype)
+    partial = address(memory)
+    total = partial + 192 * size
     clear(partial, F * H * T * VL * size)
     clear(total, F * H * T * VL * size)
     while first < last:
