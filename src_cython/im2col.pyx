@@ -592,11 +592,23 @@ def conv2d(
         Blocking b = blocking(&geometry[0])
         Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_G] * b.blocks * b.chunks
         Py_ssize_t per_worker = b.copy_elements + b.b_elements + b.c_elements
-        int64_t* where = &indices[0, 0, 0, 0] if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3] else NULL
-        const real* x = &input[0, 0, 0, 0] if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
+        int64_t* where = (
+            &indices[0, 0, 0, 0]
+            if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3] else NULL
+        )
+        const real* x = (
+            &input[0, 0, 0, 0]
+            if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
+        )
         const real* w = &packed[0] if packed.shape[0] else NULL
-        real* y = &output[0, 0, 0, 0] if output.shape[0] and output.shape[1] and output.shape[2] and output.shape[3] else NULL
-        real* z = &pooled[0, 0, 0, 0] if pooled.shape[0] and pooled.shape[1] and pooled.shape[2] and pooled.shape[3] else NULL
+        real* y = (
+            &output[0, 0, 0, 0]
+            if output.shape[0] and output.shape[1] and output.shape[2] and output.shape[3] else NULL
+        )
+        real* z = (
+            &pooled[0, 0, 0, 0]
+            if pooled.shape[0] and pooled.shape[1] and pooled.shape[2] and pooled.shape[3] else NULL
+        )
         real* scratch = &workspace[0]
         const int64_t* g = &geometry[0]
         vf* floats = NULL
@@ -675,7 +687,8 @@ cdef void conv2d_grad_input_task(
     const int64_t* geometry,
     vec* unused,
 ) noexcept nogil:
-    # A task is one block of channels of one image: columns = weight^T @ grad_output, panel by panel, each summed in place.
+    # A task is one block of channels of one image: columns = weight^T @ grad_output, panel by panel, each summed in
+    # place.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, G = geometry[GEO_G]
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], KW = geometry[GEO_KW]
@@ -735,8 +748,14 @@ def conv2d_grad_input(
         Transposed t = transposed(&b, &geometry[0])
         Py_ssize_t task, n_weights = geometry[GEO_G] * t.channel_blocks, n_tasks = geometry[GEO_N] * n_weights
         Py_ssize_t per_worker = t.b_elements + t.c_elements
-        const real* dy = &grad_output[0, 0, 0, 0] if grad_output.shape[0] and grad_output.shape[1] and grad_output.shape[2] and grad_output.shape[3] else NULL
-        const real* w = &weight[0, 0, 0, 0] if weight.shape[0] and weight.shape[1] and weight.shape[2] and weight.shape[3] else NULL
+        const real* dy = (
+            &grad_output[0, 0, 0, 0]
+            if grad_output.shape[0] and grad_output.shape[1] and grad_output.shape[2] and grad_output.shape[3] else NULL
+        )
+        const real* w = (
+            &weight[0, 0, 0, 0]
+            if weight.shape[0] and weight.shape[1] and weight.shape[2] and weight.shape[3] else NULL
+        )
         real* turned = &workspace[0]
         real* scratch = turned + t.a_elements
         const int64_t* g = &geometry[0]
@@ -956,8 +975,14 @@ def conv2d_grad_weight(
         Outer o = outer(&b, &geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
         Py_ssize_t task, n_copies = geometry[GEO_N] * (geometry[GEO_IC] + geometry[GEO_G] * o.panels)
         Py_ssize_t n_tasks = geometry[GEO_G] * o.tile_blocks * o.panel_blocks
-        const real* x = &input[0, 0, 0, 0] if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
-        const real* dy = &grad_output[0, 0, 0, 0] if grad_output.shape[0] and grad_output.shape[1] and grad_output.shape[2] and grad_output.shape[3] else NULL
+        const real* x = (
+            &input[0, 0, 0, 0]
+            if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
+        )
+        const real* dy = (
+            &grad_output[0, 0, 0, 0]
+            if grad_output.shape[0] and grad_output.shape[1] and grad_output.shape[2] and grad_output.shape[3] else NULL
+        )
         real* copied = &workspace[0]
         real* turned = copied + o.x_elements
         real* scratch = turned + o.y_elements

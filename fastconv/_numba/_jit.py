@@ -1,18 +1,20 @@
 """The one compile policy of the Numba back end: how a task function becomes a serial and a parallel kernel.
 
-A kernel module reads like its Cython twin. A task does one piece of the work and declares its arguments in Cython's words;
-the kernel is a plain Python function with the contract's signature that runs its tasks::
+A kernel module reads like its Cython twin. A task does one piece of the work and declares its arguments in Cython's
+words; the kernel is a plain Python function with the contract's signature that runs its tasks::
 
     @task
-    def pad2d_task(task: index, input: const_real[:, :, :, ::1], output: real[:, :, :, ::1], geometry: const_int64[::1]):
+    def pad2d_task(
+        task: index, input: const_real[:, :, :, ::1], output: real[:, :, :, ::1], geometry: const_int64[::1]
+    ):
         ...
 
     def pad2d(input, output, workspace, geometry, n_threads):
         pad2d_task.run(geometry[GEO_N] * geometry[GEO_IC], n_threads, input, output, geometry)
 
-A task that needs memory takes ``worker: index`` as its second argument, 0 <= worker < n_threads, and cuts its slice out of
-the workspace with it. Two phases are two calls of ``run``. Small functions that tasks call are decorated with `helper`.
-Nothing compiles before the first call. Under NUMBA_DISABLE_JIT=1 the same code runs as Python.
+A task that needs memory takes ``worker: index`` as its second argument, 0 <= worker < n_threads, and cuts its slice out
+of the workspace with it. Two phases are two calls of ``run``. Small functions that tasks call are decorated with
+`helper`. Nothing compiles before the first call. Under NUMBA_DISABLE_JIT=1 the same code runs as Python.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ def {name}(n_tasks, {arguments}):
 
 
 class Task:
-    """One piece of a kernel's work, compiled on demand: for each dtype a serial loop over all pieces and a parallel one."""
+    """One piece of a kernel's work, compiled on demand: for each dtype a serial loop over all, and a parallel one."""
 
     def __init__(self, function: Callable[..., Any], reassoc: bool = False) -> None:
         self.function, self.__doc__ = function, function.__doc__
@@ -131,9 +133,7 @@ class Task:
     def _loop(self, dtype: np.dtype, parallel: bool) -> Callable[..., None]:
         name = f"{self.function.__name__}_{'parallel' if parallel else 'serial'}_{_STAMP}"
         worker = "" if not self._has_worker else "get_thread_id(), " if parallel else "0, "
-        source = (_PARALLEL if parallel else _SERIAL).format(
-            name=name, arguments=", ".join(self._kinds), worker=worker
-        )
+        source = (_PARALLEL if parallel else _SERIAL).format(name=name, arguments=", ".join(self._kinds), worker=worker)
         # The loop poses as a function of the kernel's file: there Numba looks for its cache, and for changes.
         space = {
             "__name__": self.function.__module__,

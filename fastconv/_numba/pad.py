@@ -2,8 +2,18 @@
 
 from fastconv._numba._jit import VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, real, task  # noqa: F401
 from fastconv._problem import (
-    GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_MODE, GEO_PAD_TOP,
-    PAD_CIRCULAR, PAD_REFLECT, PAD_REPLICATE,
+    GEO_IC,
+    GEO_IH,
+    GEO_IW,
+    GEO_N,
+    GEO_OH,
+    GEO_OW,
+    GEO_PAD_LEFT,
+    GEO_PAD_MODE,
+    GEO_PAD_TOP,
+    PAD_CIRCULAR,
+    PAD_REFLECT,
+    PAD_REPLICATE,
 )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 ``conv[n, oc, oh, ow] = sum over ic, kh, kw of x[n, g*ICG + ic, oh*stride_h - pad_top + kh*dil_h, ...] *
 weight[oc, ic, kh, kw]`` with g the group of filter oc and x zero outside the image. Extents: input (N, IC, IH, IW),
-weight (OC, ICG, KH, KW), bias (OC,) or (0,), output (N, OC, OH, OW); with a fused max-pool output has length 0, pooled and indices
-(N, OC, pool_OH, pool_OW).
+weight (OC, ICG, KH, KW), bias (OC,) or (0,), output (N, OC, OH, OW); with a fused max-pool output has
+length 0, pooled and indices (N, OC, pool_OH, pool_OW).
 """
 
 import numpy as np
