@@ -1,7 +1,10 @@
 """Max and average pooling, unpooling, and their gradients. Meaning and shapes: fastconv/_reference/pool.py.
 
 Windows are reduced first along the row, then over the rows: of equal maxima that still finds the first in row-major order,
-and rows that windows share are reduced once. Common small windows are done at one go, in registers.
+and rows that windows share are reduced once. A ring holds the reduced rows that are still needed: image row ih in slot
+ih & (slots - 1). Windows of 2x2 that tile the plane share nothing and are done at one go.
+
+Lanes of a vector are windows that are neighbours in a row. A vector that meets columns outside the image masks them off.
 """
 
 from cython.parallel cimport prange, threadid
@@ -12,7 +15,7 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
-    ceil_div, int64_t, real,
+    ceil_div, int64_t, real, vd, vec, vf,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
@@ -24,10 +27,180 @@ cdef enum:
     CELLS = 32768  # cells that a task reads at least: microseconds, against a fraction of one to start it
     PARTS = 32     # partial sums of a whole plane: two vectors at least, to hide the latency of an addition
 
-# An integer as wide as `real`, so that both have equally many lanes: (float, int32_t), (double, int64_t).
-ctypedef fused lane:
-    int32_t
-    int64_t
+cdef extern from *:
+    """
+    #if defined(__AVX2__)
+    #include <immintrin.h>
+    #endif
+    #define POOL static inline __attribute__((always_inline))
+    typedef int vfi __attribute__((vector_size(FASTCONV_VL * 4), aligned(4), may_alias));
+    typedef long long vdi __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_alias));
+
+    /* Every other element of two vectors, as 128-bit pieces allow: a[0] a[2] b[0] b[2] a[4] ... `in_order` puts the pairs
+       of such a result into their places, once for all that was computed from it. */
+    #if FASTCONV_VL == 16
+    #define EVEN_F ((vfi){0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30})
+    #define EVEN_D ((vdi){0, 8, 2, 10, 4, 12, 6, 14})
+    #define PLACES ((vdi){0, 2, 4, 6, 1, 3, 5, 7})
+    #elif FASTCONV_VL == 8
+    #define EVEN_F ((vfi){0, 2, 8, 10, 4, 6, 12, 14})
+    #define EVEN_D ((vdi){0, 4, 2, 6})
+    #define PLACES ((vdi){0, 2, 1, 3})
+    #else
+    #define EVEN_F ((vfi){0, 2, 4, 6})
+    #define EVEN_D ((vdi){0, 2})
+    #define PLACES ((vdi){0, 1})
+    #endif
+
+    #if defined(__clang__)
+    #define POOL_SHUFFLE(VL, a, b, places) ({ \\
+        __typeof__(a) a_ = (a), b_ = (b), v_ = a_; __typeof__(places) p_ = (places); \\
+        for (int i_ = 0; i_ < VL; i_++) v_[i_] = p_[i_] < VL ? a_[p_[i_]] : b_[p_[i_] - VL]; \\
+        v_; })
+    #else
+    #define POOL_SHUFFLE(VL, a, b, places) __builtin_shuffle(a, b, places)
+    #endif
+
+    #if FASTCONV_VL == 16 && defined(__AVX512F__)
+    #define POOL_LOAD(pd, epu, set1, cells, lane, VL) { \\
+        cells at; \\
+        for (int i = 0; i < VL; i++) at[i] = i; \\
+        at += (lane)column; \\
+        return _mm512_mask_loadu_##pd( /* unsigned: what is negative is not below extent either */ \\
+            _mm512_set1_##pd(border), _mm512_cmplt_##epu##_mask((__m512i)at, _mm512_##set1(extent)), row + column); }
+    #define POOL_LOAD_f(type, vec, cells, VL) POOL_LOAD(ps, epu32, set1_epi32, cells, int, VL)
+    #define POOL_LOAD_d(type, vec, cells, VL) POOL_LOAD(pd, epu64, set1_epi64, cells, long long, VL)
+    #elif FASTCONV_VL == 8 && defined(__AVX2__)
+    #define POOL_LOAD(pd, vec, cells, lane, VL) { \\
+        cells at; \\
+        for (int i = 0; i < VL; i++) at[i] = i; \\
+        at += (lane)column; \\
+        cells inside = (at >= 0) & (at < (lane)extent); \\
+        vec v = (vec)_mm256_maskload_##pd(row + column, (__m256i)inside); \\
+        return SIMD_SELECT(inside, v, ((vec){0} + border)); }
+    #define POOL_LOAD_f(type, vec, cells, VL) POOL_LOAD(ps, vec, cells, int, VL)
+    #define POOL_LOAD_d(type, vec, cells, VL) POOL_LOAD(pd, vec, cells, long long, VL)
+    #else
+    #define POOL_LOAD_f(type, vec, cells, VL) { \\
+        vec v; \\
+        for (int i = 0; i < VL; i++) v[i] = column + i >= 0 && column + i < extent ? row[column + i] : border; \\
+        return v; }
+    #define POOL_LOAD_d POOL_LOAD_f
+    #endif
+
+    #define POOL_HELPERS(S, type, vec, cells, VL, EVEN) \\
+    /* Lane i: row[column + i]; border, and not read, where that is outside [0, extent). */ \\
+    POOL vec load_##S(const type *row, Py_ssize_t column, Py_ssize_t extent, type border) \\
+    POOL_LOAD_##S(type, vec, cells, VL) \\
+    /* Lane i: row[column + offset + i * stride], border outside of the image; inside: there is no lane outside. */ \\
+    POOL void tap_##S( \\
+        vec *v, int inside, const type *row, Py_ssize_t column, Py_ssize_t offset, Py_ssize_t stride, Py_ssize_t extent, \\
+        type border) \\
+    { \\
+        if (stride == 1) { \\
+            *v = inside ? *(const vec *)(row + column + offset) : load_##S(row, column + offset, extent, border); \\
+        } else if (stride == 2) { \\
+            Py_ssize_t first = column + (offset & ~1); \\
+            vec low = inside ? *(const vec *)(row + first) : load_##S(row, first, extent, border); \\
+            vec high = inside ? *(const vec *)(row + first + VL) : load_##S(row, first + VL, extent, border); \\
+            *v = offset & 1 ? POOL_SHUFFLE(VL, low, high, EVEN + 1) : POOL_SHUFFLE(VL, low, high, EVEN); \\
+        } else { \\
+            for (int i = 0; i < VL; i++) { \\
+                Py_ssize_t at = column + offset + i * stride; \\
+                (*v)[i] = inside || (at >= 0 && at < extent) ? row[at] : border; \\
+            } \\
+        } \\
+    } \\
+    POOL void in_order_##S(vec *v) { *v = (vec)POOL_SHUFFLE(VL_DOUBLE, (vdi)*v, (vdi)*v, PLACES); } \\
+    POOL void ramp_##S(vec *v, int64_t first, int64_t step) \\
+    { cells lane; for (int i = 0; i < VL; i++) lane[i] = i; *v = (vec)(lane * (type##_lane)step + (type##_lane)first); } \\
+    POOL void spread_##S(vec *v, type number) { *v = number - (vec){0}; } /* - 0 keeps the sign of zeros */ \\
+    POOL void add_cells_##S(vec *v, vec other) { *v = (vec)((cells)*v + (cells)other); } \\
+    POOL void put_##S(type *p, vec v, Py_ssize_t count) \\
+    { \\
+        type lanes[VL]; \\
+        __builtin_memcpy(lanes, &v, sizeof v); \\
+        POOL_PUT(p, lanes, VL, count) \\
+    } \\
+    POOL void put_cells_##S(int64_t *p, vec v, int64_t base, Py_ssize_t count) \\
+    { \\
+        int64_t lanes[VL]; \\
+        for (int i = 0; i < VL; i++) lanes[i] = base + ((cells)v)[i]; \\
+        POOL_PUT(p, lanes, VL, count) \\
+    }
+
+    /* The first `count` of VL elements; fewer than VL by two pieces that overlap. */
+    #define POOL_PUT(to, from, VL, count) \\
+        if (count >= VL) { __builtin_memcpy(to, from, VL * sizeof *from); return; } \\
+        POOL_PIECE(8, to, from, count) POOL_PIECE(4, to, from, count) POOL_PIECE(2, to, from, count) \\
+        POOL_PIECE(1, to, from, count)
+    #define POOL_PIECE(n, to, from, count) \\
+        if (n < sizeof from / sizeof *from && count >= n) { \\
+            __builtin_memcpy(to, from, n * sizeof *from); \\
+            __builtin_memcpy(to + count - n, from + count - n, n * sizeof *from); \\
+            return; \\
+        }
+
+    typedef int float_lane;
+    typedef long long double_lane;
+    POOL_HELPERS(f, float, vf, vfi, VL_FLOAT, EVEN_F)
+    POOL_HELPERS(d, double, vd, vdi, VL_DOUBLE, EVEN_D)
+
+    #if FASTCONV_VL == 16 && defined(__AVX512F__)
+    #define POOL_RULES(S, vec, pd) \\
+    POOL void fold_max_##S(vec *best, vec value) \\
+    { \\
+        *best = _mm512_mask_mov_##pd( \\
+            _mm512_max_##pd(value, *best), _mm512_cmp_##pd##_mask(value, value, _CMP_UNORD_Q), value); \\
+    } \\
+    POOL void fold_first_##S(vec *best, vec *where, vec value, vec cell) \\
+    { \\
+        __auto_type wins = _mm512_mask_cmp_##pd##_mask( \\
+            _mm512_cmp_##pd##_mask(*best, *best, _CMP_ORD_Q), value, *best, _CMP_NLE_UQ); \\
+        *best = _mm512_mask_mov_##pd(*best, wins, value); \\
+        *where = _mm512_mask_mov_##pd(*where, wins, cell); \\
+    }
+    POOL_RULES(f, vf, ps)
+    POOL_RULES(d, vd, pd)
+    #else
+    #define POOL_RULES(S, vec, cells) \\
+    POOL void fold_max_##S(vec *best, vec value) \\
+    { vec maximum = vmax_##S(value, *best); *best = SIMD_SELECT(value != value, value, maximum); } \\
+    POOL void fold_first_##S(vec *best, vec *where, vec value, vec cell) \\
+    { \\
+        cells wins = (cells)~(value <= *best) & (cells)(*best == *best); \\
+        *best = SIMD_SELECT(wins, value, *best); \\
+        *where = SIMD_SELECT(wins, cell, *where); \\
+    }
+    POOL_RULES(f, vf, vfi)
+    POOL_RULES(d, vd, vdi)
+    #endif
+
+    #define POOL_OF(name, v) _Generic((v), vf: name##_f, vd: name##_d)
+    #define tap(v, inside, row, column, offset, stride, extent, border) \\
+        POOL_OF(tap, *(v))(v, inside, (const void *)(row), column, offset, stride, extent, border)
+    #define spread(v, number) POOL_OF(spread, *(v))(v, number)
+    #define in_order(v) POOL_OF(in_order, *(v))(v)
+    #define fold_max(best, value) POOL_OF(fold_max, value)(best, value)
+    #define fold_first(best, where, value, cell) POOL_OF(fold_first, value)(best, where, value, cell)
+    #define ramp(v, first, step) POOL_OF(ramp, *(v))(v, first, step)
+    #define add_cells(v, other) POOL_OF(add_cells, other)(v, other)
+    #define put(p, value, count) POOL_OF(put, value)((void *)(p), value, count)
+    #define put_cells(p, cell, base, count) POOL_OF(put_cells, cell)(p, cell, base, count)
+    """
+    # Macros over both vector types; v, best and where are pointers to vectors, value, other and cell are vectors.
+    # Vectors of cells hold integers as wide as `real` in the bits of a vf or vd.
+    # tap (v, inside, row, column, offset, stride, extent, border): lane i is row[column + offset + i * stride], or border
+    # where that is not in [0, extent); with stride 2 not yet in_order.
+    void tap(...) nogil
+    void spread(...) nogil      # (v, number)             lane i: number
+    void in_order(...) nogil    # (v)                     what was computed from such taps: each lane to its place
+    void fold_max(...) nogil    # (best, value)           the maximum: NaN wins, of equals best (zeros have signs)
+    void fold_first(...) nogil  # (best, where, value, cell)  where value is larger, or the first NaN: it and its cell
+    void ramp(...) nogil        # (v, first, step)        cells: lane i is first + i * step
+    void add_cells(...) nogil   # (v, other)              cells: v += other
+    void put(...) nogil         # (p, value, count)       the first count lanes to memory
+    void put_cells(...) nogil   # (p, cell, base, count)  the first count cells + base to memory, as 64 bits
 
 
 cdef inline Py_ssize_t span(Py_ssize_t kernel, Py_ssize_t dilation) noexcept nogil:
@@ -38,20 +211,6 @@ cdef inline Py_ssize_t span(Py_ssize_t kernel, Py_ssize_t dilation) noexcept nog
 cdef inline Py_ssize_t first_inside(Py_ssize_t position, Py_ssize_t dilation) noexcept nogil:
     """The first of position, position + dilation, ... that is not negative."""
     return position if position >= 0 else position + ceil_div(-position, dilation) * dilation
-
-
-cdef inline Py_ssize_t whole_first(Py_ssize_t size, Py_ssize_t pad, Py_ssize_t stride) noexcept nogil:
-    """The first of ``size`` output positions whose window starts inside the image."""
-    return min(ceil_div(pad, stride), size)
-
-
-cdef inline Py_ssize_t whole_last(
-    Py_ssize_t size, Py_ssize_t pad, Py_ssize_t stride, Py_ssize_t kernel, Py_ssize_t extent
-) noexcept nogil:
-    """The first output position, from `whole_first` on, whose window does not end inside the image."""
-    if extent + pad < kernel:
-        return whole_first(size, pad, stride)
-    return max(min((extent + pad - kernel) // stride + 1, size), whole_first(size, pad, stride))
 
 
 # Two ways to cut the work into tasks: runs of output rows, counted through all planes, and runs of planes.
@@ -71,285 +230,292 @@ cdef inline Py_ssize_t plane_tasks(const int64_t[::1] geometry) noexcept nogil:
     return ceil_div(geometry[GEO_N] * geometry[GEO_IC], planes_per_task(geometry))
 
 
-# --------------------------------------------------------------------------------------- max: rules, small windows
+# ---------------------------------------------------------------------------------------------- rows for windows
 
 
-cdef inline real larger(real best, real value) noexcept nogil:
-    """The maximum: NaN wins, of equals ``best`` (zeros have signs)."""
-    cdef real maximum = value if value > best else best
-    return value if value != value else maximum
+cdef inline Py_ssize_t row_size(const int64_t[::1] geometry) noexcept nogil:
+    """Elements of a reduced row: OW in whole vectors."""
+    return (geometry[GEO_OW] + _VL_FLOAT - 1) // _VL_FLOAT * _VL_FLOAT
 
 
-# Plain selections, each on one comparison: the form that GCC turns into vectors.
-cdef inline void take(real value, lane cell, real* best, lane* where) noexcept nogil:
-    """Replace best and where by value and cell if value is larger, or the first NaN."""
-    cdef real now = best[0]
-    cdef lane at = cell if not (value <= now) else where[0]
-    cdef real maximum = value if not (value <= now) else now
-    where[0] = at if now == now else where[0]
-    best[0] = maximum if now == now else now
+cdef inline Py_ssize_t ring_slots(const int64_t[::1] geometry) noexcept nogil:
+    """Rows from the first to the last of a window, rounded up to a power of two."""
+    cdef Py_ssize_t slots = 1
+    while slots < span(geometry[GEO_KH], geometry[GEO_DIL_H]):
+        slots *= 2
+    return slots
 
 
-cdef inline real row_max(const real* x, const int KW) noexcept nogil:
-    cdef real best = larger(x[0], x[1])
-    if KW == 3:
-        best = larger(best, x[2])
-    return best
-
-
-# KH, KW and stride_w are constants at each call: straight-line code over vectors of windows. A row of the window that lies
-# outside the image is replaced by its neighbour inside, which is visited anyway and is not larger than itself.
-cdef inline void small_max(
-    const real* row0, const real* row1, const real* row2,  # IN   rows of the window, at the first window's first column
-    real* output,                                          # OUT  a run of windows of one output row
-    Py_ssize_t count, const int KH, const int KW, const int stride_w,
+cdef inline bint block_inside(
+    Py_ssize_t column, Py_ssize_t lanes, Py_ssize_t stride_w, Py_ssize_t width, Py_ssize_t IW
 ) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real best
-    for i in range(count):
-        best = larger(row_max(row0 + i * stride_w, KW), row_max(row1 + i * stride_w, KW))
-        if KH == 3:
-            best = larger(best, row_max(row2 + i * stride_w, KW))
-        output[i] = best
+    """Whether the taps of a vector of windows, the first at ``column``, read the image alone."""
+    return column >= 0 and column + lanes * stride_w + (width - 1 if stride_w != 2 else (width - 1) & ~1) <= IW
 
 
-cdef inline void take_row(
-    const real* x, lane cell, real* best, lane* where, const int KW, const int first
+cdef inline Py_ssize_t rows_inside(
+    Py_ssize_t top, Py_ssize_t first, Py_ssize_t IH, Py_ssize_t KH, Py_ssize_t dil_h
 ) noexcept nogil:
-    if first == 0:
-        take(x[0], cell, best, where)
-    take(x[1], cell + 1, best, where)
-    if KW == 3:
-        take(x[2], cell + 2, best, where)
+    """Rows of the window at ``top`` that lie in the image, where ``first`` is the first of them."""
+    if first == top and top + span(KH, dil_h) <= IH:
+        return KH
+    return ceil_div(min(top + span(KH, dil_h), IH) - first, dil_h)
 
 
-# Cells are numbered from the first cell of the window: row1 begins at cell1, row2 at cell2.
-cdef inline void small_max_indices(
-    const real* row0, const real* row1, const real* row2,  # IN
-    lane cell1, lane cell2,
-    real* output, int64_t* indices,                        # OUT
-    int64_t first_cell, Py_ssize_t count, const int KH, const int KW, const int stride_w,
-) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real best
-    cdef lane where
-    for i in range(count):
-        best = row0[i * stride_w]
-        where = 0
-        take_row(row0 + i * stride_w, 0, &best, &where, KW, 1)
-        take_row(row1 + i * stride_w, cell1, &best, &where, KW, 0)
-        if KH == 3:
-            take_row(row2 + i * stride_w, cell2, &best, &where, KW, 0)
-        output[i] = best
-        indices[i] = first_cell + i * stride_w + where
-
-
-cdef inline void small_max_row(
-    const real* x, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t IH, Py_ssize_t IW,
-    real* output, int64_t* indices,
-    Py_ssize_t count, const int KH, const int KW, const int stride_w,
-) noexcept nogil:
-    """A run of windows of one row, the first at (ih, iw); their columns lie inside the image."""
-    cdef:
-        Py_ssize_t ih0 = max(ih, 0), ih1 = min(max(ih + 1, 0), IH - 1), ih2 = min(ih + 2, IH - 1)
-        const real* row0 = x + ih0 * IW + iw
-        const real* row1 = x + ih1 * IW + iw
-        const real* row2 = x + ih2 * IW + iw
-    if indices == NULL:
-        small_max[real](row0, row1, row2, output, count, KH, KW, stride_w)
-    elif real is float:
-        small_max_indices[float, int32_t](
-            row0, row1, row2, <int32_t> ((ih1 - ih0) * IW), <int32_t> ((ih2 - ih0) * IW),
-            output, indices, ih0 * IW + iw, count, KH, KW, stride_w,
-        )
-    else:
-        small_max_indices[double, int64_t](
-            row0, row1, row2, (ih1 - ih0) * IW, (ih2 - ih0) * IW,
-            output, indices, ih0 * IW + iw, count, KH, KW, stride_w,
-        )
-
-
-cdef inline void max_window(
-    const real* x, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t IH, Py_ssize_t IW,
-    real* output, int64_t* indices,
-    Py_ssize_t KH, Py_ssize_t KW,
-) noexcept nogil:
-    """One window at (ih, iw) without dilation, clipped to the image: the windows at both ends of a row."""
-    cdef:
-        Py_ssize_t top = max(ih, 0), bottom = min(ih + KH, IH), left = max(iw, 0), right = min(iw + KW, IW), row, column
-        real best = x[top * IW + left]
-        int64_t where = top * IW + left
-    for row in range(top, bottom):
-        for column in range(left, right):
-            take[real, int64_t](x[row * IW + column], row * IW + column, &best, &where)
-    output[0] = best
-    if indices != NULL:
-        indices[0] = where
-
-
-cdef inline bint is_small(const int64_t[::1] geometry) noexcept nogil:
-    """Whether windows are 2x2 at stride_w 2, or 3x3 at stride_w 1 or 2, and their cells can be numbered in 32 bits."""
-    cdef int64_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], stride_w = geometry[GEO_STRIDE_W]
+cdef inline bint is_tiling(const int64_t[::1] geometry) noexcept nogil:
+    """Whether windows are 2x2 and tile the image without padding."""
+    cdef Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW]
     return (
-        geometry[GEO_DIL_H] == 1 and geometry[GEO_DIL_W] == 1 and KH == KW and geometry[GEO_IW] < 1 << 28
-        and (KH == 2 and stride_w == 2 or KH == 3 and (stride_w == 1 or stride_w == 2))
+        geometry[GEO_KH] == 2 and geometry[GEO_KW] == 2 and geometry[GEO_STRIDE_H] == 2 and geometry[GEO_STRIDE_W] == 2
+        and geometry[GEO_DIL_H] == 1 and geometry[GEO_DIL_W] == 1 and geometry[GEO_PAD_TOP] == 0
+        and geometry[GEO_PAD_LEFT] == 0 and 2 * OH <= geometry[GEO_IH] and 2 * OW <= geometry[GEO_IW]
     )
 
 
-cdef void small_max_rows(
-    const real* x,     # IN   a plane
-    real* output,      # OUT  its output plane
-    int64_t* indices,  # OUT  or NULL
-    Py_ssize_t oh_first, Py_ssize_t oh_last,
-    const int64_t[::1] geometry,
+# ---------------------------------------------------------------------------------------------------- max pooling
+
+# `like` only carries the type. with_indices and inside, and KW, n_rows and stride_w at the calls that matter, are constants:
+# then the loops over a window are unrolled and all of it stays in registers.
+cdef inline void max_along_block(
+    const real* x,         # IN   image row
+    real* best,            # OUT  a vector of reduced windows
+    real* columns,         # OUT  with_indices: theirs, integers as wide as real
+    Py_ssize_t column, Py_ssize_t IW,
+    const bint with_indices, const bint inside, const Py_ssize_t KW, const Py_ssize_t stride_w, Py_ssize_t dil_w, vec* like,
 ) noexcept nogil:
-    cdef:
-        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW]
-        Py_ssize_t KH = geometry[GEO_KH], stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t first = whole_first(OW, pad_left, stride_w), last = whole_last(OW, pad_left, stride_w, KH, IW)
-        Py_ssize_t oh, ow, ih, iw = first * stride_w - pad_left
-        real* y
-        int64_t* where = NULL
-
-    for oh in range(oh_first, oh_last):
-        ih = oh * stride_h - pad_top
-        y = output + oh * OW
-        if indices != NULL:
-            where = indices + oh * OW
-        for ow in range(first):
-            max_window(x, ih, ow * stride_w - pad_left, IH, IW, y + ow, where + ow if where != NULL else NULL, KH, KH)
-        if last > first:
-            if where != NULL:
-                where += first
-            if KH == 2:
-                small_max_row(x, ih, iw, IH, IW, y + first, where, last - first, 2, 2, 2)
-            elif stride_w == 2:
-                small_max_row(x, ih, iw, IH, IW, y + first, where, last - first, 3, 3, 2)
-            else:
-                small_max_row(x, ih, iw, IH, IW, y + first, where, last - first, 3, 3, 1)
-            if where != NULL:
-                where -= first
-        for ow in range(last, OW):
-            max_window(x, ih, ow * stride_w - pad_left, IH, IW, y + ow, where + ow if where != NULL else NULL, KH, KH)
-
-
-# --------------------------------------------------------------------------------------------- max: any window
-
-
-cdef inline const real* framed(
-    const real* x,       # IN   an image row
-    real* frame,         # OUT  memory for width cells
-    Py_ssize_t width, Py_ssize_t pad_left, Py_ssize_t IW, real value,
-) noexcept nogil:
-    """The row as windows see it, from -pad_left on, ``value`` outside the image: x itself where that is all inside."""
-    cdef Py_ssize_t i, copied = min(IW, width - pad_left)
-    if pad_left == 0 and width <= IW:
-        return x
-    for i in range(min(pad_left, width)):
-        frame[i] = value
-    if copied > 0:
-        memcpy(frame + pad_left, x, copied * sizeof(real))
-    for i in range(pad_left + max(copied, 0), width):
-        frame[i] = value
-    return frame
-
-
-cdef inline void max_pass(
-    const real* x, real* best, int64_t* where, int64_t cell, Py_ssize_t OW, const Py_ssize_t stride_w
-) noexcept nogil:
-    """One column of all windows: best[ow] and where[ow] against x[ow * stride_w], which is cell + ow * stride_w."""
-    cdef Py_ssize_t ow
-    if where == NULL:
-        for ow in range(OW):
-            best[ow] = larger(best[ow], x[ow * stride_w])
-    else:
-        for ow in range(OW):
-            take[real, int64_t](x[ow * stride_w], cell + ow * stride_w, &best[ow], &where[ow])
-
-
-cdef inline void reduce_row_max(
-    const real* x,           # IN   an image row as windows see it
-    real* best,              # OUT  (OW)
-    int64_t* where,          # OUT  (OW) columns, or NULL
-    const int64_t[::1] geometry,
-) noexcept nogil:
-    cdef:
-        Py_ssize_t OW = geometry[GEO_OW], KW = geometry[GEO_KW], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t pad_left = geometry[GEO_PAD_LEFT], dil_w = geometry[GEO_DIL_W], ow, kw
-    for ow in range(OW):
-        best[ow] = -INFINITY
-    if where != NULL:
-        for ow in range(OW):
-            where[ow] = first_inside(ow * stride_w - pad_left, dil_w)
-    for kw in range(KW):
-        if stride_w == 1:
-            max_pass(x + kw * dil_w, best, where, kw * dil_w - pad_left, OW, 1)
-        elif stride_w == 2:
-            max_pass(x + kw * dil_w, best, where, kw * dil_w - pad_left, OW, 2)
+    cdef Py_ssize_t kw
+    cdef vec value, other, where, cell
+    tap(&value, inside, x, column, 0, stride_w, IW, -INFINITY)
+    ramp(&where, 0, 0)
+    for kw in range(1, KW):
+        tap(&other, inside, x, column, kw * dil_w, stride_w, IW, -INFINITY)
+        if with_indices:
+            ramp(&cell, kw * dil_w, 0)
+            fold_first(&value, &where, other, cell)
         else:
-            max_pass(x + kw * dil_w, best, where, kw * dil_w - pad_left, OW, stride_w)
+            fold_max(&value, other)
+    if stride_w == 2:
+        in_order(&value)
+    (<vec*> best)[0] = value
+    if with_indices:
+        if stride_w == 2:
+            in_order(&where)
+        ramp(&cell, column, stride_w)
+        add_cells(&where, cell)
+        (<vec*> columns)[0] = where
 
 
-# A ring of reduced rows: image row ih is in slot ih % slots, from the first window that meets it to the last.
-cdef void any_max_rows(
-    const real* x,       # IN
-    real* output,        # OUT
-    int64_t* indices,    # OUT  or NULL
-    real* ring,          # TMP  ring_size
-    Py_ssize_t oh_first, Py_ssize_t oh_last,
-    const int64_t[::1] geometry,
+cdef inline void max_along_row(
+    const real* x,         # IN   image row
+    real* best,            # OUT  (size)
+    real* columns,         # OUT  (size) with_indices
+    Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW,
+    const bint with_indices, const Py_ssize_t KW, const Py_ssize_t stride_w, Py_ssize_t dil_w, vec* like,
 ) noexcept nogil:
+    cdef Py_ssize_t ow = 0, column = -pad_left, lanes = sizeof(vec) // sizeof(real)
+    while ow < OW:
+        if block_inside(column, lanes, stride_w, span(KW, dil_w), IW):
+            max_along_block(x, best + ow, columns + ow, column, IW, with_indices, True, KW, stride_w, dil_w, like)
+        else:
+            max_along_block(x, best + ow, columns + ow, column, IW, with_indices, False, KW, stride_w, dil_w, like)
+        ow += lanes
+        column += lanes * stride_w
+
+
+# The rows of a window lie in the ring from ``slot`` on, dil_h slots apart.
+cdef inline void max_over_rows(
+    const real* values,    # IN   ring
+    const real* columns,   # IN   with_indices: ring
+    real* output,          # OUT  (OW), of which only ``room`` elements may be written
+    int64_t* indices,      # OUT  with_indices: (OW) the same
+    Py_ssize_t room, int64_t first_cell, Py_ssize_t IW,
+    const bint with_indices, Py_ssize_t slot, Py_ssize_t slots, const Py_ssize_t n_rows, Py_ssize_t dil_h, Py_ssize_t OW, Py_ssize_t size, vec* like,
+) noexcept nogil:
+    cdef Py_ssize_t ow = 0, row, at
+    cdef vec value, where, cell
+    while ow < OW:
+        at = slot * size + ow
+        value = (<const vec*> (values + at))[0]
+        if with_indices:
+            where = (<const vec*> (columns + at))[0]
+        for row in range(1, n_rows):
+            at = ((slot + row * dil_h) & (slots - 1)) * size + ow
+            if with_indices:
+                ramp(&cell, row * dil_h * IW, 0)
+                add_cells(&cell, (<const vec*> (columns + at))[0])
+                fold_first(&value, &where, (<const vec*> (values + at))[0], cell)
+            else:
+                fold_max(&value, (<const vec*> (values + at))[0])
+        put(output + ow, value, room - ow)
+        if with_indices:
+            put_cells(indices + ow, where, first_cell, room - ow)
+        ow += sizeof(vec) // sizeof(real)
+
+
+cdef inline void correct_columns(real* columns, Py_ssize_t column, Py_ssize_t stride_w, Py_ssize_t dil_w) noexcept nogil:
+    """Windows from ``column`` on, left of the image: where nothing beats the border's -inf, the first cell inside."""
+    cdef Py_ssize_t ow = 0
+    while column < 0:
+        if real is float:
+            if (<int32_t*> columns)[ow] < 0:
+                (<int32_t*> columns)[ow] = <int32_t> first_inside(column, dil_w)
+        else:
+            if (<int64_t*> columns)[ow] < 0:
+                (<int64_t*> columns)[ow] = first_inside(column, dil_w)
+        ow += 1
+        column += stride_w
+
+
+cdef inline void max_rows(
+    const real* x,         # IN   a plane
+    real* output,          # OUT  its output plane
+    int64_t* indices,      # OUT  with_indices
+    real* ring,            # TMP  max_ring_size
+    Py_ssize_t oh_first, Py_ssize_t oh_last,
+    const bint with_indices, const int64_t[::1] geometry, vec* like,
+) noexcept nogil:
+    """Output rows [oh_first, oh_last) of one plane."""
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW]
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t slots = span(KH, dil_h), width = (OW - 1) * stride_w + span(KW, dil_w)
-        int64_t* columns = <int64_t*> ring
-        real* values = <real*> (columns + slots * OW)
-        real* frame = values + slots * OW
-        Py_ssize_t oh, ow, ih, top, row, reduced = 0
+        Py_ssize_t slots = ring_slots(geometry), size = row_size(geometry)
+        real* values = ring
+        real* columns = values + slots * size
+        real* best
+        real* column
         real* y
-        int64_t* where = NULL
-        const real* best
-        const int64_t* column
+        int64_t* where
+        const real* row
+        Py_ssize_t oh, ow, top, first, slot, n_rows, room, reduced = 0
 
     for oh in range(oh_first, oh_last):
+        # Image rows that no earlier window has met
         top = oh * stride_h - pad_top
         reduced = max(reduced, top)
-        while reduced < min(top + slots, IH):
-            reduce_row_max(
-                framed[real](x + reduced * IW, frame, width, pad_left, IW, -INFINITY), values + (reduced % slots) * OW,
-                columns + (reduced % slots) * OW if indices != NULL else NULL, geometry,
-            )
-            reduced += 1
-        y = output + oh * OW
-        for ow in range(OW):
-            y[ow] = -INFINITY
-        if indices != NULL:
-            where = indices + oh * OW
-            for ow in range(OW):
-                where[ow] = first_inside(top, dil_h) * IW + first_inside(ow * stride_w - pad_left, dil_w)
-        for row in range(KH):
-            ih = top + row * dil_h
-            if ih < 0 or ih >= IH:
-                continue
-            best = values + (ih % slots) * OW
-            if indices == NULL:
-                for ow in range(OW):
-                    y[ow] = larger(y[ow], best[ow])
+        while reduced < min(top + span(KH, dil_h), IH):
+            row = x + reduced * IW
+            best = values + (reduced & (slots - 1)) * size
+            column = columns + (reduced & (slots - 1)) * size
+            if KW == 3 and dil_w == 1 and stride_w == 2:
+                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 2, 1, like)
+            elif KW == 3 and dil_w == 1 and stride_w == 1:
+                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 1, 1, like)
+            elif KW == 2 and dil_w == 1 and stride_w == 2:
+                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 2, 2, 1, like)
+            elif stride_w == 1:
+                max_along_row(row, best, column, pad_left, IW, OW, with_indices, KW, 1, dil_w, like)
             else:
-                column = columns + (ih % slots) * OW
-                for ow in range(OW):
-                    take[real, int64_t](best[ow], ih * IW + column[ow], &y[ow], &where[ow])
+                max_along_row(row, best, column, pad_left, IW, OW, with_indices, KW, stride_w, dil_w, like)
+            if with_indices:
+                correct_columns(column, -pad_left, stride_w, dil_w)
+            reduced += 1
+
+        y = output + oh * OW
+        where = indices + oh * OW if with_indices else NULL
+        first = first_inside(top, dil_h)
+        if first >= IH:  # dilation steps over the whole image
+            for ow in range(OW):
+                y[ow] = -INFINITY
+                if with_indices:
+                    where[ow] = first * IW + first_inside(ow * stride_w - pad_left, dil_w)
+            continue
+        slot = first & (slots - 1)
+        n_rows = rows_inside(top, first, IH, KH, dil_h)
+        room = (oh_last - oh) * OW  # what is written past the end of the row, the next rows overwrite
+        if n_rows == 3 and dil_h == 1:
+            max_over_rows(values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, 3, 1, OW, size, like)
+        elif n_rows == 2 and dil_h == 1:
+            max_over_rows(values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, 2, 1, OW, size, like)
+        else:
+            max_over_rows(values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, n_rows, dil_h, OW, size, like)
 
 
-cdef inline Py_ssize_t ring_size(const int64_t[::1] geometry) noexcept nogil:
-    """Elements for a ring of rows, their columns (64 bits) and a framed row; even, to keep the columns aligned."""
-    cdef Py_ssize_t OW = geometry[GEO_OW]
-    cdef Py_ssize_t width = (OW - 1) * geometry[GEO_STRIDE_W] + span(geometry[GEO_KW], geometry[GEO_DIL_W])
-    return (3 * span(geometry[GEO_KH], geometry[GEO_DIL_H]) * OW + width + 1) // 2 * 2
+cdef inline void max_tiles_block(
+    const real* x,         # IN   upper of two image rows
+    real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
+    int64_t* indices,      # OUT  with_indices: the same
+    Py_ssize_t room, int64_t first_cell, Py_ssize_t column, Py_ssize_t IW,
+    const bint with_indices, const bint inside, vec* like,
+) noexcept nogil:
+    cdef Py_ssize_t tile
+    cdef vec value, other, where, cell
+    tap(&value, inside, x, column, 0, 2, IW, -INFINITY)
+    if not with_indices:
+        # Both rows at once, then one of the other: shorter chains
+        tap(&other, inside, x, column, 1, 2, IW, -INFINITY)
+        fold_max(&value, other)
+        tap(&where, inside, x + IW, column, 0, 2, IW, -INFINITY)
+        tap(&other, inside, x + IW, column, 1, 2, IW, -INFINITY)
+        fold_max(&where, other)
+        fold_max(&value, where)
+    else:
+        ramp(&where, 0, 0)
+        for tile in range(1, 4):
+            tap(&other, inside, x + (tile >> 1) * IW, column, tile & 1, 2, IW, -INFINITY)
+            ramp(&cell, (tile >> 1) * IW + (tile & 1), 0)
+            fold_first(&value, &where, other, cell)
+        in_order(&where)
+        ramp(&cell, column, 2)
+        add_cells(&where, cell)
+        put_cells(indices, where, first_cell, room)
+    in_order(&value)
+    put(output, value, room)
+
+
+cdef inline void max_tiles(
+    const real* x,         # IN   a plane
+    real* output,          # OUT  its output plane
+    int64_t* indices,      # OUT  with_indices
+    Py_ssize_t oh_first, Py_ssize_t oh_last,
+    const bint with_indices, const int64_t[::1] geometry, vec* like,
+) noexcept nogil:
+    """Output rows [oh_first, oh_last) of one plane, where `is_tiling`."""
+    cdef:
+        Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW], oh, ow, at, lanes = sizeof(vec) // sizeof(real)
+        const real* row
+        int64_t* where = NULL
+    for oh in range(oh_first, oh_last):
+        row = x + 2 * oh * IW
+        ow = 0
+        while ow < OW:
+            at = oh * OW + ow
+            if with_indices:
+                where = indices + at
+            if block_inside(2 * ow, lanes, 2, 2, IW):
+                max_tiles_block(
+                    row, output + at, where, oh_last * OW - at, 2 * oh * IW, 2 * ow, IW, with_indices, True, like
+                )
+            else:
+                max_tiles_block(
+                    row, output + at, where, oh_last * OW - at, 2 * oh * IW, 2 * ow, IW, with_indices, False, like
+                )
+            ow += lanes
+
+
+cdef inline Py_ssize_t max_ring_size(const int64_t[::1] geometry) noexcept nogil:
+    """Elements for the rings of values and of columns."""
+    return 0 if is_tiling(geometry) else 2 * ring_slots(geometry) * row_size(geometry)
+
+
+cdef inline void max_of_plane(
+    const real* x,         # IN   a plane
+    real* output,          # OUT  its output plane
+    int64_t* indices,      # OUT  or NULL
+    real* ring,            # TMP  max_ring_size
+    Py_ssize_t oh_first, Py_ssize_t oh_last,
+    const int64_t[::1] geometry, vec* like,
+) noexcept nogil:
+    if is_tiling(geometry):
+        if indices == NULL:
+            max_tiles(x, output, indices, oh_first, oh_last, False, geometry, like)
+        else:
+            max_tiles(x, output, indices, oh_first, oh_last, True, geometry, like)
+    elif indices == NULL:
+        max_rows(x, output, indices, ring, oh_first, oh_last, False, geometry, like)
+    else:
+        max_rows(x, output, indices, ring, oh_first, oh_last, True, geometry, like)
 
 
 cdef void max_pool2d_task(
@@ -357,30 +523,36 @@ cdef void max_pool2d_task(
     const real[:, :, :, ::1] input,    # IN
     real[:, :, :, ::1] output,         # OUT
     int64_t[:, :, :, ::1] indices,     # OUT  or of length 0
-    real* ring,                        # TMP  ring_size
+    real* ring,                        # TMP  max_ring_size
     const int64_t[::1] geometry,       # IN
 ) noexcept nogil:
     # A task is a run of output rows, counted through all planes.
     cdef:
         Py_ssize_t IC = geometry[GEO_IC], OH = geometry[GEO_OH]
         Py_ssize_t row = task * rows_per_task(geometry), row_last, n, c, oh, oh_last
-        bint small = is_small(geometry)
-        int64_t* where
+        const real* x
+        real* y
+        int64_t* where = NULL
+        vf* like_f = NULL
+        vd* like_d = NULL
     row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * IC * OH)
     while row < row_last:
         n, c, oh = row // OH // IC, row // OH % IC, row % OH
         oh_last = min(oh + row_last - row, OH)
-        where = &indices[n, c, 0, 0] if indices.shape[0] > 0 else NULL
-        if small:
-            small_max_rows(&input[n, c, 0, 0], &output[n, c, 0, 0], where, oh, oh_last, geometry)
+        x = &input[n, c, 0, 0]
+        y = &output[n, c, 0, 0]
+        if indices.shape[0] > 0:
+            where = &indices[n, c, 0, 0]
+        if real is float:
+            max_of_plane(x, y, where, ring, oh, oh_last, geometry, like_f)
         else:
-            any_max_rows(&input[n, c, 0, 0], &output[n, c, 0, 0], where, ring, oh, oh_last, geometry)
+            max_of_plane(x, y, where, ring, oh, oh_last, geometry, like_d)
         row += oh_last - oh
 
 
 def max_pool2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     """Elements of workspace of max_pool2d."""
-    return 0 if is_small(geometry) else n_workers * ring_size(geometry)
+    return n_workers * max_ring_size(geometry)
 
 
 def max_pool2d(
@@ -392,7 +564,7 @@ def max_pool2d(
     int n_threads,
 ):
     """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
-    cdef Py_ssize_t task, n_tasks = row_tasks(geometry), size = 0 if is_small(geometry) else ring_size(geometry)
+    cdef Py_ssize_t task, n_tasks = row_tasks(geometry), size = max_ring_size(geometry)
     cdef real* ring = &workspace[0] if size > 0 else NULL
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
         max_pool2d_task(task, input, output, indices, ring + threadid() * size, geometry)
@@ -562,81 +734,6 @@ cdef inline real divisor_of_column(Py_ssize_t ow, const int64_t[::1] geometry, r
     )
 
 
-cdef inline real row_sum(const real* x, const int KW) noexcept nogil:
-    if KW == 3:
-        return x[0] + x[1] + x[2]
-    return x[0] + x[1]
-
-
-# As small_max, but a row outside the image is a row of zeros.
-cdef inline void small_average(
-    const real* row0, const real* row1, const real* row2,  # IN
-    real* output, real divisor,                            # OUT
-    Py_ssize_t count, const int KH, const int KW, const int stride_w,
-) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef real total
-    for i in range(count):
-        total = row_sum(row0 + i * stride_w, KW) + row_sum(row1 + i * stride_w, KW)
-        if KH == 3:
-            total += row_sum(row2 + i * stride_w, KW)
-        output[i] = total / divisor
-
-
-cdef inline real window_sum(
-    const real* x, Py_ssize_t ih, Py_ssize_t iw, Py_ssize_t IH, Py_ssize_t IW, Py_ssize_t KH, Py_ssize_t KW
-) noexcept nogil:
-    """One window at (ih, iw) without dilation, clipped to the image."""
-    cdef real total = 0
-    cdef Py_ssize_t row, column
-    for row in range(max(ih, 0), min(ih + KH, IH)):
-        for column in range(max(iw, 0), min(iw + KW, IW)):
-            total += x[row * IW + column]
-    return total
-
-
-cdef void small_average_rows(
-    const real* x,      # IN   a plane
-    real* output,       # OUT  its output plane
-    real* zeros,        # TMP  (IW)
-    Py_ssize_t oh_first, Py_ssize_t oh_last,
-    const int64_t[::1] geometry,
-) noexcept nogil:
-    cdef:
-        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW]
-        Py_ssize_t KH = geometry[GEO_KH], stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t first = whole_first(OW, pad_left, stride_w), last = whole_last(OW, pad_left, stride_w, KH, IW)
-        Py_ssize_t oh, ow, ih, iw = first * stride_w - pad_left
-        real rows
-        real* y
-        const real* row0
-        const real* row1
-        const real* row2
-
-    memset(zeros, 0, IW * sizeof(real))
-    for oh in range(oh_first, oh_last):
-        ih = oh * stride_h - pad_top
-        y = output + oh * OW
-        rows = divisor_of_row(oh, geometry, y)
-        for ow in range(first):
-            y[ow] = window_sum(x, ih, ow * stride_w - pad_left, IH, IW, KH, KH) / (rows * divisor_of_column(ow, geometry, y))
-        if last > first:
-            row0 = (x + ih * IW if 0 <= ih < IH else zeros) + iw
-            row1 = (x + (ih + 1) * IW if 0 <= ih + 1 < IH else zeros) + iw
-            row2 = (x + (ih + 2) * IW if 0 <= ih + 2 < IH else zeros) + iw
-            rows *= divisor_of_column(first, geometry, y)
-            if KH == 2:
-                small_average(row0, row1, row2, y + first, rows, last - first, 2, 2, 2)
-            elif stride_w == 2:
-                small_average(row0, row1, row2, y + first, rows, last - first, 3, 3, 2)
-            else:
-                small_average(row0, row1, row2, y + first, rows, last - first, 3, 3, 1)
-            rows = divisor_of_row(oh, geometry, y)
-        for ow in range(last, OW):
-            y[ow] = window_sum(x, ih, ow * stride_w - pad_left, IH, IW, KH, KH) / (rows * divisor_of_column(ow, geometry, y))
-
-
 cdef inline real run_sum(const real* x, Py_ssize_t count) noexcept nogil:
     """The sum of a run of cells, by PARTS partial sums."""
     cdef real parts[PARTS]
@@ -654,78 +751,155 @@ cdef inline real run_sum(const real* x, Py_ssize_t count) noexcept nogil:
     return total
 
 
-cdef inline void add_pass(const real* x, real* sums, Py_ssize_t OW, const Py_ssize_t stride_w) noexcept nogil:
-    """One column of all windows: sums[ow] += x[ow * stride_w]."""
-    cdef Py_ssize_t ow
-    for ow in range(OW):
-        sums[ow] += x[ow * stride_w]
-
-
-cdef inline void reduce_row_sum(
-    const real* x,           # IN   an image row as windows see it
-    real* sums,              # OUT  (OW)
-    const int64_t[::1] geometry,
+cdef inline void sum_along_block(
+    const real* x,         # IN   image row
+    real* sums,            # OUT  a vector of reduced windows
+    Py_ssize_t column, Py_ssize_t IW,
+    const bint inside, const Py_ssize_t KW, const Py_ssize_t stride_w, Py_ssize_t dil_w, vec* like,
 ) noexcept nogil:
-    cdef:
-        Py_ssize_t OW = geometry[GEO_OW], KW = geometry[GEO_KW], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t dil_w = geometry[GEO_DIL_W], kw
-    if OW == 1 and dil_w == 1:
-        sums[0] = run_sum(x, KW)
-        return
-    memset(sums, 0, OW * sizeof(real))
-    for kw in range(KW):
-        if stride_w == 1:
-            add_pass(x + kw * dil_w, sums, OW, 1)
-        elif stride_w == 2:
-            add_pass(x + kw * dil_w, sums, OW, 2)
+    cdef Py_ssize_t kw
+    cdef vec total, other
+    tap(&total, inside, x, column, 0, stride_w, IW, 0)
+    for kw in range(1, KW):
+        tap(&other, inside, x, column, kw * dil_w, stride_w, IW, 0)
+        total = total + other
+    if stride_w == 2:
+        in_order(&total)
+    (<vec*> sums)[0] = total
+
+
+cdef inline void sum_along_row(
+    const real* x,         # IN   image row
+    real* sums,            # OUT  (size)
+    Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW,
+    const Py_ssize_t KW, const Py_ssize_t stride_w, Py_ssize_t dil_w, vec* like,
+) noexcept nogil:
+    cdef Py_ssize_t ow = 0, column = -pad_left, lanes = sizeof(vec) // sizeof(real)
+    while ow < OW:
+        if block_inside(column, lanes, stride_w, span(KW, dil_w), IW):
+            sum_along_block(x, sums + ow, column, IW, True, KW, stride_w, dil_w, like)
         else:
-            add_pass(x + kw * dil_w, sums, OW, stride_w)
+            sum_along_block(x, sums + ow, column, IW, False, KW, stride_w, dil_w, like)
+        ow += lanes
+        column += lanes * stride_w
 
 
-# The ring of any_max_rows, with sums.
-cdef void any_average_rows(
-    const real* x,       # IN
-    real* output,        # OUT
-    real* ring,          # TMP  ring_size
-    Py_ssize_t oh_first, Py_ssize_t oh_last,
-    const int64_t[::1] geometry,
+cdef inline void mean_over_rows(
+    const real* sums,      # IN   ring
+    const real* divisors,  # IN   (size)
+    real* output,          # OUT  (OW), of which only ``room`` elements may be written
+    real divisor, Py_ssize_t room,
+    Py_ssize_t slot, Py_ssize_t slots, const Py_ssize_t n_rows, Py_ssize_t dil_h, Py_ssize_t OW, Py_ssize_t size, vec* like,
 ) noexcept nogil:
+    cdef Py_ssize_t ow = 0, row
+    cdef vec total, rows
+    spread(&rows, divisor)
+    while ow < OW:
+        total = (<const vec*> (sums + slot * size + ow))[0]
+        for row in range(1, n_rows):
+            total = total + (<const vec*> (sums + ((slot + row * dil_h) & (slots - 1)) * size + ow))[0]
+        put(output + ow, total / ((<const vec*> (divisors + ow))[0] * rows), room - ow)
+        ow += sizeof(vec) // sizeof(real)
+
+
+cdef inline void mean_rows(
+    const real* x,         # IN   a plane
+    real* output,          # OUT  its output plane
+    real* ring,            # TMP  mean_ring_size
+    Py_ssize_t oh_first, Py_ssize_t oh_last,
+    const int64_t[::1] geometry, vec* like,
+) noexcept nogil:
+    """Output rows [oh_first, oh_last) of one plane; the way of max_rows."""
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW]
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t slots = span(KH, dil_h), width = (OW - 1) * stride_w + span(KW, dil_w)
+        Py_ssize_t slots = ring_slots(geometry), size = row_size(geometry)
         real* values = ring
-        real* divisors = values + slots * OW
-        real* frame = divisors + OW
-        Py_ssize_t oh, ow, ih, top, row, reduced = 0
-        real rows
+        real* divisors = values + slots * size
+        real* sums
         real* y
-        const real* sums
+        real divisor
+        const real* row
+        Py_ssize_t oh, ow, top, first, slot, n_rows, room, reduced = 0
 
-    for ow in range(OW):
-        divisors[ow] = divisor_of_column(ow, geometry, output)
+    for ow in range(size):
+        divisors[ow] = divisor_of_column(min(ow, OW - 1), geometry, ring)
     for oh in range(oh_first, oh_last):
         top = oh * stride_h - pad_top
         reduced = max(reduced, top)
-        while reduced < min(top + slots, IH):
-            reduce_row_sum[real](
-                framed[real](x + reduced * IW, frame, width, pad_left, IW, 0), values + (reduced % slots) * OW, geometry
-            )
+        while reduced < min(top + span(KH, dil_h), IH):
+            row = x + reduced * IW
+            sums = values + (reduced & (slots - 1)) * size
+            if OW == 1 and dil_w == 1:
+                sums[0] = run_sum(row, min(KW - pad_left, IW))
+            elif KW == 3 and dil_w == 1 and stride_w == 2:
+                sum_along_row(row, sums, pad_left, IW, OW, 3, 2, 1, like)
+            elif KW == 3 and dil_w == 1 and stride_w == 1:
+                sum_along_row(row, sums, pad_left, IW, OW, 3, 1, 1, like)
+            elif KW == 2 and dil_w == 1 and stride_w == 2:
+                sum_along_row(row, sums, pad_left, IW, OW, 2, 2, 1, like)
+            elif stride_w == 1:
+                sum_along_row(row, sums, pad_left, IW, OW, KW, 1, dil_w, like)
+            else:
+                sum_along_row(row, sums, pad_left, IW, OW, KW, stride_w, dil_w, like)
             reduced += 1
-        y = output + oh * OW
-        memset(y, 0, OW * sizeof(real))
-        for row in range(KH):
-            ih = top + row * dil_h
-            if ih < 0 or ih >= IH:
-                continue
-            sums = values + (ih % slots) * OW
+        divisor = divisor_of_row(oh, geometry, ring)
+        first = first_inside(top, dil_h)
+        if first >= IH:
             for ow in range(OW):
-                y[ow] += sums[ow]
-        rows = divisor_of_row(oh, geometry, y)
-        for ow in range(OW):
-            y[ow] = y[ow] / (rows * divisors[ow])
+                output[oh * OW + ow] = 0 / (divisor * divisors[ow])
+            continue
+        slot = first & (slots - 1)
+        n_rows = rows_inside(top, first, IH, KH, dil_h)
+        room = (oh_last - oh) * OW  # what is written past the end of the row, the next rows overwrite
+        y = output + oh * OW
+        if n_rows == 3 and dil_h == 1:
+            mean_over_rows(values, divisors, y, divisor, room, slot, slots, 3, 1, OW, size, like)
+        elif n_rows == 2 and dil_h == 1:
+            mean_over_rows(values, divisors, y, divisor, room, slot, slots, 2, 1, OW, size, like)
+        else:
+            mean_over_rows(values, divisors, y, divisor, room, slot, slots, n_rows, dil_h, OW, size, like)
+
+
+cdef inline void mean_tiles_block(
+    const real* x,         # IN   upper of two image rows
+    real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
+    real divisor, Py_ssize_t room, Py_ssize_t column, Py_ssize_t IW, const bint inside, vec* like,
+) noexcept nogil:
+    cdef Py_ssize_t tile
+    cdef vec total, other
+    tap(&total, inside, x, column, 0, 2, IW, 0)
+    for tile in range(1, 4):
+        tap(&other, inside, x + (tile >> 1) * IW, column, tile & 1, 2, IW, 0)
+        total = total + other
+    in_order(&total)
+    spread(&other, divisor)
+    put(output, total / other, room)
+
+
+cdef inline void mean_tiles(
+    const real* x,         # IN   a plane
+    real* output,          # OUT  its output plane
+    Py_ssize_t oh_first, Py_ssize_t oh_last,
+    const int64_t[::1] geometry, vec* like,
+) noexcept nogil:
+    """Output rows [oh_first, oh_last) of one plane, where `is_tiling`."""
+    cdef:
+        Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW], oh, ow, at, lanes = sizeof(vec) // sizeof(real)
+        const real* row
+        real divisor = divisor_of_row(0, geometry, output) * divisor_of_column(0, geometry, output)
+    for oh in range(oh_first, oh_last):
+        row = x + 2 * oh * IW
+        ow = 0
+        while ow < OW:
+            at = oh * OW + ow
+            if block_inside(2 * ow, lanes, 2, 2, IW):
+                mean_tiles_block(row, output + at, divisor, oh_last * OW - at, 2 * ow, IW, True, like)
+            else:
+                mean_tiles_block(row, output + at, divisor, oh_last * OW - at, 2 * ow, IW, False, like)
+            ow += lanes
 
 
 cdef inline bint is_plane(const int64_t[::1] geometry) noexcept nogil:
@@ -741,47 +915,49 @@ cdef void avg_pool2d_task(
     Py_ssize_t task,
     const real[:, :, :, ::1] input,    # IN
     real[:, :, :, ::1] output,         # OUT
-    real* scratch,                     # TMP
+    real* ring,                        # TMP  mean_ring_size
     const int64_t[::1] geometry,       # IN
 ) noexcept nogil:
     # A task is a run of output rows, counted through all planes.
     cdef:
         Py_ssize_t IC = geometry[GEO_IC], OH = geometry[GEO_OH]
         Py_ssize_t row = task * rows_per_task(geometry), row_last, n, c, oh, oh_last
+        bint tiling = is_tiling(geometry), plane = is_plane(geometry)
         const real* x
         real* y
+        vf* like_f = NULL
+        vd* like_d = NULL
     row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * IC * OH)
     while row < row_last:
         n, c, oh = row // OH // IC, row // OH % IC, row % OH
         oh_last = min(oh + row_last - row, OH)
         x = &input[n, c, 0, 0]
         y = &output[n, c, 0, 0]
-        if is_plane(geometry):
+        if plane:
             y[0] = run_sum(x, geometry[GEO_IH] * geometry[GEO_IW]) / (
                 divisor_of_row(0, geometry, y) * divisor_of_column(0, geometry, y)
             )
-        elif is_small(geometry):
-            small_average_rows(x, y, scratch, oh, oh_last, geometry)
+        elif real is float:
+            if tiling:
+                mean_tiles(x, y, oh, oh_last, geometry, like_f)
+            else:
+                mean_rows(x, y, ring, oh, oh_last, geometry, like_f)
         else:
-            any_average_rows(x, y, scratch, oh, oh_last, geometry)
+            if tiling:
+                mean_tiles(x, y, oh, oh_last, geometry, like_d)
+            else:
+                mean_rows(x, y, ring, oh, oh_last, geometry, like_d)
         row += oh_last - oh
 
 
-cdef inline Py_ssize_t average_size(const int64_t[::1] geometry) noexcept nogil:
-    """Elements for a ring of rows, the divisors and a framed row; for small windows a row of zeros."""
-    cdef Py_ssize_t OW = geometry[GEO_OW]
-    if is_plane(geometry):
-        return 0
-    if is_small(geometry):
-        return geometry[GEO_IW]
-    return (span(geometry[GEO_KH], geometry[GEO_DIL_H]) + 1) * OW + (
-        (OW - 1) * geometry[GEO_STRIDE_W] + span(geometry[GEO_KW], geometry[GEO_DIL_W])
-    )
+cdef inline Py_ssize_t mean_ring_size(const int64_t[::1] geometry) noexcept nogil:
+    """Elements for the ring of sums and the divisors."""
+    return 0 if is_plane(geometry) or is_tiling(geometry) else (ring_slots(geometry) + 1) * row_size(geometry)
 
 
 def avg_pool2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     """Elements of workspace of avg_pool2d."""
-    return n_workers * average_size(geometry)
+    return n_workers * mean_ring_size(geometry)
 
 
 def avg_pool2d(
@@ -792,10 +968,10 @@ def avg_pool2d(
     int n_threads,
 ):
     """Sum over each window divided by divisor, else by its cells: those of the padded image, or of the image alone."""
-    cdef Py_ssize_t task, n_tasks = row_tasks(geometry), size = average_size(geometry)
-    cdef real* scratch = &workspace[0] if size > 0 else NULL
+    cdef Py_ssize_t task, n_tasks = row_tasks(geometry), size = mean_ring_size(geometry)
+    cdef real* ring = &workspace[0] if size > 0 else NULL
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        avg_pool2d_task(task, input, output, scratch + threadid() * size, geometry)
+        avg_pool2d_task(task, input, output, ring + threadid() * size, geometry)
 
 
 cdef inline void spread_pass(const real* share, real* frame, Py_ssize_t OW, const Py_ssize_t stride_w) noexcept nogil:
