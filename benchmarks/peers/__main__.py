@@ -68,10 +68,10 @@ class _Progress:
         else:
             self._bar = tqdm(total=total, unit="step")
 
-    def __call__(self, text: str) -> None:
+    def __call__(self, text: str, steps: int) -> None:
         if self._bar is not None:
             self._bar.set_description(text)
-            self._bar.update()
+            self._bar.update(steps)
 
     def __enter__(self) -> _Progress:
         return self

@@ -52,7 +52,7 @@ def run(
     names: Sequence[str],
     threads: int,
     settings: Settings,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str, int], None] = lambda text, steps: None,
 ) -> dict[str, Any]:
     """Race ``names`` over ``shapes``; the result is what the JSON file holds for one thread count."""
     cpus = cpus_for(threads)
@@ -63,15 +63,15 @@ def run(
     rows = []
     try:
         for name, worker in list(workers.items()):
-            progress(f"starting {name}")
+            progress(f"starting {name}", 1)
             try:
                 versions[name] = worker.ask("load")
             except Failed as reason:
                 absent[name] = str(reason)
                 workers.pop(name).close()
         for shape in shapes:
-            progress(shape.name)
-            rows.append(_layer(shape, workers, oracle, settings, threads, cpus))
+            rows.append(_layer(shape, workers, oracle, settings, threads, cpus, progress))
+            progress(shape.name, 1)
     finally:
         for worker in (*workers.values(), oracle):
             worker.close()
@@ -79,13 +79,20 @@ def run(
 
 
 def _layer(
-    shape: Shape, workers: dict[str, Worker], oracle: Worker, settings: Settings, threads: int, cpus: list[int]
+    shape: Shape,
+    workers: dict[str, Worker],
+    oracle: Worker,
+    settings: Settings,
+    threads: int,
+    cpus: list[int],
+    progress: Callable[[str, int], None],
 ) -> dict[str, Any]:
     expected: dict[Case, Any] = {}
     results: dict[str, dict[str, Any]] = {}
     times: dict[str, list[float]] = {}
     source = ""
     for name, worker in workers.items():
+        progress(f"{shape.name} {name}", 0)
         try:
             if not worker.alive:  # it died on an earlier layer: start afresh
                 worker = workers[name] = Worker(name, threads, cpus)
@@ -108,6 +115,7 @@ def _layer(
     order = list(times)
     for _ in range(settings.rounds):
         for name in order:
+            progress(f"{shape.name} {name}", 0)
             time.sleep(SETTLE)
             try:
                 times[name] += workers[name].ask("run", settings.seconds)

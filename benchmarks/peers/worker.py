@@ -17,7 +17,7 @@ from .case import Case, Prepared, Unsupported
 from .contestants import CONTESTANTS
 
 THREAD_VARIABLES = ("OMP", "FASTCONV", "NUMBA", "OPENBLAS", "MKL")
-PATIENCE = 600.0  # seconds for one answer: Numba may have to compile
+PATIENCE = 300.0  # seconds for one answer: Numba may have to compile
 
 
 class Failed(Exception):
