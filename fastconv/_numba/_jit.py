@@ -14,7 +14,8 @@ words; the kernel is a plain Python function with the contract's signature that 
 
 A task that needs memory takes ``worker: index`` as its second argument, 0 <= worker < n_threads, and cuts its slice out
 of the workspace with it. Two phases are two calls of ``run``. Small functions that tasks call are decorated with
-`helper`. Nothing compiles before the first call. Under NUMBA_DISABLE_JIT=1 the same code runs as Python.
+`helper`, those that the kernels call as well with `shared`. Nothing compiles before the first call. Under
+NUMBA_DISABLE_JIT=1 the same code runs as Python.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 
 import llvmlite.binding
 import numba
+import numba.extending
 import numpy as np
 
 # ------------------------------------------------------------------------------- argument kinds, as Cython spells them
@@ -100,6 +102,11 @@ def _jit(function: Callable[..., Any], *signature: Any, reassoc: bool = False, *
 def helper(function: Callable[..., Any]) -> Any:
     """A small function that tasks call."""
     return _jit(function)
+
+
+def shared(function: Callable[..., Any]) -> Any:
+    """A helper that kernels call too, when they count tasks or workspace: there it is plain Python and compiles nothing."""
+    return numba.extending.register_jitable(error_model="numpy")(function)
 
 
 # `prange` gives uint64, and uint64 with int64 gives float64: cast once.
