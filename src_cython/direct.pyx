@@ -1,11 +1,14 @@
 """Convolution by its definition, and its two gradients. Formula and shapes: fastconv/_reference/direct.py.
 
-Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that padding
-meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one before.
+Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that
+padding meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the
+one before.
 
-The longest chains of additions, for tolerances:
-conv2d, conv2d_grad_input  min(products, DEPTH + KW) + products / DEPTH + 2, products = KH*KW*ICG or KH*KW*OCG
-conv2d_grad_weight         FLUSH + FLUSH + products / (VL * FLUSH * FLUSH) + VL + CHUNKS, products = N*OH*OW
+The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
+conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
+grad_input with a larger stride   DEPTH + KW + channels*KH*KW / DEPTH + 2
+grad_input, weight not finite     KH*KW + OCG + 2
+grad_weight                       FLUSH + FLUSH + N*OH*ceil(OW / VL) / (FLUSH * FLUSH / 2) + VL + CHUNKS + 1
 """
 
 from cython.parallel cimport prange, threadid
@@ -44,6 +47,26 @@ cdef extern from *:
 
     #define DIRECT_HELPERS(S, type, vec, VL) \\
     DIRECT type sum_lanes_##S(vec v) { type sum = v[0]; for (int i = 1; i < VL; i++) sum += v[i]; return sum; } \\
+    /* Lane i: row[column + i * stride]; zero where that column is outside [0, extent). */ \\
+    DIRECT vec gather_##S(const type *row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) \\
+    { \\
+        type lanes[VL]; \\
+        vec v; \\
+        for (int i = 0; i < VL; i++, column += stride) lanes[i] = column >= 0 && column < extent ? row[column] : 0; \\
+        __builtin_memcpy(&v, lanes, sizeof v); \\
+        return v; \\
+    }
+    DIRECT_HELPERS(f, float, vf, VL_FLOAT)
+    DIRECT_HELPERS(d, double, vd, VL_DOUBLE)
+
+    #if defined(__AVX512F__) && FASTCONV_VL == 16
+    /* Lanes [first, last) to memory. */
+    DIRECT void store_lanes_f(float *p, vf v, Py_ssize_t first, Py_ssize_t last)
+    { _mm512_mask_storeu_ps(p, (__mmask16)((1u << last) - (1u << first)), (__m512)v); }
+    DIRECT void store_lanes_d(double *p, vd v, Py_ssize_t first, Py_ssize_t last)
+    { _mm512_mask_storeu_pd(p, (__mmask8)((1u << last) - (1u << first)), (__m512d)v); }
+    #else
+    #define DIRECT_STORE_LANES(S, type, vec, VL) \\
     /* Lanes [first, last) to memory, by two overlapping pieces where there are enough. */ \\
     DIRECT void store_lanes_##S(type *p, vec v, Py_ssize_t first, Py_ssize_t last) \\
     { \\
@@ -60,18 +83,10 @@ cdef extern from *:
             __builtin_memcpy(p + count - VL / 4, from + count - VL / 4, VL / 4 * sizeof *p); \\
         } else \\
             for (Py_ssize_t i = 0; i < count; i++) p[i] = from[i]; \\
-    } \\
-    /* Lane i: row[column + i * stride]; zero where that column is outside [0, extent). */ \\
-    DIRECT vec gather_##S(const type *row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) \\
-    { \\
-        type lanes[VL]; \\
-        vec v; \\
-        for (int i = 0; i < VL; i++, column += stride) lanes[i] = column >= 0 && column < extent ? row[column] : 0; \\
-        __builtin_memcpy(&v, lanes, sizeof v); \\
-        return v; \\
     }
-    DIRECT_HELPERS(f, float, vf, VL_FLOAT)
-    DIRECT_HELPERS(d, double, vd, VL_DOUBLE)
+    DIRECT_STORE_LANES(f, float, vf, VL_FLOAT)
+    DIRECT_STORE_LANES(d, double, vd, VL_DOUBLE)
+    #endif
 
     /* Lane i: row[column + i]; zero, and not read, where that column is outside [0, extent). */
     #if defined(__AVX512F__) && FASTCONV_VL == 16
@@ -90,16 +105,16 @@ cdef extern from *:
     #elif defined(__AVX2__) && FASTCONV_VL == 8
     DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
     {
-        Py_ssize_t first = column < 0 ? (-column < 8 ? -column : 8) : 0;
-        Py_ssize_t last = extent - column < 8 ? extent - column < 0 ? 0 : extent - column : 8;
+        Py_ssize_t from = column < -8 ? -8 : column < extent ? column : extent;
         direct_if lane = {0, 1, 2, 3, 4, 5, 6, 7};
-        return (vf)_mm256_maskload_ps(row + column, (__m256i)((lane >= (int)first) & (lane < (int)last)));
+        lane += (int)from;  /* the sign bit decides: lane - extent < 0 and lane >= 0 */
+        return (vf)_mm256_maskload_ps(row + column, (__m256i)((lane - (int)extent) & ~lane));
     }
     DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
     {
         direct_id lane = {0, 1, 2, 3};
         lane += (long long)column;
-        return (vd)_mm256_maskload_pd(row + column, (__m256i)((lane >= 0) & (lane < (long long)extent)));
+        return (vd)_mm256_maskload_pd(row + column, (__m256i)((lane - (long long)extent) & ~lane));
     }
     #else
     DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
@@ -108,8 +123,8 @@ cdef extern from *:
     { return gather_d(row, column, 1, extent); }
     #endif
 
-    /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (128-bit lanes stay where
-       they are); in_order and out_of_order lead from that order to the natural one and back. Two vectors as one
+    /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (128-bit lanes stay
+       where they are); in_order and out_of_order lead from that order to the natural one and back. Two vectors as one
        alternating pair: zip_low, zip_high. */
     #if defined(__clang__) || __GNUC__ >= 12
     #define SHUFFLE_f(a, b, ...) (vf)__builtin_shufflevector(a, b, __VA_ARGS__)
@@ -290,10 +305,10 @@ cdef inline void store(
         store_lanes_d(<double*> out, value, first, last)
 
 
-# -------------------------------------------------------------------------------- convolution, and its adjoint of stride 1
+# ----------------------------------------------------------------------------- convolution, and its adjoint of stride 1
 
-# A convolution as the loops below read it. The adjoint of a convolution of stride 1 is one too: grad_output is the image,
-# the steps through the weight swap its channel axes and walk its kernel backwards.
+# A convolution as the loops below read it. The adjoint of a convolution of stride 1 is one too: grad_output is the
+# image, the steps through the weight swap its channel axes and walk its kernel backwards.
 cdef struct Conv:
     Py_ssize_t N, G, C, F  # per group: C channels, F filters
     Py_ssize_t IH, IW, KH, KW, OH, OW
@@ -389,17 +404,23 @@ cdef inline void depthwise_block(
         fill(&acc[v], shift)
     if stride == 1:
         for kw in range(K):
-            for kh in range(K + 1):
-                if kh < K:
-                    fill(&tap, taps[kh * K + kw])
-                if kh > 0:
-                    fill(&above, taps[(kh - 1) * K + kw])
+            fill(&tap, taps[kw])
+            for v in range(V):
+                load(&x, rows[0], column + kw + v * VL, extent, plain)
+                acc[v] = acc[v] + x * tap
+        for kh in range(1, K):
+            for kw in range(K):
+                fill(&above, taps[(kh - 1) * K + kw])
+                fill(&tap, taps[kh * K + kw])
                 for v in range(V):
                     load(&x, rows[kh], column + kw + v * VL, extent, plain)
-                    if kh < K:
-                        acc[v] = acc[v] + x * tap
-                    if kh > 0:
-                        acc[V + v] = acc[V + v] + x * above
+                    acc[v] = acc[v] + x * tap
+                    acc[V + v] = acc[V + v] + x * above
+        for kw in range(K):
+            fill(&above, taps[(K - 1) * K + kw])
+            for v in range(V):
+                load(&x, rows[K], column + kw + v * VL, extent, plain)
+                acc[V + v] = acc[V + v] + x * above
     else:
         for kh in range(K):
             for kw in range(0, K, 2):
@@ -434,11 +455,17 @@ cdef inline void depthwise_rows(
         Py_ssize_t VL = sizeof(vec) // sizeof(real), width = V * VL
         Py_ssize_t step = 2 if stride == 1 else 1, reach = K - 1 + stride * width
         bint accumulate = conv.accumulate
-        Py_ssize_t oh = first, ow, block, kh, kw, ih, column, skip, lanes, v
+        Py_ssize_t oh = first, ow, end, block, kh, kw, ih, column, skip, lanes, v
         real[49] taps
         const real* rows[8]
+        real[16] nowhere
         vec[4] sums
+        vec low, high
+        bint whole
         real* row
+    fill(&low, act_min)
+    fill(&high, act_max)
+    (<vec*> &nowhere[0])[0] = low
     for kh in range(K):
         for kw in range(K):
             taps[kh * K + kw] = weight[kh * conv.to_kh + kw * conv.to_kw]
@@ -447,26 +474,35 @@ cdef inline void depthwise_rows(
             ih = oh * stride - conv.pad_top + kh
             rows[kh] = image + ih * IW if 0 <= ih < IH else zeros
         row = out + (oh - first) * OW
+        whole = not accumulate and (stride == 2 or oh + 1 < last)
+        # A vector that is wider than the row may run into the next one, which is written later
+        lanes = VL if OW >= VL or (not accumulate and (last - oh - step) * OW >= VL) else OW
         ow = 0
         while ow < OW:
-            block = min(ow, max(OW - width, 0))
-            column = block * stride - pad_left
-            if column >= 0 and column + reach <= IW:
-                depthwise_block(&rows[0], &taps[0], column, IW, shift, &sums[0], K, V, stride, True)
-            else:
-                depthwise_block(&rows[0], &taps[0], column, IW, shift, &sums[0], K, V, stride, False)
+            column = ow * stride - pad_left
+            if whole and column >= 0 and column + reach <= IW and ow + width <= OW:
+                # Most of the row: nothing to mask
+                end = min(OW - width, (IW - reach + pad_left) // stride)
+                while ow <= end:
+                    depthwise_block(&rows[0], &taps[0], ow * stride - pad_left, IW, shift, &sums[0], K, V, stride, True)
+                    for v in range(V):
+                        (<vec*> (row + ow + v * VL))[0] = vmin(high, vmax(low, sums[v]))
+                    if stride == 1:
+                        for v in range(V):
+                            (<vec*> (row + OW + ow + v * VL))[0] = vmin(high, vmax(low, sums[V + v]))
+                    ow += width
+                continue
+            block = min(ow, max(OW - VL, 0))
+            depthwise_block(
+                &rows[0], &taps[0], block * stride - pad_left, IW, shift, &sums[0], K, 1, stride, False
+            )
             skip = ow - block if accumulate else 0  # lanes that the vector before has added to already
-            # A vector that is wider than the row may run into the next one, which is written later
-            lanes = VL if OW >= VL or (not accumulate and (last - oh - step) * OW >= VL) else OW
-            for v in range(V):
-                if skip < (v + 1) * VL:
-                    store(row + block + v * VL, sums[v], max(skip - v * VL, 0), lanes, accumulate, act_min, act_max)
-            if stride == 1 and oh + 1 < last:
-                for v in range(V):
-                    if skip < (v + 1) * VL:
-                        store(row + OW + block + v * VL, sums[V + v], max(skip - v * VL, 0), lanes, accumulate,
-                              act_min, act_max)
-            ow += width
+            store(row + block, sums[0], skip, lanes, accumulate, act_min, act_max)
+            if stride == 1:
+                # Unconditional: else the compiler computes the second row after the first, one long chain
+                store(row + OW + block if oh + 1 < last else &nowhere[0], sums[1], skip, lanes, accumulate, act_min,
+                      act_max)
+            ow += VL
         oh += step
 
 
@@ -620,14 +656,9 @@ cdef void conv_rows(
             elif K == 3:
                 depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 3, 1, 1, unused)
             elif K == 5:
-                if wide:
-                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 5, 2, 1, unused)
-                else:
-                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 5, 1, 1, unused)
-            elif wide:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 7, 2, 1, unused)
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 5, 2, 1, unused)
             else:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 7, 1, 1, unused)
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 7, 2, 1, unused)
             i = 1
         elif f + FILTERS <= n_filters:
             i = FILTERS
@@ -746,9 +777,15 @@ cdef void conv_task_of(
     const int64_t* geometry,
 ) noexcept nogil:
     if real is float:
-        conv_task(task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry, <vf*> NULL)
+        conv_task(
+            task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry,
+            <vf*> NULL,
+        )
     else:
-        conv_task(task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry, <vd*> NULL)
+        conv_task(
+            task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry,
+            <vd*> NULL,
+        )
 
 
 cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
@@ -789,12 +826,14 @@ def conv2d(
         int64_t* places = &indices[0, 0, 0, 0] if indices.shape[0] else NULL
         const int64_t* geo = &geometry[0]
     memset(zeros, 0, conv.IW * sizeof(real))
-    for task in prange(conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+    for task in prange(
+        conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
+    ):
         conv_task_of(task, &conv, x, zeros, w, shift, <real> act_min, <real> act_max, out, maxima, places,
                      zeros + conv.IW + threadid() * slice, geo)
 
 
-# ------------------------------------------------------------------------------------------------- gradient of the input
+# ----------------------------------------------------------------------------------------------- gradient of the input
 
 
 cdef bint finite(const real[:, :, :, ::1] weight) noexcept nogil:
@@ -922,7 +961,8 @@ cdef void strided_task(
     const int64_t* geometry,  # IN
     vec* unused,
 ) noexcept nogil:
-    # `batch` rows. Cells of one row that are stride_w apart meet the same kernel cells, and neighbouring outputs: a vector.
+    # `batch` rows. Cells of one row that are stride_w apart meet the same kernel cells, and neighbouring outputs: a
+    # vector.
     cdef:
         Py_ssize_t N = geometry[GEO_N], IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
@@ -1021,20 +1061,26 @@ def conv2d_grad_input(
         int64_t* none = NULL
         real* nothing = NULL
     if not finite(weight):
-        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        for task in prange(
+            n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
+        ):
             exact_task(task, grad_output, weight, bias, low, high, grad_input, geometry)
     elif conv.stride_h == conv.stride_w == 1:
         memset(zeros, 0, conv.IW * sizeof(real))
-        for task in prange(conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        for task in prange(
+            conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
+        ):
             conv_task_of(task, &conv, dy, zeros, w, shift, low, high, dx, nothing, none, nothing, geo)
     else:
         batch = max(TASK // max(conv.C * conv.KH * conv.KW * conv.OW // (conv.stride_h * conv.stride_w), 1), 1)
         n_tasks = ceil_div(n_rows, batch)
-        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        for task in prange(
+            n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
+        ):
             strided_task_of(task, batch, dy, w, shift, low, high, dx, geo)
 
 
-# ------------------------------------------------------------------------------------------------ gradient of the weight
+# ---------------------------------------------------------------------------------------------- gradient of the weight
 
 
 cdef struct Sum:
@@ -1088,7 +1134,7 @@ cdef inline void grad_weight_run(
         for h in range(H):
             for t in range(T):
                 fill(&acc[f][h][t], <real> 0)
-    for flat in range(first, last):
+    for flat in range(first, last):  # no-cython-lint: n and oh count along
         for h in range(H):
             ih = oh * stride_h + top + h * dil_h
             rows[h] = image + n * to_image + ih * IW if 0 <= ih < IH else zeros

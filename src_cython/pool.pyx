@@ -10,7 +10,7 @@ Lanes of a vector are windows that are neighbours in a row. A vector that meets 
 from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from common cimport (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
@@ -329,7 +329,8 @@ cdef inline void max_over_rows(
     real* output,          # OUT  (OW), of which only ``room`` elements may be written
     int64_t* indices,      # OUT  with_indices: (OW) the same
     Py_ssize_t room, int64_t first_cell, Py_ssize_t IW,
-    const bint with_indices, Py_ssize_t slot, Py_ssize_t slots, const Py_ssize_t n_rows, Py_ssize_t dil_h, Py_ssize_t OW, Py_ssize_t size, vec* like,
+    const bint with_indices, Py_ssize_t slot, Py_ssize_t slots, const Py_ssize_t n_rows, Py_ssize_t dil_h,
+    Py_ssize_t OW, Py_ssize_t size, vec* like,
 ) noexcept nogil:
     cdef Py_ssize_t ow = 0, row, at
     cdef vec value, where, cell

@@ -3,7 +3,7 @@
 Meaning: fastconv/_reference/_common.py, max_pool.
 """
 
-import numpy as np  # noqa: I001  # geometry names, as many a line as fit
+import numpy as np  # geometry names, as many a line as fit
 
 from fastconv._numba._jit import helper
 from fastconv._numba._simd import get, outlined, put

@@ -3,9 +3,11 @@
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that padding
 meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one before.
 
-The longest chains of additions, for tolerances:
-conv2d, conv2d_grad_input  max(KH*KW, DEPTH) + products / (DEPTH - KH*KW) + 2, products = KH*KW*ICG or KH*KW*OCG
-conv2d_grad_weight         FLUSH + FLUSH + products / (VL * FLUSH * FLUSH) + VL + CHUNKS, products = N*OH*OW
+The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
+conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
+grad_input with a larger stride   DEPTH + KW + channels*KH*KW / DEPTH + 2
+grad_input, weight not finite     KH*KW + OCG + 2
+grad_weight                       FLUSH + FLUSH + N*OH*ceil(OW / VL) / (FLUSH * FLUSH / 2) + VL + CHUNKS + 1
 
 Below the arrays of a task everything is an address (see _simd.py): ``dtype`` is the element type, ``size`` its bytes.
 """

@@ -12,7 +12,7 @@ exists only as packed blocks of NB pixels by KC rows, in the scratch memory of o
 Below the arrays of a task everything is an address (see _simd.py): ``dtype`` is the element type, ``size`` its bytes.
 """
 
-from collections import namedtuple  # noqa: I001  # geometry names, as many a line as fit
+from collections import namedtuple  # geometry names, as many a line as fit
 from functools import lru_cache
 
 import numpy as np

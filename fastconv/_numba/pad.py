@@ -1,6 +1,6 @@
 """Copy an image with a border, and the adjoint of that copy. Formula and shapes: fastconv/_reference/pad.py."""
 
-from fastconv._numba._jit import VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, real, task  # noqa: F401
+from fastconv._numba._jit import VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, real, task
 from fastconv._problem import (
     GEO_IC,
     GEO_IH,

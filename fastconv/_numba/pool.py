@@ -4,22 +4,25 @@ Windows are reduced first along the row, then over the rows: of equal maxima tha
 and rows that windows share are reduced once. A ring holds the reduced rows that are still needed: image row ih in slot
 ih & (slots - 1). Windows of 2x2 that tile the plane share nothing and are done at one go.
 
-Loops over the windows of a row are plain ones, for LLVM to make vectors of; they index slices from 0, as an index that may
-be negative would cost a test each.
+Lanes of a vector are windows that are neighbours in a row. A vector that meets columns outside the image masks them off.
 """
 
 import numpy as np
 
-from fastconv._numba._jit import (  # noqa: F401
+from fastconv._numba._jit import (
     VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, shared, task,
 )  # fmt: skip
+from fastconv._numba._pool_simd import (
+    add_cells, divide, even, fold_max, insert, load_cells, load_inside, odd, pick, ramp, store_cells, store_first,
+    sum_of_lanes, takes,
+)  # fmt: skip
+from fastconv._numba._simd import address, broadcast, get, itemsize, lanes, load, put, store
 from fastconv._problem import (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
 )  # fmt: skip
 
 CELLS = 32768  # cells that a task reads at least: microseconds, against a fraction of one to start it
-PARTS = 32  # partial sums of a whole plane: two vectors at least, to hide the latency of an addition
 
 
 @shared
@@ -59,6 +62,12 @@ def plane_tasks(geometry):
 
 
 @shared
+def row_size(geometry):
+    """Elements of a reduced row: OW in whole vectors."""
+    return -(-geometry[GEO_OW] // VL_FLOAT) * VL_FLOAT
+
+
+@shared
 def ring_slots(geometry):
     """Rows from the first to the last of a window, rounded up to a power of two."""
     slots = 1
@@ -68,17 +77,16 @@ def ring_slots(geometry):
 
 
 @helper
-def whole_windows(geometry):
-    """Output columns [first, last) whose windows lie between the left and the right edge of the image."""
-    IW, OW, stride_w = geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_STRIDE_W]
-    pad_left, width = geometry[GEO_PAD_LEFT], span(geometry[GEO_KW], geometry[GEO_DIL_W])
-    first = min(-(-pad_left // stride_w), OW)
-    return first, max(min((IW + pad_left - width) // stride_w + 1, OW), first)
+def block_inside(column, VL, stride_w, width, IW):
+    """Whether the taps of a vector of windows, the first at ``column``, read the image alone."""
+    return column >= 0 and column + VL * stride_w + (width - 1 if stride_w != 2 else (width - 1) // 2 * 2) <= IW
 
 
 @helper
 def rows_inside(top, first, IH, KH, dil_h):
     """Rows of the window at ``top`` that lie in the image, where ``first`` is the first of them."""
+    if first == top and top + span(KH, dil_h) <= IH:
+        return KH
     return -(-(min(top + span(KH, dil_h), IH) - first) // dil_h)
 
 
@@ -93,161 +101,140 @@ def is_tiling(geometry):
     )  # fmt: skip
 
 
+@helper
+def tap(row, inside, column, offset, stride, extent, border, dtype):
+    """Lane i: row[column + offset + i * stride], border outside of the image; inside: there is no lane outside."""
+    if stride == 1:
+        return load(row, column + offset, dtype) if inside else load_inside(row, column + offset, extent, border, dtype)
+    if stride == 2:
+        first, VL = column + offset // 2 * 2, lanes(dtype)
+        low = load(row, first, dtype) if inside else load_inside(row, first, extent, border, dtype)
+        high = load(row, first + VL, dtype) if inside else load_inside(row, first + VL, extent, border, dtype)
+        return odd(low, high) if offset % 2 else even(low, high)
+    v = broadcast(border)
+    for lane in range(lanes(dtype)):
+        at = column + offset + lane * stride
+        if inside or (at >= 0 and at < extent):
+            v = insert(v, lane, get(row, at, dtype))
+    return v
+
+
+@helper
+def put_first(to, offset, v, count, dtype):
+    """The first ``count`` lanes to memory."""
+    if count >= lanes(dtype):
+        store(to, offset, v)
+    else:
+        store_first(to, offset, v, count)
+
+
 # ---------------------------------------------------------------------------------------------------- max pooling
 
-
-@helper
-def larger(best, value):
-    """The maximum: NaN wins, of equals ``best`` (zeros have signs)."""
-    maximum = value if value > best else best
-    return value if value != value else maximum
+# Rows and rings are given by their addresses. inside, and KW, n_rows and stride_w at the calls that matter, are constants
+# once inlined: then the loops over a window are unrolled and all of it stays in registers.
 
 
 @helper
-def wins(best, value):
-    """Whether ``value`` replaces ``best``: it is larger, or the first NaN."""
-    return (not (value <= best)) & (best == best)
-
-
-@helper
-def fold_first(best, where, value, cell):
-    """The winner of two, and its cell."""
-    won = wins(best, value)
-    return (value if won else best), (cell if won else where)
-
-
-@helper
-def max_along_window(x, column, IW, KW, dil_w):
-    """One window of a row, clipped to the image, and its column."""
-    best, where = x.dtype.type(-np.inf), first_inside(column, dil_w)
-    for kw in range(KW):
-        at = column + kw * dil_w
-        if 0 <= at < IW:
-            best, where = fold_first(best, where, x[at], at)
-    return best, np.int32(where)
+def max_along_block(
+    x,  # IN   image row
+    best,  # OUT  a vector of reduced windows
+    columns,  # OUT  with_indices: theirs, integers as wide as real
+    column, IW, with_indices, inside, KW, stride_w, dil_w, dtype,
+):  # fmt: skip
+    lowest = dtype.type(-np.inf)
+    value = tap(x, inside, column, 0, stride_w, IW, lowest, dtype)
+    if not with_indices:
+        for kw in range(1, KW):
+            value = fold_max(value, tap(x, inside, column, kw * dil_w, stride_w, IW, lowest, dtype))
+        store(best, 0, value)
+        return
+    where = ramp(0, 0, dtype)
+    for kw in range(1, KW):
+        other = tap(x, inside, column, kw * dil_w, stride_w, IW, lowest, dtype)
+        won = takes(value, other)
+        value, where = pick(won, other, value), pick(won, ramp(kw * dil_w, 0, dtype), where)
+    store(best, 0, value)
+    store(columns, 0, add_cells(where, ramp(column, stride_w, dtype)))
 
 
 @helper
 def max_along_row(
     x,  # IN   image row
-    best,  # OUT  (OW)
-    columns,  # OUT  (OW) with_indices
-    with_indices, geometry,
+    best,  # OUT  (size)
+    columns,  # OUT  (size) with_indices
+    pad_left, IW, OW, with_indices, KW, stride_w, dil_w, dtype,
 ):  # fmt: skip
-    IW, OW, KW = geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_KW]
-    pad_left, stride_w, dil_w = geometry[GEO_PAD_LEFT], geometry[GEO_STRIDE_W], geometry[GEO_DIL_W]
-    first, last = whole_windows(geometry)
-    for ow in range(first):
-        best[ow], column = max_along_window(x, ow * stride_w - pad_left, IW, KW, dil_w)
-        if with_indices:
-            columns[ow] = column
-    for ow in range(last, OW):
-        best[ow], column = max_along_window(x, ow * stride_w - pad_left, IW, KW, dil_w)
-        if with_indices:
-            columns[ow] = column
-    if last == first:
-        return
-    column = np.int32(first * stride_w - pad_left)
-    x, best = x[column:], best[first:last]
-    if with_indices:
-        columns = columns[first:last]
-        one, two, step = np.int32(1), np.int32(2), np.int32(stride_w)
-        if KW == 3 and dil_w == 1 and stride_w == 2:
-            for i in range(last - first):
-                value, where = fold_first(x[2 * i], np.int32(0), x[2 * i + 1], one)
-                value, where = fold_first(value, where, x[2 * i + 2], two)
-                best[i] = value
-                columns[i] = where + column + np.int32(i) * two
-        elif KW == 3 and dil_w == 1 and stride_w == 1:
-            for i in range(last - first):
-                value, where = fold_first(x[i], np.int32(0), x[i + 1], one)
-                value, where = fold_first(value, where, x[i + 2], two)
-                best[i] = value
-                columns[i] = where + column + np.int32(i)
+    VL, size = lanes(dtype), itemsize(dtype)
+    column = -pad_left
+    for ow in range(0, OW, VL):
+        if block_inside(column, VL, stride_w, span(KW, dil_w), IW):
+            max_along_block(
+                x, best + ow * size, columns + ow * size, column, IW, with_indices, True, KW, stride_w, dil_w, dtype
+            )
         else:
-            for i in range(last - first):
-                best[i] = x[i * stride_w]
-                columns[i] = column + np.int32(i) * step
-            for kw in range(1, KW):
-                at = kw * dil_w
-                cell = np.int32(column + at)
-                if stride_w == 1:
-                    for i in range(last - first):
-                        best[i], columns[i] = fold_first(best[i], columns[i], x[i + at], cell + np.int32(i))
-                else:
-                    for i in range(last - first):
-                        best[i], columns[i] = fold_first(
-                            best[i], columns[i], x[i * stride_w + at], cell + np.int32(i) * step
-                        )
-    elif KW == 3 and dil_w == 1 and stride_w == 2:
-        for i in range(last - first):
-            best[i] = larger(larger(x[2 * i], x[2 * i + 1]), x[2 * i + 2])
-    elif KW == 3 and dil_w == 1 and stride_w == 1:
-        for i in range(last - first):
-            best[i] = larger(larger(x[i], x[i + 1]), x[i + 2])
-    else:
-        for i in range(last - first):
-            best[i] = x[i * stride_w]
-        for kw in range(1, KW):
-            at = kw * dil_w
-            if stride_w == 1:
-                for i in range(last - first):
-                    best[i] = larger(best[i], x[i + at])
-            else:
-                for i in range(last - first):
-                    best[i] = larger(best[i], x[i * stride_w + at])
+            max_along_block(
+                x, best + ow * size, columns + ow * size, column, IW, with_indices, False, KW, stride_w, dil_w, dtype
+            )
+        column += VL * stride_w
 
 
 # The rows of a window lie in the ring from ``slot`` on, dil_h slots apart.
 @helper
 def max_over_rows(
-    values,  # IN   ring (slots, OW)
+    values,  # IN   ring
     columns,  # IN   with_indices: ring
-    output,  # OUT  (OW)
-    indices,  # OUT  with_indices: (OW)
-    with_indices, first_cell, IW, slot, n_rows, dil_h,
+    output,  # OUT  (OW), of which only ``room`` elements may be written
+    indices,  # OUT  with_indices: (OW) the same
+    room, first_cell, IW, with_indices, slot, slots, n_rows, dil_h, OW, size, dtype,
 ):  # fmt: skip
-    slots, OW = values.shape
-    row0 = values[slot]
-    if with_indices:
-        column = columns[slot]
-        for ow in range(OW):
-            output[ow] = row0[ow]
-            indices[ow] = first_cell + column[ow]
-        for row in range(1, n_rows):
-            at = (slot + row * dil_h) & (slots - 1)
-            value, column, cell = values[at], columns[at], first_cell + row * dil_h * IW
-            for ow in range(OW):
-                output[ow], indices[ow] = fold_first(output[ow], indices[ow], value[ow], cell + column[ow])
-    elif n_rows == 3:
-        row1, row2 = values[(slot + dil_h) & (slots - 1)], values[(slot + 2 * dil_h) & (slots - 1)]
-        for ow in range(OW):
-            output[ow] = larger(larger(row0[ow], row1[ow]), row2[ow])
-    else:
-        for ow in range(OW):
-            output[ow] = row0[ow]
-        for row in range(1, n_rows):
-            value = values[(slot + row * dil_h) & (slots - 1)]
-            for ow in range(OW):
-                output[ow] = larger(output[ow], value[ow])
+    for ow in range(0, OW, lanes(dtype)):
+        at = slot * size + ow
+        value = load(values, at, dtype)
+        if with_indices:
+            where = load_cells(columns, at, dtype)
+            for row in range(1, n_rows):
+                at = ((slot + row * dil_h) & (slots - 1)) * size + ow
+                other = load(values, at, dtype)
+                won = takes(value, other)
+                cell = add_cells(load_cells(columns, at, dtype), ramp(row * dil_h * IW, 0, dtype))
+                value, where = pick(won, other, value), pick(won, cell, where)
+            store_cells(indices, ow, where, first_cell, room - ow)
+        else:
+            for row in range(1, n_rows):
+                at = ((slot + row * dil_h) & (slots - 1)) * size + ow
+                value = fold_max(value, load(values, at, dtype))
+        put_first(output, ow, value, room - ow, dtype)
+
+
+@helper
+def correct_columns(columns, column, stride_w, dil_w, dtype):
+    """Windows from ``column`` on, left of the image: where nothing beats the border's -inf, the first cell inside."""
+    ow = 0
+    while column < 0:
+        if itemsize(dtype) == 4:
+            if get(columns, ow, np.int32) < 0:
+                put(columns, ow, np.int32(first_inside(column, dil_w)))
+        elif get(columns, ow, np.int64) < 0:
+            put(columns, ow, np.int64(first_inside(column, dil_w)))
+        ow += 1
+        column += stride_w
 
 
 @helper
 def max_rows(
-    x,  # IN   a plane (IH, IW)
-    output,  # OUT  its output plane (OH, OW)
-    indices,  # OUT  with_indices: (OH, OW)
+    x,  # IN   a plane
+    output,  # OUT  its output plane
+    indices,  # OUT  with_indices
     ring,  # TMP  max_ring_size
-    oh_first, oh_last, with_indices, geometry,
+    oh_first, oh_last, with_indices, geometry, dtype,
 ):  # fmt: skip
     """Output rows [oh_first, oh_last) of one plane."""
     IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
-    KH, dil_h, dil_w = geometry[GEO_KH], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    KH, KW, dil_h, dil_w = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    slots = ring_slots(geometry)
-    values = ring[: slots * OW].reshape(slots, OW)
-    columns = ring[slots * OW : 2 * slots * OW].view(np.int32)[: slots * OW].reshape(slots, OW)
+    slots, size, element = ring_slots(geometry), row_size(geometry), itemsize(dtype)
+    values, columns = ring, ring + slots * size * element
     reduced = 0
 
     for oh in range(oh_first, oh_last):
@@ -255,52 +242,88 @@ def max_rows(
         top = oh * stride_h - pad_top
         reduced = max(reduced, top)
         while reduced < min(top + span(KH, dil_h), IH):
-            slot = reduced & (slots - 1)
-            max_along_row(x[reduced], values[slot], columns[slot], with_indices, geometry)
+            row, slot = x + reduced * IW * element, (reduced & (slots - 1)) * size * element
+            best, column = values + slot, columns + slot
+            if KW == 3 and dil_w == 1 and stride_w == 2:
+                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 2, 1, dtype)
+            elif KW == 3 and dil_w == 1 and stride_w == 1:
+                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 1, 1, dtype)
+            else:
+                max_along_row(row, best, column, pad_left, IW, OW, with_indices, KW, stride_w, dil_w, dtype)
+            if with_indices:
+                correct_columns(column, -pad_left, stride_w, dil_w, dtype)
             reduced += 1
 
+        y, where = output + oh * OW * element, indices + oh * OW * 8
         first = first_inside(top, dil_h)
         if first >= IH:  # dilation steps over the whole image
             for ow in range(OW):
-                output[oh, ow] = -np.inf
+                put(y, ow, dtype.type(-np.inf))
                 if with_indices:
-                    indices[oh, ow] = first * IW + first_inside(ow * stride_w - pad_left, dil_w)
+                    put(where, ow, first * IW + first_inside(ow * stride_w - pad_left, dil_w))
             continue
         slot = first & (slots - 1)
         n_rows = rows_inside(top, first, IH, KH, dil_h)
-        where = indices[oh] if with_indices else indices[0]
-        max_over_rows(values, columns, output[oh], where, with_indices, first * IW, IW, slot, n_rows, dil_h)
+        room = (oh_last - oh) * OW  # what is written past the end of the row, the next rows overwrite
+        if n_rows == 3 and dil_h == 1:
+            max_over_rows(
+                values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, 3, 1, OW, size, dtype
+            )
+        else:
+            max_over_rows(
+                values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, n_rows, dil_h, OW, size, dtype
+            )
+
+
+@helper
+def max_tiles_block(
+    x,  # IN   upper of two image rows
+    output,  # OUT  a vector of windows, of which only ``room`` elements may be written
+    indices,  # OUT  with_indices: the same
+    room, first_cell, column, IW, with_indices, inside, dtype,
+):  # fmt: skip
+    lowest, below = dtype.type(-np.inf), x + IW * itemsize(dtype)
+    value = tap(x, inside, column, 0, 2, IW, lowest, dtype)
+    right = tap(x, inside, column, 1, 2, IW, lowest, dtype)
+    lower = tap(below, inside, column, 0, 2, IW, lowest, dtype)
+    last = tap(below, inside, column, 1, 2, IW, lowest, dtype)
+    if with_indices:
+        won = takes(value, right)
+        value, where = pick(won, right, value), pick(won, ramp(1, 0, dtype), ramp(0, 0, dtype))
+        won = takes(value, lower)
+        value, where = pick(won, lower, value), pick(won, ramp(IW, 0, dtype), where)
+        won = takes(value, last)
+        value, where = pick(won, last, value), pick(won, ramp(IW + 1, 0, dtype), where)
+        store_cells(indices, 0, add_cells(where, ramp(column, 2, dtype)), first_cell, room)
+    else:
+        value = fold_max(fold_max(value, right), fold_max(lower, last))
+    put_first(output, 0, value, room, dtype)
 
 
 @helper
 def max_tiles(
-    x,  # IN   a plane (IH, IW)
-    output,  # OUT  its output plane (OH, OW)
-    indices,  # OUT  with_indices: (OH, OW)
-    oh_first, oh_last, with_indices, geometry,
+    x,  # IN   a plane
+    output,  # OUT  its output plane
+    indices,  # OUT  with_indices
+    oh_first, oh_last, with_indices, geometry, dtype,
 ):  # fmt: skip
     """Output rows [oh_first, oh_last) of one plane, where `is_tiling`."""
-    IW, OW = geometry[GEO_IW], geometry[GEO_OW]
-    one, below, below_one = np.int64(1), IW, IW + 1
+    IW, OW, VL, size = geometry[GEO_IW], geometry[GEO_OW], lanes(dtype), itemsize(dtype)
     for oh in range(oh_first, oh_last):
-        row0, row1, y = x[2 * oh], x[2 * oh + 1], output[oh]
-        if with_indices:
-            where = indices[oh]
-            for ow in range(OW):
-                value, cell = fold_first(row0[2 * ow], np.int64(0), row0[2 * ow + 1], one)
-                value, cell = fold_first(value, cell, row1[2 * ow], below)
-                value, cell = fold_first(value, cell, row1[2 * ow + 1], below_one)
-                y[ow] = value
-                where[ow] = 2 * oh * IW + 2 * ow + cell
-        else:
-            for ow in range(OW):
-                y[ow] = larger(larger(row0[2 * ow], row0[2 * ow + 1]), larger(row1[2 * ow], row1[2 * ow + 1]))
+        row, cell = x + 2 * oh * IW * size, 2 * oh * IW
+        for ow in range(0, OW, VL):
+            at = oh * OW + ow
+            y, where, room = output + at * size, indices + at * 8, oh_last * OW - at
+            if block_inside(2 * ow, VL, 2, 2, IW):
+                max_tiles_block(row, y, where, room, cell, 2 * ow, IW, with_indices, True, dtype)
+            else:
+                max_tiles_block(row, y, where, room, cell, 2 * ow, IW, with_indices, False, dtype)
 
 
 @shared
 def max_ring_size(geometry):
     """Elements for the rings of values and of columns."""
-    return 0 if is_tiling(geometry) else 2 * ring_slots(geometry) * geometry[GEO_OW]
+    return 0 if is_tiling(geometry) else 2 * ring_slots(geometry) * row_size(geometry)
 
 
 @task
@@ -315,19 +338,19 @@ def max_pool2d_task(
 ):
     # A task is a run of output rows, counted through all planes.
     IC, OH, size = geometry[GEO_IC], geometry[GEO_OH], max_ring_size(geometry)
-    ring = workspace[worker * size : (worker + 1) * size]
+    ring = address(workspace) + worker * size * itemsize(input.dtype)
     row = task * rows_per_task(geometry)
     row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * IC * OH)
     tiling, with_indices = is_tiling(geometry), indices.shape[0] > 0
     while row < row_last:
         n, c, oh = row // OH // IC, row // OH % IC, row % OH
         oh_last = min(oh + row_last - row, OH)
-        x, y = input[n, c], output[n, c]
-        where = indices[n, c] if with_indices else indices.reshape(1, 0)
+        x, y = address(input[n, c]), address(output[n, c])
+        where = address(indices[n, c]) if with_indices else 0
         if tiling:
-            max_tiles(x, y, where, oh, oh_last, with_indices, geometry)
+            max_tiles(x, y, where, oh, oh_last, with_indices, geometry, input.dtype)
         else:
-            max_rows(x, y, where, ring, oh, oh_last, with_indices, geometry)
+            max_rows(x, y, where, ring, oh, oh_last, with_indices, geometry, input.dtype)
         row += oh_last - oh
 
 
@@ -434,7 +457,9 @@ def max_unpool2d_backward_workspace(geometry, n_workers):
 
 def max_unpool2d_backward(grad_output, indices, grad_input, workspace, geometry, n_threads):
     """grad_output (N, IC, IH, IW) -> grad_input (N, IC, OH, OW): zero for a value that a later duplicate replaced."""
-    max_unpool2d_backward_task.run(plane_tasks(geometry.tolist()), n_threads, grad_output, indices, grad_input, workspace, geometry)
+    max_unpool2d_backward_task.run(
+        plane_tasks(geometry.tolist()), n_threads, grad_output, indices, grad_input, workspace, geometry
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- average
@@ -450,11 +475,11 @@ def covered(position, kernel, pad, extent, pad_after, with_pad):
 
 
 @helper
-def divisor_of_row(oh, geometry, like):
-    """Rows that the windows of output row oh count; with ``divisor`` 1. Of the type of ``like``."""
+def divisor_of_row(oh, geometry, dtype):
+    """Rows that the windows of output row oh count; with ``divisor`` 1."""
     if geometry[GEO_DIVISOR] != 0:
-        return like.dtype.type(1)
-    return like.dtype.type(
+        return dtype.type(1)
+    return dtype.type(
         covered(
             oh * geometry[GEO_STRIDE_H] - geometry[GEO_PAD_TOP], geometry[GEO_KH], geometry[GEO_PAD_TOP],
             geometry[GEO_IH], geometry[GEO_PAD_BOTTOM], geometry[GEO_COUNT_INCLUDE_PAD],
@@ -463,11 +488,11 @@ def divisor_of_row(oh, geometry, like):
 
 
 @helper
-def divisor_of_column(ow, geometry, like):
-    """Columns that the windows of output column ow count; with ``divisor`` that itself. Of the type of ``like``."""
+def divisor_of_column(ow, geometry, dtype):
+    """Columns that the windows of output column ow count; with ``divisor`` that itself."""
     if geometry[GEO_DIVISOR] != 0:
-        return like.dtype.type(geometry[GEO_DIVISOR])
-    return like.dtype.type(
+        return dtype.type(geometry[GEO_DIVISOR])
+    return dtype.type(
         covered(
             ow * geometry[GEO_STRIDE_W] - geometry[GEO_PAD_LEFT], geometry[GEO_KW], geometry[GEO_PAD_LEFT],
             geometry[GEO_IW], geometry[GEO_PAD_RIGHT], geometry[GEO_COUNT_INCLUDE_PAD],
@@ -476,146 +501,142 @@ def divisor_of_column(ow, geometry, like):
 
 
 @helper
-def run_sum(x, parts):
-    """The sum of a run of cells, by PARTS partial sums."""
-    count = x.size // PARTS * PARTS
-    for part in range(PARTS):
-        parts[part] = 0
-    for i in range(0, count, PARTS):
-        run = x[i : i + PARTS]
-        for part in range(PARTS):
-            parts[part] += run[part]
-    total = x.dtype.type(0)
-    for part in range(PARTS):
-        total += parts[part]
-    for i in range(count, x.size):
-        total += x[i]
-    return total
+def run_sum(x, count, dtype):
+    """The sum of a run of cells, by four vectors of partial sums."""
+    VL = lanes(dtype)
+    sum0 = sum1 = sum2 = sum3 = broadcast(dtype.type(0))
+    i = 0
+    while i + 4 * VL <= count:
+        sum0, sum1 = sum0 + load(x, i, dtype), sum1 + load(x, i + VL, dtype)
+        sum2, sum3 = sum2 + load(x, i + 2 * VL, dtype), sum3 + load(x, i + 3 * VL, dtype)
+        i += 4 * VL
+    while i < count:
+        sum0 = sum0 + load_inside(x, i, count, dtype.type(0), dtype)
+        i += VL
+    return sum_of_lanes((sum0 + sum1) + (sum2 + sum3))
 
 
 @helper
-def sum_along_window(x, column, IW, KW, dil_w):
-    """One window of a row, clipped to the image."""
-    total = x.dtype.type(0)
-    for kw in range(KW):
-        at = column + kw * dil_w
-        if 0 <= at < IW:
-            total += x[at]
-    return total
+def sum_along_block(
+    x,  # IN   image row
+    sums,  # OUT  a vector of reduced windows
+    column, IW, inside, KW, stride_w, dil_w, dtype,
+):  # fmt: skip
+    total = tap(x, inside, column, 0, stride_w, IW, dtype.type(0), dtype)
+    for kw in range(1, KW):
+        total = total + tap(x, inside, column, kw * dil_w, stride_w, IW, dtype.type(0), dtype)
+    store(sums, 0, total)
 
 
 @helper
 def sum_along_row(
     x,  # IN   image row
-    sums,  # OUT  (OW)
-    geometry,
-):
-    IW, OW, KW = geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_KW]
-    pad_left, stride_w, dil_w = geometry[GEO_PAD_LEFT], geometry[GEO_STRIDE_W], geometry[GEO_DIL_W]
-    first, last = whole_windows(geometry)
-    for ow in range(first):
-        sums[ow] = sum_along_window(x, ow * stride_w - pad_left, IW, KW, dil_w)
-    for ow in range(last, OW):
-        sums[ow] = sum_along_window(x, ow * stride_w - pad_left, IW, KW, dil_w)
-    if last == first:
-        return
-    x, sums = x[first * stride_w - pad_left :], sums[first:last]
-    if KW == 3 and dil_w == 1 and stride_w == 2:
-        for i in range(last - first):
-            sums[i] = x[2 * i] + x[2 * i + 1] + x[2 * i + 2]
-    elif KW == 3 and dil_w == 1 and stride_w == 1:
-        for i in range(last - first):
-            sums[i] = x[i] + x[i + 1] + x[i + 2]
-    else:
-        for i in range(last - first):
-            sums[i] = x[i * stride_w]
-        for kw in range(1, KW):
-            at = kw * dil_w
-            if stride_w == 1:
-                for i in range(last - first):
-                    sums[i] += x[i + at]
-            else:
-                for i in range(last - first):
-                    sums[i] += x[i * stride_w + at]
+    sums,  # OUT  (size)
+    pad_left, IW, OW, KW, stride_w, dil_w, dtype,
+):  # fmt: skip
+    VL, size = lanes(dtype), itemsize(dtype)
+    column = -pad_left
+    for ow in range(0, OW, VL):
+        if block_inside(column, VL, stride_w, span(KW, dil_w), IW):
+            sum_along_block(x, sums + ow * size, column, IW, True, KW, stride_w, dil_w, dtype)
+        else:
+            sum_along_block(x, sums + ow * size, column, IW, False, KW, stride_w, dil_w, dtype)
+        column += VL * stride_w
 
 
 @helper
 def mean_over_rows(
-    sums,  # IN   ring (slots, OW)
-    divisors,  # IN   (OW)
-    output,  # OUT  (OW)
-    divisor, slot, n_rows, dil_h,
+    sums,  # IN   ring
+    divisors,  # IN   (size)
+    output,  # OUT  (OW), of which only ``room`` elements may be written
+    divisor, room, slot, slots, n_rows, dil_h, OW, size, dtype,
 ):  # fmt: skip
-    slots, OW = sums.shape
-    row0 = sums[slot]
-    if n_rows == 3:
-        row1, row2 = sums[(slot + dil_h) & (slots - 1)], sums[(slot + 2 * dil_h) & (slots - 1)]
-        for ow in range(OW):
-            output[ow] = (row0[ow] + row1[ow] + row2[ow]) / (divisors[ow] * divisor)
-        return
-    for ow in range(OW):
-        output[ow] = row0[ow]
-    for row in range(1, n_rows):
-        value = sums[(slot + row * dil_h) & (slots - 1)]
-        for ow in range(OW):
-            output[ow] += value[ow]
-    for ow in range(OW):
-        output[ow] /= divisors[ow] * divisor
+    rows = broadcast(divisor)
+    for ow in range(0, OW, lanes(dtype)):
+        total = load(sums, slot * size + ow, dtype)
+        for row in range(1, n_rows):
+            total = total + load(sums, ((slot + row * dil_h) & (slots - 1)) * size + ow, dtype)
+        put_first(output, ow, divide(total, load(divisors, ow, dtype) * rows), room - ow, dtype)
 
 
 @helper
 def mean_rows(
-    x,  # IN   a plane (IH, IW)
-    output,  # OUT  its output plane (OH, OW)
+    x,  # IN   a plane
+    output,  # OUT  its output plane
     ring,  # TMP  mean_ring_size
-    oh_first, oh_last, geometry,
+    oh_first, oh_last, geometry, dtype,
 ):  # fmt: skip
     """Output rows [oh_first, oh_last) of one plane; the way of max_rows."""
     IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
     KH, KW, dil_h, dil_w = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
-    stride_h, pad_top, pad_left = geometry[GEO_STRIDE_H], geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    slots = ring_slots(geometry)
-    values = ring[: slots * OW].reshape(slots, OW)
-    divisors = ring[slots * OW : (slots + 1) * OW]
-    parts = ring[(slots + 1) * OW : (slots + 1) * OW + PARTS]
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    slots, size, element = ring_slots(geometry), row_size(geometry), itemsize(dtype)
+    values, divisors = ring, ring + slots * size * element
     reduced = 0
 
-    for ow in range(OW):
-        divisors[ow] = divisor_of_column(ow, geometry, ring)
+    for ow in range(size):
+        put(divisors, ow, divisor_of_column(min(ow, OW - 1), geometry, dtype))
     for oh in range(oh_first, oh_last):
         top = oh * stride_h - pad_top
         reduced = max(reduced, top)
         while reduced < min(top + span(KH, dil_h), IH):
-            sums = values[reduced & (slots - 1)]
+            row, sums = x + reduced * IW * element, values + (reduced & (slots - 1)) * size * element
             if OW == 1 and dil_w == 1:
-                sums[0] = run_sum(x[reduced][: min(KW - pad_left, IW)], parts)
+                put(sums, 0, run_sum(row, min(KW - pad_left, IW), dtype))
+            elif KW == 3 and dil_w == 1 and stride_w == 2:
+                sum_along_row(row, sums, pad_left, IW, OW, 3, 2, 1, dtype)
+            elif KW == 3 and dil_w == 1 and stride_w == 1:
+                sum_along_row(row, sums, pad_left, IW, OW, 3, 1, 1, dtype)
             else:
-                sum_along_row(x[reduced], sums, geometry)
+                sum_along_row(row, sums, pad_left, IW, OW, KW, stride_w, dil_w, dtype)
             reduced += 1
-        divisor = divisor_of_row(oh, geometry, ring)
+        divisor = divisor_of_row(oh, geometry, dtype)
+        y = output + oh * OW * element
         first = first_inside(top, dil_h)
         if first >= IH:
             for ow in range(OW):
-                output[oh, ow] = 0 / (divisor * divisors[ow])
+                put(y, ow, dtype.type(0) / (divisor * get(divisors, ow, dtype)))
             continue
         slot = first & (slots - 1)
         n_rows = rows_inside(top, first, IH, KH, dil_h)
-        mean_over_rows(values, divisors, output[oh], divisor, slot, n_rows, dil_h)
+        room = (oh_last - oh) * OW  # what is written past the end of the row, the next rows overwrite
+        if n_rows == 3 and dil_h == 1:
+            mean_over_rows(values, divisors, y, divisor, room, slot, slots, 3, 1, OW, size, dtype)
+        else:
+            mean_over_rows(values, divisors, y, divisor, room, slot, slots, n_rows, dil_h, OW, size, dtype)
+
+
+@helper
+def mean_tiles_block(
+    x,  # IN   upper of two image rows
+    output,  # OUT  a vector of windows, of which only ``room`` elements may be written
+    divisor, room, column, IW, inside, dtype,
+):  # fmt: skip
+    zero, below = dtype.type(0), x + IW * itemsize(dtype)
+    total = tap(x, inside, column, 0, 2, IW, zero, dtype) + tap(x, inside, column, 1, 2, IW, zero, dtype)
+    total = total + tap(below, inside, column, 0, 2, IW, zero, dtype)
+    total = total + tap(below, inside, column, 1, 2, IW, zero, dtype)
+    put_first(output, 0, divide(total, broadcast(divisor)), room, dtype)
 
 
 @helper
 def mean_tiles(
-    x,  # IN   a plane (IH, IW)
-    output,  # OUT  its output plane (OH, OW)
-    oh_first, oh_last, geometry,
+    x,  # IN   a plane
+    output,  # OUT  its output plane
+    oh_first, oh_last, geometry, dtype,
 ):  # fmt: skip
     """Output rows [oh_first, oh_last) of one plane, where `is_tiling`."""
-    OW = geometry[GEO_OW]
-    divisor = divisor_of_row(0, geometry, output) * divisor_of_column(0, geometry, output)
+    IW, OW, VL, size = geometry[GEO_IW], geometry[GEO_OW], lanes(dtype), itemsize(dtype)
+    divisor = divisor_of_row(0, geometry, dtype) * divisor_of_column(0, geometry, dtype)
     for oh in range(oh_first, oh_last):
-        row0, row1, y = x[2 * oh], x[2 * oh + 1], output[oh]
-        for ow in range(OW):
-            y[ow] = (row0[2 * ow] + row0[2 * ow + 1] + row1[2 * ow] + row1[2 * ow + 1]) / divisor
+        row = x + 2 * oh * IW * size
+        for ow in range(0, OW, VL):
+            at = oh * OW + ow
+            if block_inside(2 * ow, VL, 2, 2, IW):
+                mean_tiles_block(row, output + at * size, divisor, oh_last * OW - at, 2 * ow, IW, True, dtype)
+            else:
+                mean_tiles_block(row, output + at * size, divisor, oh_last * OW - at, 2 * ow, IW, False, dtype)
 
 
 @shared
@@ -630,8 +651,8 @@ def is_plane(geometry):
 
 @shared
 def mean_ring_size(geometry):
-    """Elements for the ring of sums, the divisors, and the partial sums of a run."""
-    return 0 if is_tiling(geometry) else (ring_slots(geometry) + 1) * geometry[GEO_OW] + PARTS
+    """Elements for the ring of sums and the divisors."""
+    return 0 if is_plane(geometry) or is_tiling(geometry) else (ring_slots(geometry) + 1) * row_size(geometry)
 
 
 @task
@@ -645,21 +666,21 @@ def avg_pool2d_task(
 ):
     # A task is a run of output rows, counted through all planes.
     IC, OH, size = geometry[GEO_IC], geometry[GEO_OH], mean_ring_size(geometry)
-    ring = workspace[worker * size : (worker + 1) * size]
+    ring = address(workspace) + worker * size * itemsize(input.dtype)
     row = task * rows_per_task(geometry)
     row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * IC * OH)
     tiling, plane = is_tiling(geometry), is_plane(geometry)
     while row < row_last:
         n, c, oh = row // OH // IC, row // OH % IC, row % OH
         oh_last = min(oh + row_last - row, OH)
-        x, y = input[n, c], output[n, c]
-        if tiling:
-            mean_tiles(x, y, oh, oh_last, geometry)
-        elif plane:
-            divisor = divisor_of_row(0, geometry, y) * divisor_of_column(0, geometry, y)
-            y[0, 0] = run_sum(x.reshape(x.size), ring) / divisor
+        x, y = address(input[n, c]), address(output[n, c])
+        if plane:
+            divisor = divisor_of_row(0, geometry, input.dtype) * divisor_of_column(0, geometry, input.dtype)
+            put(y, 0, run_sum(x, geometry[GEO_IH] * geometry[GEO_IW], input.dtype) / divisor)
+        elif tiling:
+            mean_tiles(x, y, oh, oh_last, geometry, input.dtype)
         else:
-            mean_rows(x, y, ring, oh, oh_last, geometry)
+            mean_rows(x, y, ring, oh, oh_last, geometry, input.dtype)
         row += oh_last - oh
 
 
@@ -713,14 +734,14 @@ def avg_pool2d_backward_task(
     plane = task * planes_per_task(geometry)
     plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
     for ow in range(OW):
-        divisors[ow] = divisor_of_column(ow, geometry, scratch)
+        divisors[ow] = divisor_of_column(ow, geometry, scratch.dtype)
     for plane in range(plane, plane_last):
         image = grad_input[plane // IC, plane % IC]
         for ih in range(IH):
             image[ih] = 0
         for oh in range(OH):
             grads = grad_output[plane // IC, plane % IC, oh]
-            rows = divisor_of_row(oh, geometry, scratch)
+            rows = divisor_of_row(oh, geometry, scratch.dtype)
             for ow in range(OW):
                 share[ow] = grads[ow] / (rows * divisors[ow])
             frame[:] = 0
@@ -741,4 +762,6 @@ def avg_pool2d_backward_workspace(geometry, n_workers):
 
 def avg_pool2d_backward(grad_output, grad_input, workspace, geometry, n_threads):
     """grad_input (N, IC, IH, IW): each gradient, divided as its window was, goes to all cells of the window."""
-    avg_pool2d_backward_task.run(plane_tasks(geometry.tolist()), n_threads, grad_output, grad_input, workspace, geometry)
+    avg_pool2d_backward_task.run(
+        plane_tasks(geometry.tolist()), n_threads, grad_output, grad_input, workspace, geometry
+    )

@@ -1,0 +1,226 @@
+"""Vectors for pooling, beside those of `_simd`: loads that stop at the border of the image, and the rules of a maximum.
+
+Cells are integers as wide as the elements: a vector of them has as many lanes.
+
+    load_inside(address, offset, extent, border, dtype)   lane i: element offset + i; border, and not read, where that is
+                                                          not in [0, extent)
+    insert(v, lane, value)                                v with one lane replaced
+    even(a, b), odd(a, b)                                 every other lane of a, then of b
+    store_first(address, offset, v, count)                the first ``count`` lanes
+    divide(a, b), sum_of_lanes(v)                         a / b; the sum, by halves
+    fold_max(best, value)                                 the maximum: NaN wins, of equals best (zeros have signs)
+    takes(best, value)                                    mask: value is larger, or the first NaN
+    pick(mask, a, b)                                      a where the mask is set, else b
+    ramp(first, step, dtype)                              cells: lane i is first + i * step
+    add_cells(a, b), load_cells(address, offset, dtype)   cells; `store` of _simd writes them
+    store_cells(address, offset, cells, base, count)      the first ``count`` cells + base, as 64 bits
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+
+from fastconv._numba._simd import Vector, _call, _element, _pointer, _read, _vector, _view, _with_python, lanes
+
+# ------------------------------------------------------------------------------------------------------- in plain LLVM
+
+
+def _cells(vector: Vector) -> Vector:
+    return Vector(types.int32 if vector.dtype.bitwidth == 32 else types.int64, vector.count)
+
+
+def _lane_numbers(count: int, bits: int) -> ir.Constant:
+    return ir.VectorType(ir.IntType(bits), count)(list(range(count)))
+
+
+def _spread(builder: ir.IRBuilder, value: ir.Value, count: int) -> ir.Value:
+    llvm_type = ir.VectorType(value.type, count)
+    first = builder.insert_element(llvm_type(ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, first, ir.VectorType(ir.IntType(32), count)(None))
+
+
+def _resize(builder: ir.IRBuilder, value: ir.Value, bits: int) -> ir.Value:
+    return value if value.type.width == bits else builder.trunc(value, ir.IntType(bits))
+
+
+def _below(builder: ir.IRBuilder, start: ir.Value, limit: ir.Value, count: int) -> ir.Value:
+    """Mask of the lanes with start + lane < limit, unsigned: what is negative is not below either."""
+    at = builder.add(_spread(builder, start, count), _lane_numbers(count, start.type.width))
+    return builder.icmp_unsigned("<", at, _spread(builder, limit, count))
+
+
+def _masked_store(builder: ir.IRBuilder, value: ir.Value, at: ir.Value, mask: ir.Value, bits: int, kind: str) -> None:
+    name = f"llvm.masked.store.v{value.type.count}{kind}.p0"
+    _call(builder, name, ir.VoidType(), [value, at, ir.IntType(32)(bits // 8), mask])
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def _python_load_inside(address: int, offset: int, extent: int, border: Any, dtype: Any) -> np.ndarray:
+    at = offset + np.arange(lanes(dtype))
+    result = np.full(at.size, border, dtype)
+    for lane in np.flatnonzero((at >= 0) & (at < extent)):
+        result[lane] = _view(address, at[lane], 1, dtype)[0]
+    return result
+
+
+@_with_python(_python_load_inside)
+def load_inside(typingctx, address, offset, extent, border, dtype):
+    element = _element(dtype)
+    vector, bits = _vector(element), element.bitwidth
+
+    def codegen(context, builder, signature, arguments):
+        llvm_type = context.get_value_type(vector)
+        start, limit = (_resize(builder, value, bits) for value in arguments[1:3])
+        mask = _below(builder, start, limit, vector.count)
+        at = _pointer(builder, arguments[0], arguments[1], llvm_type, bits)
+        others = _spread(builder, arguments[3], vector.count)
+        name = f"llvm.masked.load.v{vector.count}f{bits}.p0"
+        return _call(builder, name, llvm_type, [at, ir.IntType(32)(bits // 8), mask, others])
+
+    return vector(types.int64, types.int64, types.int64, element, dtype), codegen
+
+
+def _python_store_first(address: int, offset: int, vector: np.ndarray, count: int) -> None:
+    count = max(min(count, vector.size), 0)
+    if count:
+        _view(address, offset, count, vector.dtype)[...] = vector[:count]
+
+
+@_with_python(_python_store_first)
+def store_first(typingctx, address, offset, vector, count):
+    def codegen(context, builder, signature, arguments):
+        bits = vector.dtype.bitwidth
+        at = _pointer(builder, arguments[0], arguments[1], arguments[2].type, bits)
+        mask = _below(builder, ir.IntType(64)(0), arguments[3], vector.count)
+        _masked_store(builder, arguments[2], at, mask, bits, f"f{bits}")
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, vector, types.int64), codegen
+
+
+@_with_python(lambda address, offset, dtype: _view(address, offset, lanes(dtype), f"i{np.dtype(dtype).itemsize}").copy())
+def load_cells(typingctx, address, offset, dtype):
+    element = _element(dtype)
+    return _read(_cells(_vector(element)), element, dtype)
+
+
+def _python_store_cells(address: int, offset: int, cells: np.ndarray, base: int, count: int) -> None:
+    _python_store_first(address, offset, cells.astype(np.int64) + base, count)
+
+
+@_with_python(_python_store_cells)
+def store_cells(typingctx, address, offset, cells, base, count):
+    def codegen(context, builder, signature, arguments):
+        wide = ir.VectorType(ir.IntType(64), cells.count)
+        value = arguments[2] if cells.dtype.bitwidth == 64 else builder.sext(arguments[2], wide)
+        value = builder.add(value, _spread(builder, arguments[3], cells.count))
+        at = _pointer(builder, arguments[0], arguments[1], wide, 64)
+        whole = builder.icmp_signed(">=", arguments[4], ir.IntType(64)(cells.count))
+        with builder.if_else(whole) as (then, otherwise):
+            with then:
+                builder.store(value, at, align=8)
+            with otherwise:
+                mask = _below(builder, ir.IntType(64)(0), arguments[4], cells.count)
+                _masked_store(builder, value, at, mask, 64, "i64")
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, cells, types.int64, types.int64), codegen
+
+
+# --------------------------------------------------------------------------------------------------------------- lanes
+
+
+def _python_insert(vector: np.ndarray, lane: int, value: Any) -> np.ndarray:
+    result = vector.copy()
+    result[lane] = value
+    return result
+
+
+@_with_python(_python_insert)
+def insert(typingctx, vector, lane, value):
+    def codegen(context, builder, signature, arguments):
+        return builder.insert_element(arguments[0], arguments[2], arguments[1])
+
+    return vector(vector, types.int64, vector.dtype), codegen
+
+
+def _every_other(first: int) -> Any:
+    def shuffle(typingctx, a, b):
+        def codegen(context, builder, signature, arguments):
+            mask = ir.VectorType(ir.IntType(32), a.count)([first + 2 * lane for lane in range(a.count)])
+            return builder.shuffle_vector(*arguments, mask)
+
+        return a(a, b), codegen
+
+    return _with_python(lambda a, b: np.concatenate((a, b))[first::2])(shuffle)
+
+
+even, odd = _every_other(0), _every_other(1)
+
+
+@_with_python(lambda a, b: a / b)
+def divide(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, arguments: builder.fdiv(*arguments)
+
+
+@_with_python(lambda v: np.add.reduce(v))
+def sum_of_lanes(typingctx, v):
+    def codegen(context, builder, signature, arguments):
+        value, count = arguments[0], v.count
+        while count > 1:
+            count //= 2
+            halves = [ir.VectorType(ir.IntType(32), count)(list(range(at, at + count))) for at in (0, count)]
+            value = builder.fadd(*(builder.shuffle_vector(value, value, half) for half in halves))
+        return builder.extract_element(value, ir.IntType(32)(0))
+
+    return v.dtype(v), codegen
+
+
+# --------------------------------------------------------------------------------------------------------------- rules
+
+
+@_with_python(lambda best, value: np.where(np.isnan(value), value, np.where(value > best, value, best)))
+def fold_max(typingctx, best, value):
+    def codegen(context, builder, signature, arguments):
+        best, value = arguments
+        maximum = builder.select(builder.fcmp_ordered(">", value, best), value, best)
+        return builder.select(builder.fcmp_unordered("uno", value, value), value, maximum)
+
+    return best(best, value), codegen
+
+
+@_with_python(lambda best, value: ~(value <= best) & ~np.isnan(best))
+def takes(typingctx, best, value):
+    def codegen(context, builder, signature, arguments):
+        best, value = arguments
+        return builder.and_(builder.fcmp_unordered(">", value, best), builder.fcmp_ordered("ord", best, best))
+
+    return Vector(types.boolean, best.count)(best, value), codegen
+
+
+@_with_python(lambda mask, a, b: np.where(mask, a, b))
+def pick(typingctx, mask, a, b):
+    return a(mask, a, b), lambda context, builder, signature, arguments: builder.select(*arguments)
+
+
+@_with_python(lambda first, step, dtype: (first + step * np.arange(lanes(dtype))).astype(f"i{np.dtype(dtype).itemsize}"))
+def ramp(typingctx, first, step, dtype):
+    cells = _cells(_vector(_element(dtype)))
+
+    def codegen(context, builder, signature, arguments):
+        bits = cells.dtype.bitwidth
+        first, step = (_spread(builder, _resize(builder, value, bits), cells.count) for value in arguments[:2])
+        return builder.add(first, builder.mul(step, _lane_numbers(cells.count, bits)))
+
+    return cells(types.int64, types.int64, dtype), codegen
+
+
+@_with_python(lambda a, b: a + b)
+def add_cells(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, arguments: builder.add(*arguments)
