@@ -7,6 +7,7 @@ FASTCONV_BOUNDSCHECK=1 checks every memoryview index (slow, for tests).
 import os
 import platform
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -57,14 +58,21 @@ class BuildKernels(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
 
-def extensions() -> list[Extension]:
-    """All compiled modules. One cythonize() call per ISA: one call cannot build one .pyx under two names."""
+def cythonized(extensions: list[Extension], build_dir: str, checked: bool) -> list[Extension]:
+    """`extensions` with C sources: those of an earlier build where they are younger than every source.
+
+    cythonize() alone would write them again in every isolated build, as Cython's own .pxd files are new there.
+    """
     from Cython.Build import cythonize
 
-    openmp = openmp_flags()
-    link = [*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp  # -s: no symbols
-    checked = os.environ.get("FASTCONV_BOUNDSCHECK") == "1"
-    folder = "build/cython_checked" if checked else "build/cython"
+    newest = max(path.stat().st_mtime for path in [Path(__file__), *Path("src_cython").iterdir()])
+    stale = []
+    for extension in extensions:
+        made = Path(build_dir, extension.sources[0]).with_suffix(".c")
+        if made.is_file() and made.stat().st_mtime > newest:
+            extension.sources = [str(made)]
+        else:
+            stale.append(extension)
     directives = {
         "language_level": 3,
         "boundscheck": checked,
@@ -73,34 +81,35 @@ def extensions() -> list[Extension]:
         "initializedcheck": False,
         "freethreading_compatible": True,
     }
-    options = {"include_path": ["src_cython"], "compiler_directives": directives, "quiet": True}
-    built = cythonize(
-        Extension(
-            "fastconv._cython.cpu",
-            ["src_cython/cpu.pyx"],
-            extra_compile_args=[*FLAGS, *openmp],
-            extra_link_args=link,
-        ),
-        build_dir=f"{folder}/cpu",
-        **options,
+    new = cythonize(
+        stale, build_dir=build_dir, include_path=["src_cython"], compiler_directives=directives, quiet=True, force=True
     )
-    for isa, (vl, flags) in ISAS.items():
-        built += cythonize(
-            [
-                Extension(
-                    f"fastconv._cython.{isa}.{stem}",
-                    [f"src_cython/{stem}.pyx"],
-                    include_dirs=["src_cython"],
-                    depends=HEADERS,
-                    define_macros=[("FASTCONV_VL", str(vl))],
-                    extra_compile_args=[*FLAGS, *flags, *openmp],
-                    extra_link_args=link,
-                )
-                for stem in KERNELS
-            ],
-            build_dir=f"{folder}/{isa}",
-            **options,
+    return [extension for extension in extensions if extension not in stale] + new
+
+
+def extensions() -> list[Extension]:
+    """All compiled modules. One cythonize() call per ISA: one call cannot build one .pyx under two names."""
+    openmp = openmp_flags()
+    link = [*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp  # -s: no symbols
+    checked = os.environ.get("FASTCONV_BOUNDSCHECK") == "1"
+    folder = "build/cython_checked" if checked else "build/cython"
+
+    def extension(name: str, stem: str, flags: Sequence[str] = (), macros: Sequence[tuple[str, str]] = ()) -> Extension:
+        return Extension(
+            f"fastconv._cython.{name}",
+            [f"src_cython/{stem}.pyx"],
+            include_dirs=["src_cython"],
+            depends=["setup.py", *HEADERS],
+            extra_compile_args=[*FLAGS, *flags, *openmp],
+            extra_link_args=link,
+            define_macros=list(macros),
         )
+
+    built = cythonized([extension("cpu", "cpu")], f"{folder}/cpu", checked)
+    for isa, (vl, flags) in ISAS.items():
+        macros = [("FASTCONV_VL", str(vl))]
+        kernels = [extension(f"{isa}.{stem}", stem, flags, macros) for stem in KERNELS]
+        built += cythonized(kernels, f"{folder}/{isa}", checked)
     return built
 
 
