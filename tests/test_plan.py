@@ -147,6 +147,18 @@ def test_explain(engine):
             assert plan.algorithm in repr(plan) and op in repr(plan)
 
 
+def test_large_plans_use_the_threads_there_are(engine):
+    """And small ones one thread, whatever there is: starting a second one costs more than it brings."""
+    with fc.config(num_threads=3):
+        assert "  threads    3\n" in fc.plan_conv2d(layer(*LAYERS[2])).explain()
+        assert "  threads    1\n" in fc.plan_conv2d(BY_NAME["article"].problem()).explain()
+        seen = []
+        plan = fc.plan_conv2d(BY_NAME["filters-49"].problem())
+        plan._parallel, plan._run = True, lambda *arguments: seen.append(arguments[-1])
+        plan(np.zeros(plan.problem.input_shape, "float32"), np.zeros(plan.problem.weight_shape, "float32"), None)
+    assert seen == [3]
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("shape", LAYERS, ids=lambda shape: "-".join(map(str, shape)))
 def test_workspace_stays_in_bounds(engine, shape, op):

@@ -275,6 +275,37 @@ def test_fork_after_use(name):
     assert run.stdout == "fine\n", run.stderr[-2000:]
 
 
+POOL = """
+import os, sys
+import numpy as np
+import fastconv as fc
+backend, isa = sys.argv[1:]
+x, w = np.ones((8, 13, 23, 25), "float32"), np.ones((19, 13, 3, 3), "float32")
+def threads(n):
+    with fc.config(backend=backend, isa=isa or None, num_threads=n):
+        for algorithm in ("im2col", "direct"):
+            fc.conv2d(x, w, padding=1, algorithm=algorithm)
+    return len(os.listdir("/proc/self/task"))
+print(threads(1), threads(1), threads(2))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not list a process's threads")
+@pytest.mark.parametrize("name", COMPILED)
+def test_two_threads_are_two_threads(name):
+    """num_threads=1 starts none, num_threads=2 really starts one more."""
+    engine = engine_or_skip(name)
+    if engine.backend == "cython":
+        from fastconv._cython import cpu
+
+        if not cpu.openmp():
+            pytest.skip(f"{name}: built without OpenMP")
+    run = python(POOL, engine.backend, engine.isa or "", NUMBA_NUM_THREADS="2", OPENBLAS_NUM_THREADS="1")
+    assert run.returncode == 0, run.stderr[-2000:]
+    first, second, parallel = map(int, run.stdout.split())
+    assert first == second < parallel, run.stdout
+
+
 LAYERS = """
 import sys, threading
 import numpy as np
