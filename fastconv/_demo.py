@@ -232,11 +232,11 @@ def error_bounds(weights: Weights, x: Array, exact: list[Array]) -> list[Array]:
 # ------------------------------------------------------------------------------------------ timing and table
 
 
-def seconds(function: Callable[[], Any], budget: float = 0.3, most: int = 20) -> float:
+def seconds(function: Callable[[], Any], budget: float = 0.3) -> float:
     """Best time of one call; the first call, which may compile or allocate, is not counted."""
     function()
     best, spent, calls = float("inf"), 0.0, 0
-    while calls < 2 or (spent < budget and calls < most):
+    while calls < 2 or spent < budget:
         start = time.perf_counter()
         function()
         once = time.perf_counter() - start
