@@ -5,6 +5,7 @@ and rows that windows share are reduced once. A ring holds the reduced rows that
 ih & (slots - 1). Windows of 2x2 that tile the plane share nothing and are done at one go.
 
 Lanes of a vector are windows that are neighbours in a row. A vector that meets columns outside the image masks them off.
+Cells of one window are numbered with integers as wide as the elements: in float32 its rows must span fewer than 2**31 cells.
 """
 
 from cython.parallel cimport prange, threadid
@@ -25,7 +26,7 @@ VL_DOUBLE = _VL_DOUBLE
 
 cdef enum:
     CELLS = 32768  # cells that a task reads at least: microseconds, against a fraction of one to start it
-    PARTS = 32     # partial sums of a whole plane: two vectors at least, to hide the latency of an addition
+    PARTS = 32     # partial sums of a run of cells: two vectors at least, to hide the latency of an addition
 
 cdef extern from *:
     """

@@ -104,7 +104,9 @@ def store_first(typingctx, address, offset, vector, count):
     return types.none(types.int64, types.int64, vector, types.int64), codegen
 
 
-@_with_python(lambda address, offset, dtype: _view(address, offset, lanes(dtype), f"i{np.dtype(dtype).itemsize}").copy())
+@_with_python(
+    lambda address, offset, dtype: _view(address, offset, lanes(dtype), f"i{np.dtype(dtype).itemsize}").copy()
+)
 def load_cells(typingctx, address, offset, dtype):
     element = _element(dtype)
     return _read(_cells(_vector(element)), element, dtype)
@@ -209,7 +211,9 @@ def pick(typingctx, mask, a, b):
     return a(mask, a, b), lambda context, builder, signature, arguments: builder.select(*arguments)
 
 
-@_with_python(lambda first, step, dtype: (first + step * np.arange(lanes(dtype))).astype(f"i{np.dtype(dtype).itemsize}"))
+@_with_python(
+    lambda first, step, dtype: (first + step * np.arange(lanes(dtype))).astype(f"i{np.dtype(dtype).itemsize}")
+)
 def ramp(typingctx, first, step, dtype):
     cells = _cells(_vector(_element(dtype)))
 

@@ -5,6 +5,7 @@ and rows that windows share are reduced once. A ring holds the reduced rows that
 ih & (slots - 1). Windows of 2x2 that tile the plane share nothing and are done at one go.
 
 Lanes of a vector are windows that are neighbours in a row. A vector that meets columns outside the image masks them off.
+Cells of one window are numbered with integers as wide as the elements: in float32 its rows must span fewer than 2**31 cells.
 """
 
 import numpy as np
@@ -248,6 +249,8 @@ def max_rows(
                 max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 2, 1, dtype)
             elif KW == 3 and dil_w == 1 and stride_w == 1:
                 max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 1, 1, dtype)
+            elif stride_w == 1:
+                max_along_row(row, best, column, pad_left, IW, OW, with_indices, KW, 1, dil_w, dtype)
             else:
                 max_along_row(row, best, column, pad_left, IW, OW, with_indices, KW, stride_w, dil_w, dtype)
             if with_indices:
@@ -271,8 +274,9 @@ def max_rows(
             )
         else:
             max_over_rows(
-                values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, n_rows, dil_h, OW, size, dtype
-            )
+                values, columns, y, where, room, first * IW, IW, with_indices,
+                slot, slots, n_rows, dil_h, OW, size, dtype,
+            )  # fmt: skip
 
 
 @helper
@@ -588,6 +592,8 @@ def mean_rows(
                 sum_along_row(row, sums, pad_left, IW, OW, 3, 2, 1, dtype)
             elif KW == 3 and dil_w == 1 and stride_w == 1:
                 sum_along_row(row, sums, pad_left, IW, OW, 3, 1, 1, dtype)
+            elif stride_w == 1:
+                sum_along_row(row, sums, pad_left, IW, OW, KW, 1, dil_w, dtype)
             else:
                 sum_along_row(row, sums, pad_left, IW, OW, KW, stride_w, dil_w, dtype)
             reduced += 1
