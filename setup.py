@@ -81,9 +81,13 @@ def cythonized(extensions: list[Extension], build_dir: str, checked: bool) -> li
         "initializedcheck": False,
         "freethreading_compatible": True,
     }
+    # cythonize() remembers a .pyx: what it gives back may hold the macros and flags of an earlier ISA
+    flags = {one.name: (list(one.define_macros), list(one.extra_compile_args)) for one in stale}
     new = cythonize(
         stale, build_dir=build_dir, include_path=["src_cython"], compiler_directives=directives, quiet=True, force=True
     )
+    for one in new:
+        one.define_macros, one.extra_compile_args = flags[one.name]
     return [extension for extension in extensions if extension not in stale] + new
 
 

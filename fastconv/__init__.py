@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fastconv import functional
 from fastconv._arena import clear_workspaces
 from fastconv._backends import BackendUnavailable, available_backends, config, show_config
-from fastconv._plan import Plan, plan_conv2d
+from fastconv._packed import PackedWeight
+from fastconv._plan import Plan, plan_conv2d, tune
 from fastconv._problem import ConvProblem, PoolProblem
 from fastconv._threads import get_num_threads, set_num_threads
 from fastconv.functional import *  # noqa: F403
@@ -37,6 +38,7 @@ _LAZY = {"load": "fastconv._state", "save": "fastconv._state", **dict.fromkeys(_
 __all__ = [
     "BackendUnavailable",
     "ConvProblem",
+    "PackedWeight",
     "Plan",
     "PoolProblem",
     "available_backends",
@@ -47,6 +49,7 @@ __all__ = [
     "plan_conv2d",
     "set_num_threads",
     "show_config",
+    "tune",
     *functional.__all__,
     *_LAZY,
 ]

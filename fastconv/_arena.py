@@ -20,12 +20,18 @@ def aligned_empty(n_bytes: int) -> np.ndarray:
 
 
 def workspace(elements: int, dtype: str) -> np.ndarray:
-    """1-D uninitialised array of ``elements``; valid until this thread's next call."""
-    n_bytes = elements * np.dtype(dtype).itemsize
-    if getattr(_local, "generation", -1) != _generation or _local.buffer.size < n_bytes:
-        _local.buffer = aligned_empty(n_bytes)
-        _local.generation = _generation
-    return _local.buffer[:n_bytes].view(dtype)
+    """1-D uninitialised array of at least ``elements``; valid until this thread's next call."""
+    # The whole buffer in this dtype is kept too: a view and a slice would cost a small call more than its arithmetic
+    whole = getattr(_local, dtype, None)
+    if whole is None or _local.generation != _generation or whole.size < elements:
+        n_bytes = -(-elements * np.dtype(dtype).itemsize // 8) * 8
+        if getattr(_local, "generation", -1) != _generation or _local.buffer.size < n_bytes:
+            _local.__dict__.clear()
+            _local.buffer = aligned_empty(n_bytes)
+            _local.generation = _generation
+        whole = _local.buffer.view(dtype)
+        setattr(_local, dtype, whole)
+    return whole
 
 
 def clear_workspaces() -> None:

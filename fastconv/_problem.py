@@ -117,11 +117,12 @@ def resolve_padding(
     stride: tuple[int, int],
     dilation: tuple[int, int],
     axes: int = 2,
+    name: str = "padding",
 ) -> Pads:
     """``padding`` as (top, bottom, left, right); for one axis (``axes`` 1) top and bottom are 0."""
     names = ("same", "same_lower", "valid")
     if isinstance(padding, str):
-        choice(function, "padding", padding, names)
+        choice(function, name, padding, names)
         if padding == "valid":
             return 0, 0, 0, 0
         pads: list[int] = []
@@ -134,19 +135,19 @@ def resolve_padding(
         "it must be an integer, a pair, a pair of pairs ((top, bottom), (left, right)), 'valid', 'same' or 'same_lower'"
     )
     if not np.iterable(padding):
-        number = integer(function, "padding", padding)
+        number = integer(function, name, padding)
         return (number,) * 4 if axes == 2 else (0, 0, number, number)
     items = tuple(padding)
     if len(items) != axes:
-        raise ValueError(f"{function}: padding {items}: {rule}")
+        raise ValueError(f"{function}: {name} {items}: {rule}")
     sides: list[int] = [] if axes == 2 else [0, 0]
     for item in items:
         if isinstance(item, str):
-            raise ValueError(f"{function}: padding {items}: {rule}")
+            raise ValueError(f"{function}: {name} {items}: {rule}")
         both = tuple(item) if np.iterable(item) else (item, item)
         if len(both) != 2:
-            raise ValueError(f"{function}: padding {items}: {rule}")
-        sides += [integer(function, "padding", side) for side in both]
+            raise ValueError(f"{function}: {name} {items}: {rule}")
+        sides += [integer(function, name, side) for side in both]
     return sides[0], sides[1], sides[2], sides[3]
 
 
@@ -236,6 +237,7 @@ class ConvProblem:
     bias: bool = False
     act_min: float = -math.inf
     act_max: float = math.inf
+    pool: PoolProblem | None = None  # a max-pool of the maps, run on rows that have just been computed
 
     @classmethod
     def from_args(
@@ -398,16 +400,17 @@ class ConvProblem:
 
     def geometry(self, *, accumulate: bool = False) -> np.ndarray:
         """The read-only int64 vector that kernels read."""
-        return _vector(
-            **{name: getattr(self, name) for name in GEOMETRY[:GEO_ACCUMULATE]},
-            accumulate=int(accumulate),
-            pad_mode=PADDING_MODES[self.padding_mode],
-        )
+        fields = {name: getattr(self, name) for name in GEOMETRY[:GEO_ACCUMULATE]}
+        if self.pool is not None:
+            fields |= {
+                name: getattr(self.pool, name.removeprefix("pool_")) for name in GEOMETRY if name.startswith("pool_")
+            }
+        return _vector(**fields, accumulate=int(accumulate), pad_mode=PADDING_MODES[self.padding_mode])
 
     def border(self) -> ConvProblem:
         """The padding step alone, as the problem that ``pad`` kernels read: output = padded input."""
         IH, IW = self._padded_extents()
-        return replace(self, OC=self.IC, OH=IH, OW=IW, KH=1, KW=1, G=self.IC or 1)
+        return replace(self, OC=self.IC, OH=IH, OW=IW, KH=1, KW=1, G=self.IC or 1, pool=None)
 
     def without_border(self) -> ConvProblem:
         """The same convolution of an input that has been padded already."""
@@ -480,26 +483,32 @@ class PoolProblem:
         count_include_pad: Any = True,
         divisor_override: Any = None,
         axes: int = 2,
+        names: tuple[str, str, str] = ("kernel_size", "stride", "padding"),
     ) -> PoolProblem:
         """The problem of a public call; raises ValueError or TypeError naming ``function``."""
+        size_name, stride_name, padding_name = names
         N, C, IH, IW = image_shape(function, "input", input_shape, axes)
-        KH, KW = at_least(function, "kernel_size", pair(function, "kernel_size", kernel_size, axes), 1, "extents")
+        KH, KW = at_least(function, size_name, pair(function, size_name, kernel_size, axes), 1, "extents")
         if stride is None:
             stride_h, stride_w = KH, KW
         else:
-            stride_h, stride_w = at_least(function, "stride", pair(function, "stride", stride, axes), 1, "strides")
+            stride_h, stride_w = at_least(
+                function, stride_name, pair(function, stride_name, stride, axes), 1, "strides"
+            )
         dil_h, dil_w = at_least(function, "dilation", pair(function, "dilation", dilation, axes), 1, "dilations")
         if axes == 1:
             KH = stride_h = dil_h = 1
         ceil = flag(function, "ceil_mode", ceil_mode)
         _positive_extents(function, "input", (N, C, IH, IW))
-        pads = resolve_padding(function, padding, (IH, IW), (KH, KW), (stride_h, stride_w), (dil_h, dil_w), axes)
+        pads = resolve_padding(
+            function, padding, (IH, IW), (KH, KW), (stride_h, stride_w), (dil_h, dil_w), axes, padding_name
+        )
         if min(pads) < 0:
-            raise ValueError(f"{function}: padding {padding!r}: it must be at least 0")
+            raise ValueError(f"{function}: {padding_name} {padding!r}: it must be at least 0")
         for sides, size, dil in ((pads[:2], KH, dil_h), (pads[2:], KW, dil_w)):
             if max(sides) > (dil * (size - 1) + 1) // 2:
                 raise ValueError(
-                    f"{function}: padding {padding!r}: it must be at most half of the kernel ({KH}, {KW}) with "
+                    f"{function}: {padding_name} {padding!r}: it must be at most half of the kernel ({KH}, {KW}) with "
                     f"dilation ({dil_h}, {dil_w})"
                 )
         OH = pooled_extent(IH, pads[0], pads[0] + pads[1], KH, stride_h, dil_h, ceil)

@@ -6,6 +6,7 @@ Names, order and meaning of the arguments are torch's. Arrays are NCHW; an input
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from fastconv import _backends, _threads
 from fastconv._algorithms import NO_INDICES
 from fastconv._arrays import (
+    NO_BIAS,
     as_floats,
     as_indices,
     as_ndarray,
@@ -22,11 +24,13 @@ from fastconv._arrays import (
     ready_indices,
     same_dtype,
 )
-from fastconv._plan import SMALL_WORK, Plan, plan_conv2d, plan_pool2d
+from fastconv._packed import PackedWeight
+from fastconv._plan import SMALL_WORK, Plan, known_plans, plan_conv2d, plan_pool2d
 from fastconv._problem import (
     ConvProblem,
     PoolProblem,
     at_least,
+    flag,
     image_shape,
     integer,
     pair,
@@ -43,6 +47,7 @@ __all__ = [
     "conv2d_backward",
     "conv2d_grad_input",
     "conv2d_grad_weight",
+    "conv2d_relu_max_pool2d",
     "conv_transpose2d",
     "from_images",
     "im2col",
@@ -51,12 +56,12 @@ __all__ = [
     "max_pool2d_backward",
     "max_unpool2d",
     "max_unpool2d_backward",
+    "pack_conv2d_weight",
     "relu",
 ]
 
 # ------------------------------------------------------------------------------------------- plan and run
 
-_plans: dict[Any, Plan] = {}
 MOST_PLANS = 4096  # a plan weighs a few KB
 
 
@@ -74,14 +79,20 @@ def _planned(key: tuple[Any, ...], make: Callable[[], Plan]) -> Plan:
     """The plan made for the same raw arguments before, else a new one."""
     key = (*key, _backends.settings())
     try:
-        plan = _plans.get(key)
+        plan = known_plans.get(key)
     except TypeError:  # an argument without a hash, such as an array of two strides
         return make()
-    if plan is None:
-        plan = make()
-        if len(_plans) >= MOST_PLANS:
-            _plans.clear()
-        _plans[key] = plan
+    return _kept(key, make()) if plan is None else plan
+
+
+def _kept(key: tuple[Any, ...], plan: Plan) -> Plan:
+    """``plan``, found again by ``key`` if that has a hash."""
+    if len(known_plans) >= MOST_PLANS:
+        known_plans.clear()
+    try:
+        known_plans[key] = plan
+    except TypeError:
+        pass
     return plan
 
 
@@ -138,7 +149,7 @@ def conv2d(
     ----------
     input : (N, IC, IH, IW) or (IC, IH, IW) array of float32 or float64
         Anything with ``__array__`` or a CPU ``__dlpack__``.
-    weight : (OC, IC/groups, KH, KW) array of the same dtype
+    weight : (OC, IC/groups, KH, KW) array of the same dtype, or what `pack_conv2d_weight` made of it
     bias : (OC,) array of the same dtype, optional
     stride, dilation : int or pair of int
         At least 1; dilation 1 means none.
@@ -255,36 +266,227 @@ def _conv(
     out: Any,
 ) -> np.ndarray:
     x = as_floats(function, "input", input)
-    w = as_floats(function, "weight", weight)
+    packed = type(weight) is PackedWeight
+    w = weight.source if packed else as_floats(function, "weight", weight)
     b = None if bias is None else as_floats(function, "bias", bias)
     bias_shape = None if b is None else b.shape
-    if not (x.dtype is w.dtype and (b is None or b.dtype is x.dtype)):
+    one_dtype = x.dtype is w.dtype and (b is None or b.dtype is x.dtype)
+    if not one_dtype:
         same_dtype(function, input=x, weight=w, bias=b)
 
-    def make() -> Plan:
+    # Written out for the sake of small calls: on a hit nothing is called here but what reads this thread's settings
+    key = (
+        function, x.shape, w.shape, x.dtype, bias_shape, packed,
+        stride if type(stride) is int else _freeze(stride), padding if type(padding) is int else _freeze(padding),
+        dilation if type(dilation) is int else _freeze(dilation), groups if type(groups) is int else _freeze(groups),
+        padding_mode, activation if activation is None else _freeze(activation), algorithm, backend,
+        _backends.settings(),
+    )  # fmt: skip
+    try:
+        plan = known_plans[key]
+    except (KeyError, TypeError):
         problem = ConvProblem.from_args(
             function, x.shape, w.shape, x.dtype.name, stride, padding, dilation, groups,
             padding_mode=padding_mode, bias_shape=bias_shape, activation=activation, axes=axes,
         )  # fmt: skip
-        return _plan(function, problem, algorithm, backend)
-
-    plan = _planned(
-        (function, x.shape, w.shape, x.dtype, bias_shape, _freeze(stride), _freeze(padding), _freeze(dilation),
-         _freeze(groups), padding_mode, _freeze(activation), algorithm, backend),
-        make,
-    )  # fmt: skip
+        plan = _kept(key, _plan(function, problem, algorithm, backend, packed=packed))
     problem = plan.problem
-    operands = ((x, problem.input_shape), (w, problem.weight_shape), (b, (problem.OC,)))
+    if packed:
+        w = weight.packed_for(plan)
+    elif (
+        out is None and axes == 2 and x.ndim == 4 and one_dtype and x.dtype.isnative
+        and x.flags.carray and w.flags.carray and (b is None or b.flags.carray)
+    ):  # fmt: skip
+        return plan(x, w, b)  # what `_run` does for arrays that kernels can read as they are
+    operands = ((x, problem.input_shape), (w, w.shape if packed else problem.weight_shape), (b, (problem.OC,)))
     return _run(function, plan, operands, _result_shape(plan, x.ndim, axes), out)
 
 
-def _plan(function: str, problem: ConvProblem, algorithm: str, backend: str, op: str = "forward") -> Plan:
+def _plan(
+    function: str, problem: ConvProblem, algorithm: str, backend: str, op: str = "forward", packed: bool = False
+) -> Plan:
     """`plan_conv2d` with errors that name the function that the user called."""
     try:
-        return plan_conv2d(problem, algorithm, backend, op=op)
+        return plan_conv2d(problem, algorithm, backend, op=op, packed=packed)
     except ValueError as error:
         message = str(error)
         raise ValueError(f"{function}: {message.removeprefix('plan_conv2d: ')}") from None
+
+
+def pack_conv2d_weight(
+    weight: Any,
+    input_shape: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    backend: str = "auto",
+) -> PackedWeight:
+    """Lay a convolution's weight out as the kernels read it, once for many calls.
+
+    The result is taken wherever a `weight` is, by `conv2d` and `conv2d_relu_max_pool2d` without packing it again:
+    calls on small images, whose weights are large beside the pixels, gain most.
+
+    Parameters
+    ----------
+    weight : (OC, IC/groups, KH, KW) array of float32 or float64
+        It is copied: later changes of it have no effect.
+    input_shape : (N, IC, IH, IW) or (IC, IH, IW), ints, optional
+        With it the layout for such calls is made now; without it, by the first call.
+    stride, padding, dilation, groups, padding_mode, algorithm, backend
+        Those of the calls to come, which say theirs all the same. A call of another algorithm, back end or instruction
+        set packs anew, and both layouts are kept.
+
+    Returns
+    -------
+    PackedWeight
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> w = np.ones((8, 4, 3, 3), np.float32)
+    >>> packed = fastconv.pack_conv2d_weight(w)
+    >>> x = np.ones((1, 4, 6, 6), np.float32)
+    >>> bool((fastconv.conv2d(x, packed, padding=1) == fastconv.conv2d(x, w, padding=1)).all())
+    True
+    """
+    function = "pack_conv2d_weight"
+    w = as_floats(function, "weight", weight)
+    own = np.array(w, dtype=w.dtype.newbyteorder("="), order="C")
+    own.flags.writeable = False
+    packed = PackedWeight(own)
+    if w.ndim != 4:
+        raise ValueError(f"{function}: weight has shape {w.shape}: it must be (OC, IC/groups, KH, KW)")
+    OC, ICG, KH, KW = w.shape
+    if input_shape is None:  # the smallest image that any such convolution takes
+        dil = pair(function, "dilation", dilation)
+        G = integer(function, "groups", groups)
+        extents = (max(dil[0], 1) * KH + abs(KH), max(dil[1], 1) * KW + abs(KW))
+        top, bottom, left, right = resolve_padding(function, padding, extents, (KH, KW), (1, 1), (1, 1))
+        margin = max(abs(top), abs(bottom), abs(left), abs(right))
+        size: tuple[int, ...] = (1, ICG * max(G, 1), extents[0] + 2 * margin, extents[1] + 2 * margin)
+    else:
+        size = _size(function, "input_shape", input_shape)
+    problem = ConvProblem.from_args(
+        function, size, w.shape, own.dtype.name, stride, padding, dilation, groups, padding_mode=padding_mode
+    )
+    plan = _plan(function, problem, algorithm, backend, packed=True)
+    if input_shape is not None:
+        packed.packed_for(plan)
+    return packed
+
+
+def conv2d_relu_max_pool2d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    pool_size: Any = 2,
+    pool_stride: Any = None,
+    pool_padding: Any = 0,
+    return_indices: bool = False,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: str = "auto",
+    backend: str = "auto",
+    out: np.ndarray | None = None,
+) -> Any:
+    """Convolution, ReLU and max-pool in one pass: the maps before the pool are never stored whole.
+
+    Parameters
+    ----------
+    input : (N, IC, IH, IW) or (IC, IH, IW) array of float32 or float64
+    weight : (OC, IC/groups, KH, KW) array of the same dtype, or what `pack_conv2d_weight` made of it
+    bias, stride, padding, dilation, groups, padding_mode, algorithm, backend
+        The convolution's, as in `conv2d`.
+    pool_size, pool_stride : int or pair of int
+        The pool's window and step; without a step, that of the window.
+    pool_padding : int, pair, or pair of pairs
+        At most half of the window.
+    return_indices : bool
+        Also return where each maximum stands.
+    out : array, optional
+        Takes the maxima.
+
+    Returns
+    -------
+    output : (N, OC, PH, PW) array, or (OC, PH, PW) for one image
+        ``max_pool2d(relu(conv2d(input, weight, bias)))``.
+    indices : int64 array of the same shape
+        Only with `return_indices`: flat positions in the OH * OW plane of the convolution.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d` and `max_pool2d`.
+
+    Notes
+    -----
+    NaN wins over every number; of equal maxima (often zeros that ReLU made) the first in row-major order wins.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> x = np.array([[[[1.0, -5.0, 2.0, 3.0]]]])
+    >>> w = np.array([[[[2.0]]]])
+    >>> fastconv.conv2d_relu_max_pool2d(x, w, pool_size=(1, 2), return_indices=True)
+    (array([[[[2., 6.]]]]), array([[[[0, 3]]]]))
+    """
+    function = "conv2d_relu_max_pool2d"
+    x = as_floats(function, "input", input)
+    packed = type(weight) is PackedWeight
+    w = weight.source if packed else as_floats(function, "weight", weight)
+    b = None if bias is None else as_floats(function, "bias", bias)
+    bias_shape = None if b is None else b.shape
+    dtype = same_dtype(function, input=x, weight=w, bias=b)
+    flag(function, "return_indices", return_indices)
+
+    def make() -> Plan:
+        problem = ConvProblem.from_args(
+            function, x.shape, w.shape, dtype, stride, padding, dilation, groups,
+            padding_mode=padding_mode, bias_shape=bias_shape, activation="relu",
+        )  # fmt: skip
+        pool = PoolProblem.from_args(
+            function, problem.output_shape, dtype, pool_size, pool_stride, pool_padding,
+            names=("pool_size", "pool_stride", "pool_padding"),
+        )  # fmt: skip
+        return _plan(function, replace(problem, pool=pool), algorithm, backend, packed=packed)
+
+    plan = _planned(
+        (function, x.shape, w.shape, dtype, bias_shape, packed, _freeze(stride), _freeze(padding), _freeze(dilation),
+         _freeze(groups), _freeze(pool_size), _freeze(pool_stride), _freeze(pool_padding), padding_mode, algorithm,
+         backend),
+        make,
+    )  # fmt: skip
+    shape = _result_shape(plan, x.ndim, 2)
+    if out is not None:
+        check_out(function, out, shape, dtype, (x, w, b))
+    problem = plan.problem
+    kernel_weight: np.ndarray = weight.packed_for(plan) if packed else ready(w, problem.weight_shape)
+    kernel_bias = NO_BIAS[dtype] if b is None else ready(b, b.shape)
+    operands = (ready(x, problem.input_shape), kernel_weight, kernel_bias)
+    direct = out is not None and kernel_ready(out)
+    values = out.reshape(plan.output_shape) if direct else np.empty(plan.output_shape, dtype)  # type: ignore[union-attr]
+    indices = np.empty(plan.output_shape, np.int64) if return_indices else NO_INDICES
+    plan.run(operands, (values, indices))
+    if out is None:
+        result = values.reshape(shape)
+    else:
+        result = out
+        if not direct:
+            out[...] = values.reshape(shape)
+    return (result, indices.reshape(shape)) if return_indices else result
 
 
 def conv2d_grad_input(

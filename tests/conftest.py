@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +24,8 @@ settings.load_profile("fastconv")
 
 
 def pytest_configure(config):
+    # What the user tuned must not choose the plans under test
+    os.environ["FASTCONV_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastconv-test-cache-")
     config.addinivalue_line("markers", "slow: builds or starts something large; part of the gate all the same")
 
 

@@ -237,9 +237,10 @@ MAY_IMPORT = {
     "_numba": {"_numba", "_problem", "_threads"},
     "_cython": {"_cython"},
     "_algorithms": {"_algorithms", *BELOW},
-    "_plan": {"_algorithms", "_backends", *BELOW},
-    "functional": {"_plan", "_backends", "_arrays", "_algorithms", *BELOW},
-    "layers": {"functional", "_backends", "_plan", "_arrays", *BELOW},
+    "_plan": {"_algorithms", "_backends", "_tuned", *BELOW},
+    "_packed": {"_plan", "_arrays", *BELOW},
+    "functional": {"_packed", "_plan", "_backends", "_arrays", "_algorithms", *BELOW},
+    "layers": {"functional", "_packed", "_backends", "_plan", "_arrays", *BELOW},
 }
 ABOVE = {"cli", "see", "train", "models", "graph", "onnx", "dask", "compat"}  # may import anything but a kernel package
 KERNEL_PACKAGES = {"_reference", "_numba", "_cython"}

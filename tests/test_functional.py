@@ -41,6 +41,11 @@ SIGNATURES = {
     "padding_mode='zeros', algorithm='auto', backend='auto', out=None",
     "conv2d_backward": "grad_output, input, weight, *, stride=1, padding=0, dilation=1, groups=1, "
     "padding_mode='zeros', needs=(True, True, True), algorithm='auto', backend='auto'",
+    "conv2d_relu_max_pool2d": "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, pool_size=2, "
+    "pool_stride=None, pool_padding=0, return_indices=False, *, padding_mode='zeros', algorithm='auto', "
+    "backend='auto', out=None",
+    "pack_conv2d_weight": "weight, input_shape=None, stride=1, padding=0, dilation=1, groups=1, *, "
+    "padding_mode='zeros', algorithm='auto', backend='auto'",
     "conv_transpose2d": "input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, "
     "activation=None, algorithm='auto', backend='auto', out=None",
     "max_pool2d": "input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False, *, "

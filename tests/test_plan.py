@@ -90,8 +90,8 @@ def test_auto_always_finds_one(case, op):
 def test_auto_takes_the_cheapest_of_those_that_do_not_refuse(monkeypatch):
     problem = BY_NAME["article"].problem()
     for cheap, dear, name in ((direct, im2col, "direct"), (im2col, direct, "im2col")):
-        monkeypatch.setattr(cheap, "cost", lambda problem, op: 1.0)
-        monkeypatch.setattr(dear, "cost", lambda problem, op: 2.0)
+        monkeypatch.setattr(cheap, "cost", lambda *arguments: 1.0)
+        monkeypatch.setattr(dear, "cost", lambda *arguments: 2.0)
         plan = fc.plan_conv2d(problem, backend="reference")
         assert plan.algorithm == name
         assert f"not {'direct' if name == 'im2col' else 'im2col'}: estimated 0.0 us" in plan.explain()
@@ -104,7 +104,7 @@ def test_auto_takes_the_cheapest_of_those_that_do_not_refuse(monkeypatch):
 
 def test_of_equals_the_first_of_the_list_wins(monkeypatch):
     for module in (direct, im2col):
-        monkeypatch.setattr(module, "cost", lambda problem, op: 1.0)
+        monkeypatch.setattr(module, "cost", lambda *arguments: 1.0)
     assert fc.plan_conv2d(BY_NAME["article"].problem(), backend="reference").algorithm == "im2col"
 
 
@@ -125,11 +125,11 @@ def test_of_equals_the_first_of_the_list_wins(monkeypatch):
     ],
 )
 def test_a_forced_algorithm_that_refuses_raises_its_reason(function, name, monkeypatch):
-    fc.functional._plans.clear()
+    _plan.known_plans.clear()
     monkeypatch.setattr(direct, "refusal", lambda problem, op: "stride is 2, it needs 1")
     with pytest.raises(ValueError, match=rf"^{name}: direct: stride is 2, it needs 1$"):
         function(solved(BY_NAME["article"], "float32", "integers"))
-    fc.functional._plans.clear()
+    _plan.known_plans.clear()
 
 
 def test_explain(engine):
@@ -175,7 +175,7 @@ def test_workspace_stays_in_bounds(engine, shape, op):
 
 def test_auto_refuses_a_plan_with_too_much_workspace(engine, monkeypatch):
     problem = layer(1, 64, 56, 56, 64, 3, 3, 1, 1, 1, 1)
-    monkeypatch.setattr(im2col, "cost", lambda problem, op: 1.0)
+    monkeypatch.setattr(im2col, "cost", lambda *arguments: 1.0)
     assert fc.plan_conv2d(problem).algorithm == "im2col"
     monkeypatch.setattr(_plan, "SPARE_BYTES", -(2**40))
     plan = fc.plan_conv2d(problem)
@@ -202,18 +202,18 @@ def test_a_plan_is_called_with_its_own_out_and_workspace(engine, algorithm):
 
 def test_plans_are_kept_and_told_apart():
     """One plan for equal arguments; another one for 1 and True-like, for dtype, shape, back end."""
-    fc.functional._plans.clear()
+    _plan.known_plans.clear()
     x, w = integers((1, 2, 6, 6), "float32", 1), integers((3, 2, 3, 3), "float32", 2)
     with fc.config(backend="reference"):
         fc.conv2d(x, w)
         fc.conv2d(-x, w, stride=1, padding=0)
-        assert len(fc.functional._plans) == 1
+        assert len(_plan.known_plans) == 1
         fc.conv2d(x, w, stride=(1, 1))
         fc.conv2d(x[0], w)
         fc.conv2d(x.astype("float64"), w.astype("float64"))
         fc.conv2d(x, w, padding=[1, 1])
         fc.conv2d(x, w, np.ones(3, "float32"))
-        assert len(fc.functional._plans) == 6
+        assert len(_plan.known_plans) == 6
         with pytest.raises(TypeError):
             fc.conv2d(x, w, stride=True)  # equal to 1, and no integer
         with pytest.raises(TypeError):
@@ -221,7 +221,7 @@ def test_plans_are_kept_and_told_apart():
     backends = fc.available_backends()
     for backend in backends:
         fc.conv2d(x, w, backend=backend)
-    assert len(fc.functional._plans) == 6 + len(backends)
+    assert len(_plan.known_plans) == 6 + len(backends)
 
 
 def test_arguments_without_a_hash_work():
@@ -231,10 +231,10 @@ def test_arguments_without_a_hash_work():
 
 def test_plans_do_not_grow_without_end(monkeypatch):
     monkeypatch.setattr(fc.functional, "MOST_PLANS", 5)
-    fc.functional._plans.clear()
+    _plan.known_plans.clear()
     for width in range(3, 30):
         fc.conv2d(np.ones((1, 1, 3, width), "float32"), np.ones((1, 1, 3, 3), "float32"), backend="reference")
-        assert len(fc.functional._plans) <= 5
+        assert len(_plan.known_plans) <= 5
 
 
 # --------------------------------------------------------------------------------------------------- workspaces
@@ -243,9 +243,9 @@ def test_plans_do_not_grow_without_end(monkeypatch):
 def test_workspaces_are_aligned_and_grow():
     fc.clear_workspaces()
     small = _arena.workspace(10, "float32")
-    assert small.size == 10 and small.dtype == np.float32 and small.ctypes.data % 64 == 0
+    assert small.size >= 10 and small.dtype == np.float32 and small.ctypes.data % 64 == 0
     large = _arena.workspace(1000, "float64")
-    assert large.size == 1000 and large.dtype == np.float64 and large.ctypes.data % 64 == 0
+    assert large.size >= 1000 and large.dtype == np.float64 and large.ctypes.data % 64 == 0
     again = _arena.workspace(500, "float32")
     assert np.shares_memory(again, large), "a smaller request allocates again"
 

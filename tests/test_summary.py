@@ -111,9 +111,10 @@ def test_receptive_field_by_perturbation(name):
     def conv(*args, **options):
         return Conv2d(*args, dtype="float64", **options)
 
-    net = Sequential(*NETS[name](conv)).eval()
+    net = Sequential(*NETS[name](conv))
     for array in net.parameters():
         array[...] = 1
+    net.eval()
     height, width = 23, 21
     table = summary(net, (1, 1, height, width))
     base = np.abs(np.random.default_rng(0).normal(size=(1, 1, height, width)))

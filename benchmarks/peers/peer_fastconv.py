@@ -37,9 +37,7 @@ class Adapter:
             weight: Any = case.weight
             how = {"stride": shape.stride, "padding": shape.padding, "groups": shape.groups}
             if self.pack is not None:
-                weight = self.pack(
-                    weight, input_shape=shape.input_shape, backend=self.backend, activation="relu", bias=True, **how
-                )
+                weight = self.pack(weight, shape.input_shape, backend=self.backend, **how)
             note += ", packed" if self.pack is not None else ", packed in each call"
             conv = functools.partial(fastconv.conv2d, case.input, weight, case.bias, **how, backend=self.backend)
         if shape.kernel and not shape.pool:

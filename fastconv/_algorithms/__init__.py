@@ -2,6 +2,10 @@
 
 A maker takes a kernel table and a problem and gives a `Step`: what to run and how much workspace it needs. Nothing here
 knows which back end ``k`` is.
+
+``forward_packed`` makes the step that reads a weight packed beforehand by ``pack``, an array of ``packed_size`` elements;
+0 of them mean that the weight is read as it stands. ``packed_layout`` names all that the layout depends on beside the
+weight's shape, the groups and the kernels.
 """
 
 from __future__ import annotations
@@ -28,6 +32,22 @@ class Step:
     run: Callable[..., None]
     workspace: Callable[[int], int]
     packed_elements: int = 0  # the part of the workspace that holds weights packed by the call
+
+
+def convolution(kernel: Callable[..., None], problem: Any, geometry: np.ndarray) -> Callable[..., None]:
+    """``kernel`` as ``run(input, weight, bias, output, workspace, n_threads)``.
+
+    With a fused pool two outputs stand for one: ``pooled``, and ``indices`` (of length 0 if none are wanted).
+    """
+    low, high, no_image = problem.act_min, problem.act_max, NO_IMAGE[problem.dtype]
+
+    def run(input, weight, bias, output, workspace, n_threads):
+        kernel(input, weight, bias, low, high, output, no_image, NO_INDICES, workspace, geometry, n_threads)
+
+    def run_pooled(input, weight, bias, pooled, indices, workspace, n_threads):
+        kernel(input, weight, bias, low, high, no_image, pooled, indices, workspace, geometry, n_threads)
+
+    return run if problem.pool is None else run_pooled
 
 
 def kernel_workspace(k: Any, stem: str, kernel: str, geometry: np.ndarray) -> Callable[[int], int]:

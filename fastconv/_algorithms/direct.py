@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastconv._algorithms import NO_IMAGE, NO_INDICES, Step, kernel_workspace
+from fastconv._algorithms import Step, convolution, kernel_workspace
 from fastconv._problem import ConvProblem
 
 
@@ -13,20 +13,28 @@ def refusal(problem: ConvProblem, op: str) -> str | None:
     return None
 
 
-def cost(problem: ConvProblem, op: str) -> float:
+def cost(problem: ConvProblem, op: str, packed: bool = False) -> float:
     """Estimated nanoseconds on one thread: 15 multiply-adds a ns where a filter reads one channel, 8 elsewhere."""
     return problem.macs / (15.0 if problem.ICG == 1 else 8.0) + problem.N * problem.OC * 20.0
 
 
 def forward(k: Any, problem: ConvProblem) -> Step:
     """output = clamp(conv(input, weight) + bias)."""
-    geometry, low, high = problem.geometry(), problem.act_min, problem.act_max
-    kernel, no_image = k.direct.conv2d, NO_IMAGE[problem.dtype]
+    geometry = problem.geometry()
+    return Step(convolution(k.direct.conv2d, problem, geometry), kernel_workspace(k, "direct", "conv2d", geometry))
 
-    def run(input, weight, bias, output, workspace, n_threads):
-        kernel(input, weight, bias, low, high, output, no_image, NO_INDICES, workspace, geometry, n_threads)
 
-    return Step(run, kernel_workspace(k, "direct", "conv2d", geometry))
+forward_packed = forward
+
+
+def packed_layout(problem: ConvProblem) -> str:
+    """There is one: the weight as it stands."""
+    return "direct"
+
+
+def packed_size(k: Any, problem: ConvProblem) -> int:
+    """0: the kernel reads the weight as it stands."""
+    return 0
 
 
 def grad_input(k: Any, problem: ConvProblem) -> Step:

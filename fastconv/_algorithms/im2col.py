@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastconv._algorithms import NO_IMAGE, NO_INDICES, Step, kernel_workspace, transposed
+from fastconv._algorithms import Step, convolution, kernel_workspace, transposed
 from fastconv._problem import ConvProblem
 
 
@@ -13,7 +13,7 @@ def refusal(problem: ConvProblem, op: str) -> str | None:
     return None
 
 
-def cost(problem: ConvProblem, op: str) -> float:
+def cost(problem: ConvProblem, op: str, packed: bool = False) -> float:
     """Estimated nanoseconds on one thread.
 
     About 40 multiply-adds a ns in whole tiles of 8 filters; packing the columns costs a copy of them, packing the
@@ -22,22 +22,45 @@ def cost(problem: ConvProblem, op: str) -> float:
     filters = -(-problem.OCG // 8) * 8 * problem.G
     pixels = problem.N * problem.OH * problem.OW
     K = problem.ICG * problem.KH * problem.KW
-    return pixels * filters * K / 40.0 + pixels * problem.G * K / 4.0 + problem.OC * K / 4.0 + 2000.0
+    weight = 0.0 if packed else problem.OC * K / 4.0
+    return pixels * filters * K / 40.0 + pixels * problem.G * K / 4.0 + weight + 2000.0
 
 
 def forward(k: Any, problem: ConvProblem) -> Step:
     """output = clamp(conv(input, weight) + bias)."""
-    geometry, low, high = problem.geometry(), problem.act_min, problem.act_max
-    pack, kernel, no_image = k.im2col.pack_weight, k.im2col.conv2d, NO_IMAGE[problem.dtype]
-    size = k.im2col.packed_weight_size(geometry)
+    geometry = problem.geometry()
+    pack, convolve = k.im2col.pack_weight, convolution(k.im2col.conv2d, problem, geometry)
+    size = packed_size(k, problem)
     kernel_elements = kernel_workspace(k, "im2col", "conv2d", geometry)
 
-    def run(input, weight, bias, output, workspace, n_threads):
+    def run(input, weight, *others):
+        *bias_and_outputs, workspace, n_threads = others
         packed, rest = workspace[:size], workspace[size:]
         pack(weight, packed, rest, geometry, n_threads)
-        kernel(input, packed, bias, low, high, output, no_image, NO_INDICES, rest, geometry, n_threads)
+        convolve(input, packed, *bias_and_outputs, rest, n_threads)
 
     return Step(run, lambda n_workers: size + kernel_elements(n_workers), packed_elements=size)
+
+
+def forward_packed(k: Any, problem: ConvProblem) -> Step:
+    """`forward` of a weight that `pack` has laid out."""
+    geometry = problem.geometry()
+    return Step(convolution(k.im2col.conv2d, problem, geometry), kernel_workspace(k, "im2col", "conv2d", geometry))
+
+
+def packed_layout(problem: ConvProblem) -> str:
+    """There is one: panels of filters."""
+    return "im2col"
+
+
+def packed_size(k: Any, problem: ConvProblem) -> int:
+    """Elements of the packed weight."""
+    return int(k.im2col.packed_weight_size(problem.geometry()))
+
+
+def pack(k: Any, problem: ConvProblem, weight: Any, packed: Any) -> None:
+    """Lay ``weight`` out in ``packed``."""
+    k.im2col.pack_weight(weight, packed, packed[:0], problem.geometry(), 1)
 
 
 def grad_input(k: Any, problem: ConvProblem) -> Step:

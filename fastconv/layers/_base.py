@@ -90,6 +90,9 @@ class Layer:
             return self._forward(*signals, **options)[0], 0
         raise TypeError(f"summary: {type(self).__name__} defines no _trace(signal) -> (signal, multiply_adds)")
 
+    def _mode_changed(self) -> None:
+        """Called by `train` and `eval`."""
+
     def _extra(self) -> str:
         """The arguments in the repr."""
         return ""
@@ -196,6 +199,7 @@ class Layer:
         layers = [layer for _, layer in self.named_layers()]
         for layer in layers:
             layer.training = mode
+            layer._mode_changed()
         if not mode:
             tape.forget(layers)
         return self
@@ -396,7 +400,8 @@ class Layer:
             if own.flags.writeable:
                 own[...] = value
             else:
-                setattr(layer, name, value)
+                setattr(layer, name, np.array(value))
+                layer._mode_changed()
         return LoadResult(missing, unexpected)
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastconv import functional
 from fastconv._arrays import as_floats, ready
+from fastconv._packed import PackedWeight
 from fastconv._problem import PADDING_MODES, ConvProblem, at_least, choice, flag, pair, resolve_padding
 from fastconv.layers import _initial
 from fastconv.layers._base import Layer, count, same_dtype
@@ -126,6 +127,8 @@ class Conv2d(_Conv):
     Attributes
     ----------
     weight : (out_channels, in_channels/groups, KH, KW) array
+        Read-only in eval mode, in which the layer keeps it packed for its kernels (see `pack_conv2d_weight`); `train`,
+        or an assignment, gives it free.
     bias : (out_channels,) array or None
     grad_weight, grad_bias : array or None
         Left by `backward`.
@@ -178,10 +181,37 @@ class Conv2d(_Conv):
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         self._draw(shape, bias, dtype, rng, init)
 
+    # In eval mode the weight is packed at the first forward, and locked so that the pack cannot grow stale.
+
+    _pack: PackedWeight | None = None
+
+    def _mode_changed(self) -> None:
+        self._unlock()
+        if not self.training and self.weight.flags.writeable:
+            self.weight.flags.writeable = False
+            self._pack = PackedWeight(self.weight)
+
+    def _unlock(self) -> None:
+        if self._pack is not None:
+            self._pack.source.flags.writeable = True
+            self._pack = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self._unlock()
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_pack"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._mode_changed()
+
     def _forward(self, input: Any) -> tuple[Any, Any]:
         x = self._input(input)
         output = functional.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            x, self._pack or self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
             padding_mode=self.padding_mode,
         )  # fmt: skip
         return output, (x, self.weight)
@@ -246,7 +276,7 @@ class Conv1d(Conv2d):
     def _forward(self, input: Any) -> tuple[Any, Any]:
         x = self._input(input)
         output = functional.conv1d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            x, self._pack or self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
             padding_mode=self.padding_mode,
         )  # fmt: skip
         return output, (x, self.weight)

@@ -1,0 +1,72 @@
+"""Weights packed once and used by many calls."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from fastconv._arrays import ready
+from fastconv._plan import Plan
+
+
+class PackedWeight:
+    """A convolution weight with its packed forms: made by `fastconv.pack_conv2d_weight`, accepted where a weight is.
+
+    Each algorithm, back end and ISA reads a layout of its own. A layout is made when a call first needs it, and kept;
+    it is never taken for another. Threads may share a PackedWeight. Pickles and copies hold the plain weight alone.
+
+    Attributes
+    ----------
+    source : (OC, IC/groups, KH, KW) array, read-only
+        The plain weight.
+    shape, dtype, ndim
+        Those of `source`.
+    nbytes : int
+        Bytes of the packed forms made so far.
+    """
+
+    def __init__(self, source: np.ndarray) -> None:
+        self.source = source
+        self._packs: dict[Any, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.source.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.source.ndim
+
+    @property
+    def nbytes(self) -> int:
+        return sum(pack.nbytes for pack in self._packs.values() if pack is not self.source)
+
+    def packed_for(self, plan: Plan) -> np.ndarray:
+        """The weight as ``plan`` reads it."""
+        found = self._packs.get(plan.pack_key)
+        if found is None:
+            with self._lock:
+                found = self._packs.get(plan.pack_key)
+                if found is None:
+                    found = plan.pack(ready(self.source, plan.problem.weight_shape))
+                    self._packs[plan.pack_key] = found
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy or (dtype is not None and np.dtype(dtype) != self.dtype):
+            return np.array(self.source, dtype=dtype)
+        return self.source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedWeight, (self.source,)
+
+    def __repr__(self) -> str:
+        layouts = ", ".join(str(key[0]) for key in self._packs) or "nothing yet"
+        return f"PackedWeight(shape={self.shape}, dtype={self.dtype}, packed: {layouts})"

@@ -1,0 +1,121 @@
+"""conv2d_relu_max_pool2d: the three steps in one, its memory, its arguments."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv import _plan
+from problems import integers, normals
+from tolerance import assert_same
+
+POOLS = [
+    {},
+    {"pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+    {"pool_size": 3, "pool_stride": 1, "pool_padding": 1},
+    {"pool_size": (3, 2), "pool_stride": (1, 3)},
+    {"pool_size": 2, "pool_stride": 3, "pool_padding": ((1, 0), (0, 1))},
+]
+CONVS = [
+    {"padding": 1},
+    {"padding": 1, "groups": 2},
+    {"stride": 2, "padding": ((2, 1), (0, 3))},
+    {"dilation": 2, "padding": 2},
+    {"padding": 1, "padding_mode": "reflect"},
+]
+
+
+def in_steps(x, w, b, conv, pool, backend="reference"):
+    maps = fc.conv2d(x, w, b, **conv, activation="relu", backend=backend)
+    size = pool.get("pool_size", 2)
+    return fc.max_pool2d(maps, size, pool.get("pool_stride"), pool.get("pool_padding", 0), return_indices=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("conv", CONVS, ids=str)
+def test_it_is_the_three_steps(engine, conv, pool, dtype):
+    """Values and indices, for every algorithm, weights packed or not."""
+    G = conv.get("groups", 1)
+    x, w, b = integers((2, 4, 11, 13), dtype, 1), integers((6, 4 // G, 3, 3), dtype, 2), integers((6,), dtype, 3)
+    exact = in_steps(x, w, b, conv, pool)
+    packed = fc.pack_conv2d_weight(w)
+    ran = 0
+    for algorithm in ("auto", *_plan.ALGORITHMS):
+        try:
+            values, indices = fc.conv2d_relu_max_pool2d(
+                x, w, b, **conv, **pool, return_indices=True, algorithm=algorithm
+            )
+        except ValueError as error:
+            assert algorithm.startswith("winograd") and "it needs" in str(error), error
+            continue
+        ran += 1
+        assert_same(values, exact[0], algorithm)
+        assert_same(indices, exact[1], algorithm)
+        assert_same(fc.conv2d_relu_max_pool2d(x, packed, b, **conv, **pool, algorithm=algorithm), exact[0], algorithm)
+    assert ran >= 3
+
+
+def test_one_image_no_bias_and_out(engine):
+    x, w = integers((3, 9, 9), "float32", 1), integers((5, 3, 3, 3), "float32", 2)
+    exact = in_steps(x, w, None, {}, {})[0]
+    assert_same(fc.conv2d_relu_max_pool2d(x, w), exact)
+    out = np.full(exact.shape, np.nan, "float32")
+    assert fc.conv2d_relu_max_pool2d(x, w, out=out) is out
+    assert_same(out, exact)
+    wide = np.full((*exact.shape[:2], 2 * exact.shape[2]), np.nan, "float32")
+    fc.conv2d_relu_max_pool2d(x, w, out=wide[..., ::2])
+    assert_same(wide[..., ::2], exact)
+    assert np.isnan(wide[..., 1::2]).all()
+
+
+def test_an_empty_batch(engine):
+    values, indices = fc.conv2d_relu_max_pool2d(
+        np.zeros((0, 3, 9, 9), "float32"), np.ones((5, 3, 3, 3), "float32"), return_indices=True
+    )
+    assert values.shape == indices.shape == (0, 5, 3, 3) and indices.dtype == np.int64
+
+
+def test_nan_wins_and_relu_makes_first_zeros_win(engine):
+    x = -np.ones((1, 1, 4, 4), "float32")
+    x[0, 0, 2, 3] = np.nan
+    values, indices = fc.conv2d_relu_max_pool2d(x, np.ones((1, 1, 1, 1), "float32"), return_indices=True)
+    np.testing.assert_array_equal(values[0, 0], [[0, 0], [0, np.nan]])
+    np.testing.assert_array_equal(indices[0, 0], [[0, 2], [8, 11]])
+
+
+def test_the_bits_do_not_depend_on_threads(engine):
+    x, w, b = (
+        normals((2, 16, 40, 41), "float32", 1),
+        normals((24, 16, 3, 3), "float32", 2),
+        normals((24,), "float32", 3),
+    )
+    found = []
+    for n_threads in (1, 2, 3):
+        with fc.config(num_threads=n_threads):
+            found.append(fc.conv2d_relu_max_pool2d(x, w, b, padding=1, return_indices=True))
+    for values, indices in found[1:]:
+        assert_same(values, found[0][0])
+        assert_same(indices, found[0][1])
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "im2col", "direct"])
+def test_the_maps_are_never_stored_whole(engine, algorithm):
+    """Peak extra memory: results apart, less than half of the full-resolution maps."""
+    if engine.backend == "reference":
+        pytest.skip("reference: it pools finished maps")
+    x, w, b = (
+        normals((1, 3, 224, 224), "float32", 1),
+        normals((32, 3, 3, 3), "float32", 2),
+        normals((32,), "float32", 3),
+    )
+    fc.conv2d_relu_max_pool2d(x, w, b, padding=1, algorithm=algorithm)  # compiles
+    fc.clear_workspaces()
+    tracemalloc.start()
+    try:
+        result = fc.conv2d_relu_max_pool2d(x, w, b, padding=1, algorithm=algorithm)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak - result.nbytes < 32 * 224 * 224 * 4 / 2
