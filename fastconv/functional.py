@@ -474,7 +474,7 @@ def conv2d_relu_max_pool2d(
         check_out(function, out, shape, dtype, (x, w, b))
     problem = plan.problem
     kernel_weight: np.ndarray = weight.packed_for(plan) if packed else ready(w, problem.weight_shape)
-    kernel_bias = NO_BIAS[dtype] if b is None else ready(b, b.shape)
+    kernel_bias: np.ndarray = NO_BIAS[dtype] if b is None else ready(b, b.shape)
     operands = (ready(x, problem.input_shape), kernel_weight, kernel_bias)
     direct = out is not None and kernel_ready(out)
     values = out.reshape(plan.output_shape) if direct else np.empty(plan.output_shape, dtype)  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ from common cimport (
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
-from fused_pool cimport max_pool_rows
+from fused_pool cimport max_pool_rows, pool_ring_size
 
 VL_FLOAT = _VL_FLOAT
 VL_DOUBLE = _VL_DOUBLE
@@ -719,7 +719,8 @@ cdef void pooled_rows(
         end = bottom
         for f in range(n_filters):
             max_pool_rows(rows + f * buffered * OW, begin, first, to, pooled + f * plane,
-                          indices + f * plane if indices != NULL else NULL, geometry)
+                          indices + f * plane if indices != NULL else NULL, rows + n_filters * buffered * OW, geometry,
+                          unused)
         first = to
 
 
@@ -795,7 +796,7 @@ cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     """Elements of workspace: a row of zeros, and with a fused pool each worker's rows of the convolution."""
     cdef Conv conv = forward(&geometry[0])
-    return conv.IW + n_workers * rows_of_worker(&conv)
+    return conv.IW + n_workers * (rows_of_worker(&conv) + pool_ring_size(&geometry[0]))
 
 
 def conv2d(
@@ -816,7 +817,7 @@ def conv2d(
     if conv.n_tasks == 0:
         return
     cdef:
-        Py_ssize_t task, slice = rows_of_worker(&conv)
+        Py_ssize_t task, slice = rows_of_worker(&conv) + pool_ring_size(&geometry[0])
         real* zeros = &workspace[0]
         const real* x = &input[0, 0, 0, 0] if conv.C else NULL
         const real* w = &weight[0, 0, 0, 0] if conv.C else NULL

@@ -19,12 +19,13 @@ from common cimport (
     GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp, fill, int64_t, real, vec, vd, vf, vmax, vmin,
 )
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
-from fused_pool cimport max_pool_rows
+from fused_pool cimport max_pool_rows, pool_ring_size
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
 cdef enum:
     _KC = 256
     MOST_PIXELS = 384          # of a block: a multiple of every NV * VL
+    MOST_POOLED = 4096         # of a block of rows that a pool reads, which a panel of filters must hold in cache
     FEW_TASKS = 8              # with fewer, filters are split into chunks as well
     CHUNK_FILTERS = 64         # the smallest chunk: a pixel's columns are packed again for each
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
@@ -36,9 +37,9 @@ cdef struct Blocking:
     Py_ssize_t ICG, OCG, T, K, OH, OW, P        # T taps of one channel; a flat 1x1 problem has one row of P pixels
     bint flat
     Py_ssize_t NB, blocks, pooled_rows          # pixels of a task, tasks of an image; rows of a fused pool per task
-    Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels
+    Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels, kept_panels
     Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input
-    Py_ssize_t copy_elements, b_elements, c_elements
+    Py_ssize_t copy_elements, b_elements, c_elements, ring_elements
 
 
 cdef Blocking blocking(const int64_t* geometry) noexcept nogil:
@@ -74,7 +75,9 @@ cdef Blocking blocking(const int64_t* geometry) noexcept nogil:
     b.pooled_rows = 0
     if geometry[GEO_POOL_KH] > 0:
         overlap = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
-        b.pooled_rows = max((2 * MOST_PIXELS // max(b.OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
+        # Rows that neighbours share are computed twice: more pixels where their columns are short
+        b.NB = max(2 * MOST_PIXELS, min(_KC * MOST_PIXELS // b.kc, MOST_POOLED))
+        b.pooled_rows = max((b.NB // max(b.OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
         b.blocks = ceil_div(geometry[GEO_POOL_OH], b.pooled_rows)
         b.NB = min(
             ((b.pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * b.OW, b.P
@@ -103,7 +106,10 @@ cdef Blocking blocking(const int64_t* geometry) noexcept nogil:
         b.channels = min(ceil_div(b.kc - 1, b.T) + 1, max(b.ICG, 1))
         b.copy_elements = b.channels * b.rows * b.row_width + VL_FLOAT
     b.b_elements = b.kc * b.NB + VL_FLOAT
-    b.c_elements = b.chunk_panels * _MR * b.NB if b.pooled_rows else 0
+    # Finished rows of one panel; sums of all panels where K comes in several blocks
+    b.kept_panels = 1 if b.k_blocks == 1 else b.chunk_panels
+    b.c_elements = b.kept_panels * _MR * b.NB if b.pooled_rows else 0
+    b.ring_elements = pool_ring_size(geometry)
     return b
 
 
@@ -479,7 +485,7 @@ def pack_weight(
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     """Elements of workspace: for each worker copied rows, the packed block, and the rows that a fused pool reads."""
     cdef Blocking b = blocking(&geometry[0])
-    return n_workers * (b.copy_elements + b.b_elements + b.c_elements)
+    return n_workers * (b.copy_elements + b.b_elements + b.c_elements + b.ring_elements)
 
 
 cdef void conv2d_task(
@@ -492,7 +498,7 @@ cdef void conv2d_task(
     real* output,                 # OUT
     real* pooled,                 # OUT
     int64_t* indices,             # OUT
-    real* scratch,                # copy_elements + b_elements + c_elements
+    real* scratch,                # copy_elements + b_elements + c_elements + ring_elements
     const Blocking* b,            # IN
     const int64_t* geometry,      # IN
     vec* unused,
@@ -502,7 +508,7 @@ cdef void conv2d_task(
         Py_ssize_t chunk = task % b.chunks, block = task // b.chunks % b.blocks
         Py_ssize_t g = task // b.chunks // b.blocks % G, n = task // b.chunks // b.blocks // G
         Py_ssize_t panel_from = chunk * b.chunk_panels, panel_to = min(panel_from + b.chunk_panels, b.panels)
-        Py_ssize_t p_from, pixels, ldc, k_block, k_from, kc, panel, j, q, i, filters, pooled_from, pooled_to, row_from
+        Py_ssize_t p_from, pixels, ldc, k_block, k_from, kc, panel, kept, j, q, i, filters, pooled_from, pooled_to, row_from
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
         const real* image = input + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
         const real* a
@@ -544,6 +550,7 @@ cdef void conv2d_task(
             pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels, unused)
         for panel in range(panel_from, panel_to):                                          # loop 2: filters
             filters = min(b.OCG - panel * _MR, _MR)
+            kept = panel - panel_from if b.kept_panels > 1 or not b.pooled_rows else 0
             a = packed + ((g * b.panels + panel) * b.K + k_from) * _MR
             shift = NULL
             if last:
@@ -552,7 +559,7 @@ cdef void conv2d_task(
                 shift = &shifts[0]
             for j in range(ceil_div(pixels, NR)):                                          # loop 3: pixels
                 q = j * NR
-                map = c + (panel - panel_from) * _MR * ldc + q
+                map = c + kept * _MR * ldc + q
                 if filters == _MR and q + NR <= pixels:
                     tile(a, b_block + q * kc, kc, map, ldc, accumulate, shift, low, high, _NV, unused)
                 elif filters == _MR and (pixels - q) % VL == 0:
@@ -566,11 +573,11 @@ cdef void conv2d_task(
                     )
             if last and b.pooled_rows:
                 for i in range(filters):
-                    map = c + ((panel - panel_from) * _MR + i) * ldc
+                    map = c + (kept * _MR + i) * ldc
                     q = ((n * G + g) * b.OCG + panel * _MR + i) * plane
                     max_pool_rows(
                         <const real*> map, row_from, pooled_from, pooled_to, pooled + q,
-                        indices + q if indices != NULL else NULL, geometry,
+                        indices + q if indices != NULL else NULL, c_block + b.c_elements, geometry, unused,
                     )
 
 
@@ -591,7 +598,7 @@ def conv2d(
     cdef:
         Blocking b = blocking(&geometry[0])
         Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_G] * b.blocks * b.chunks
-        Py_ssize_t per_worker = b.copy_elements + b.b_elements + b.c_elements
+        Py_ssize_t per_worker = b.copy_elements + b.b_elements + b.c_elements + b.ring_elements
         int64_t* where = (
             &indices[0, 0, 0, 0]
             if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3] else NULL

@@ -3,14 +3,30 @@
 Meaning: fastconv/_reference/_common.py, max_pool.
 """
 
-import numpy as np  # geometry names, as many a line as fit
-
-from fastconv._numba._jit import helper
-from fastconv._numba._simd import get, outlined, put
+from fastconv._numba._jit import helper, shared
+from fastconv._numba._max_pool import is_tiling, max_ring_size, max_rows, max_tiles
+from fastconv._numba._simd import itemsize, outlined
 from fastconv._problem import (
-    GEO_OH, GEO_OW, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
-    GEO_POOL_STRIDE_W,
+    GEO_OH, GEO_OW, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP,
+    GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W,
 )  # fmt: skip
+
+
+@shared
+def pool_geometry(geometry):
+    """The pool as a problem of its own, whose input is the convolution's map: GEOMETRY up to dil_w, as a tuple."""
+    none = 0 * geometry[GEO_OH]
+    return (
+        none, none, geometry[GEO_OH], geometry[GEO_OW], none, geometry[GEO_POOL_KH], geometry[GEO_POOL_KW],
+        geometry[GEO_POOL_OH], geometry[GEO_POOL_OW], none, geometry[GEO_POOL_STRIDE_H], geometry[GEO_POOL_STRIDE_W],
+        geometry[GEO_POOL_PAD_TOP], none, geometry[GEO_POOL_PAD_LEFT], none, none + 1, none + 1,
+    )  # fmt: skip
+
+
+@shared
+def pool_ring_size(geometry):
+    """Elements of the ring that `max_pool_rows` needs; 0 without a pool."""
+    return 0 if geometry[GEO_POOL_KH] == 0 else max_ring_size(pool_geometry(geometry))
 
 
 @helper
@@ -21,29 +37,15 @@ def max_pool_rows(
     pooled_to,
     pooled,  # OUT  (pool_OH, pool_OW), of which rows pooled_from .. pooled_to - 1 are written
     indices,  # OUT  the same, flat in the OH * OW plane; 0: none wanted
+    ring,  # TMP  pool_ring_size
     geometry,
     dtype,
 ):
     """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
     outlined()
-    OH, OW, POW = geometry[GEO_OH], geometry[GEO_OW], geometry[GEO_POOL_OW]
-    PKH, PKW = geometry[GEO_POOL_KH], geometry[GEO_POOL_KW]
-    stride_h, stride_w = geometry[GEO_POOL_STRIDE_H], geometry[GEO_POOL_STRIDE_W]
-    pad_top, pad_left = geometry[GEO_POOL_PAD_TOP], geometry[GEO_POOL_PAD_LEFT]
-    for ph in range(pooled_from, pooled_to):
-        row_from = max(ph * stride_h - pad_top, 0)
-        row_to = min(ph * stride_h - pad_top + PKH, OH)
-        for pw in range(POW):
-            column_from = max(pw * stride_w - pad_left, 0)
-            column_to = min(pw * stride_w - pad_left + PKW, OW)
-            best = dtype.type(-np.inf)
-            where = row_from * OW + column_from
-            for row in range(row_from, row_to):
-                for column in range(column_from, column_to):
-                    value = get(rows, (row - first_row) * OW + column, dtype)
-                    if value > best or (value != value and best == best):
-                        best = value
-                        where = row * OW + column
-            put(pooled, ph * POW + pw, best)
-            if indices != 0:
-                put(indices, ph * POW + pw, np.int64(where))
+    pool = pool_geometry(geometry)
+    map = rows - first_row * geometry[GEO_OW] * itemsize(dtype)
+    if is_tiling(pool):
+        max_tiles(map, pooled, indices, pooled_from, pooled_to, indices != 0, pool, dtype)
+    else:
+        max_rows(map, pooled, indices, ring, pooled_from, pooled_to, indices != 0, pool, dtype)

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import register_jitable
 
-from fastconv._numba._fused_pool import max_pool_rows
+from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, _call, _element, _pointer, _vector, _view, _with_python, address, broadcast, clear, copy, fma, get,
@@ -597,8 +597,9 @@ def pooled_rows(
         for f in range(n_filters):
             places = indices + f * plane * 8 if indices != 0 else 0
             max_pool_rows(
-                rows + f * buffered * OW * size, begin, first, to, pooled + f * plane * size, places, geometry, dtype
-            )
+                rows + f * buffered * OW * size, begin, first, to, pooled + f * plane * size, places,
+                rows + n_filters * buffered * OW * size, geometry, dtype,
+            )  # fmt: skip
         first = to
 
 
@@ -657,7 +658,7 @@ def conv2d_task(
     conv = forward(geometry)
     dtype = input.dtype
     zeros = address(workspace)
-    rows = zeros + (conv.IW + worker * rows_of_worker(conv)) * itemsize(dtype)
+    rows = zeros + (conv.IW + worker * (rows_of_worker(conv) + pool_ring_size(geometry))) * itemsize(dtype)
     shift = address(bias) if bias.size else 0
     places = address(indices) if indices.size else 0
     conv_units(
@@ -680,7 +681,7 @@ def plans(geometry):
 def conv2d_workspace(geometry, n_workers):
     """Elements of workspace: a row of zeros, and with a fused pool each worker's rows of the convolution."""
     conv = plans(geometry)[0]
-    return conv.IW + n_workers * rows_of_worker(conv)
+    return conv.IW + n_workers * (rows_of_worker(conv) + pool_ring_size(geometry.tolist()))
 
 
 def conv2d(input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):

@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from numba.extending import register_jitable
 
-from fastconv._numba._fused_pool import max_pool_rows
+from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, put,
@@ -38,6 +38,7 @@ MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
 # first.
 KC = 256
 MOST_PIXELS = 384  # of a block: a multiple of every NV * VL
+MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
 FEW_TASKS = 8  # with fewer, filters are split into chunks as well
 CHUNK_FILTERS = 64  # the smallest chunk: a pixel's columns are packed again for each
 MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
@@ -67,9 +68,9 @@ Blocking = namedtuple(
     "Blocking",
     "ICG OCG T K OH OW P "  # T taps of one channel; a flat 1x1 problem has one row of P pixels
     "flat NB blocks pooled_rows "  # pixels of a task, tasks of an image; rows of a fused pool per task
-    "kc k_blocks panels chunks chunk_panels "
+    "kc k_blocks panels chunks chunk_panels kept_panels "
     "phases phase_width row_width rows channels "  # of the copied input
-    "copy_elements b_elements c_elements",
+    "copy_elements b_elements c_elements ring_elements",
 )
 
 
@@ -105,7 +106,9 @@ def blocking(geometry):
     pooled_rows = 0
     if geometry[GEO_POOL_KH] > 0:
         overlap = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
-        pooled_rows = max((2 * MOST_PIXELS // max(OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
+        # Rows that neighbours share are computed twice: more pixels where their columns are short
+        NB = max(2 * MOST_PIXELS, min(KC * MOST_PIXELS // kc, MOST_POOLED))
+        pooled_rows = max((NB // max(OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
         blocks = ceil_div(geometry[GEO_POOL_OH], pooled_rows)
         NB = min(((pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * OW, P)
         NB = ceil_div(NB, NR) * NR
@@ -132,10 +135,13 @@ def blocking(geometry):
         channels = min(ceil_div(kc - 1, max(T, 1)) + 1, max(ICG, 1))
         copy_elements = channels * rows * row_width + VL_FLOAT
     b_elements = kc * NB + VL_FLOAT
-    c_elements = chunk_panels * MR * NB if pooled_rows > 0 else 0
+    # Finished rows of one panel; sums of all panels where K comes in several blocks
+    kept_panels = 1 if k_blocks == 1 else chunk_panels
+    c_elements = kept_panels * MR * NB if pooled_rows > 0 else 0
+    ring_elements = pool_ring_size(geometry)
     return Blocking(
-        ICG, OCG, T, K, OH, OW, P, flat, NB, blocks, pooled_rows, kc, k_blocks, panels, chunks, chunk_panels, phases,
-        phase_width, row_width, rows, channels, copy_elements, b_elements, c_elements,
+        ICG, OCG, T, K, OH, OW, P, flat, NB, blocks, pooled_rows, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, phases,
+        phase_width, row_width, rows, channels, copy_elements, b_elements, c_elements, ring_elements,
     )  # fmt: skip
 
 
@@ -518,7 +524,7 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
 def conv2d_workspace(geometry, n_workers):
     """Elements of workspace: for each worker the copied rows, the packed block, the rows that a fused pool reads."""
     b = plans(geometry)[0]
-    return n_workers * (b.copy_elements + b.b_elements + b.c_elements)
+    return n_workers * (b.copy_elements + b.b_elements + b.c_elements + b.ring_elements)
 
 
 @task
@@ -546,7 +552,7 @@ def conv2d_task(
     panel_to = min(panel_from + b.chunk_panels, b.panels)
     plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
     image = address(input) + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
-    copied = address(workspace) + worker * (b.copy_elements + b.b_elements + b.c_elements) * size
+    copied = address(workspace) + worker * (b.copy_elements + b.b_elements + b.c_elements + b.ring_elements) * size
     b_block = copied + b.copy_elements * size
     c_block = b_block + b.b_elements * size
     shifts = local(MR, dtype)
@@ -577,6 +583,7 @@ def conv2d_task(
             pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels, dtype)
         for panel in range(panel_from, panel_to):  # loop 2: filters
             filters = min(b.OCG - panel * MR, MR)
+            kept = panel - panel_from if b.kept_panels > 1 or b.pooled_rows == 0 else 0
             a = address(packed) + ((g * b.panels + panel) * b.K + k_from) * MR * size
             shift = 0
             if last:
@@ -585,7 +592,7 @@ def conv2d_task(
                 shift = address(shifts)
             for j in range(ceil_div(pixels, NR)):  # loop 3: pixels
                 q = j * NR
-                map = c + ((panel - panel_from) * MR * ldc + q) * size
+                map = c + (kept * MR * ldc + q) * size
                 panel_b = b_block + q * kc * size
                 if filters == MR and q + NR <= pixels:
                     tile_NV(a, panel_b, kc, map, ldc, accumulate, shift, low, high, dtype)
@@ -596,11 +603,12 @@ def conv2d_task(
                     edge_tile(a, panel_b, kc, map, ldc, accumulate, shift, low, high, filters, there, dtype)
             if last and b.pooled_rows > 0:
                 for i in range(filters):
-                    map = c + ((panel - panel_from) * MR + i) * ldc * size
+                    map = c + (kept * MR + i) * ldc * size
                     q = ((n * G + g) * b.OCG + panel * MR + i) * plane
                     max_pool_rows(
                         map, row_from, pooled_from, pooled_to, address(pooled) + q * size,
-                        address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0, geometry, dtype,
+                        address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0,
+                        c_block + b.c_elements * size, geometry, dtype,
                     )  # fmt: skip
 
 
