@@ -1,6 +1,6 @@
 """Plans: which algorithm computes a problem, made once and then called.
 
-The list below is ordered: of the algorithms that do not refuse, the cheapest by its own estimate is taken, the
+The list AUTOMATIC is ordered: of its algorithms that do not refuse, the cheapest by its own estimate is taken, the
 earlier one of equals. A plan depends on the problem, its dtype, the back end and its ISA, never on the number of
 threads.
 """
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from fastconv import _arena, _backends, _threads
-from fastconv._algorithms import OPS, Step, border, direct, im2col, pool
+from fastconv._algorithms import OPS, Step, border, direct, im2col, pool, winograd
 from fastconv._problem import ConvProblem, PoolProblem, choice
 
-ALGORITHMS: dict[str, Any] = {"im2col": im2col, "direct": direct}
+ALGORITHMS: dict[str, Any] = {"im2col": im2col, "direct": direct, "winograd": winograd, **winograd.FORCED}
+AUTOMATIC = ("im2col", "direct", "winograd")
 SMALL_WORK = 1_000_000  # multiply-adds: below about 50 us a second thread costs more than it brings
 SPARE_BYTES = 16 * 2**20  # workspace allowed to "auto" beside twice input and output
 
@@ -94,6 +95,8 @@ class Plan:
             "for packed weights",
             f"  threads    {self._workers()}",
         ]
+        if self._step.detail:
+            lines.append(f"  {self._step.detail}")
         lines += [f"  not {name}: {reason}" for name, reason in self._refusals.items()]
         return "\n".join(lines)
 
@@ -102,16 +105,25 @@ class Plan:
         return f"<Plan {self.op} {self.algorithm} {where} {self.problem}>"
 
 
-def plan_conv2d(problem: ConvProblem, algorithm: str = "auto", backend: str = "auto", *, op: str = "forward") -> Plan:
+def plan_conv2d(
+    problem: ConvProblem,
+    algorithm: str = "auto",
+    backend: str = "auto",
+    *,
+    op: str = "forward",
+    packed: bool = False,
+) -> Plan:
     """Choose how to compute a convolution or one of its gradients.
 
     Parameters
     ----------
     problem : ConvProblem
-    algorithm : {"auto", "im2col", "direct"}
-        A name forces that algorithm, and raises its reason if it refuses.
+    algorithm : {"auto", "im2col", "direct", "winograd", "winograd_f2", "winograd_f4", "winograd_f6"}
+        A name forces that algorithm, and raises its reason if it refuses. "winograd" chooses its tile itself.
     backend : {"auto", "cython", "numba", "reference"}
     op : {"forward", "grad_input", "grad_weight"}
+    packed : bool
+        Choose for a caller who has packed the weight: estimates leave packing out.
 
     Returns
     -------
@@ -135,14 +147,15 @@ def plan_conv2d(problem: ConvProblem, algorithm: str = "auto", backend: str = "a
     choice("plan_conv2d", "algorithm", algorithm, ("auto", *ALGORITHMS))
     k = _backends.resolve(backend)
     inner = problem if problem.padding_mode == "zeros" else problem.without_border()
-    reasons = {name: module.refusal(inner, op) for name, module in ALGORITHMS.items()}
+    reasons = {name: ALGORITHMS[name].refusal(inner, op) for name in AUTOMATIC}
     if algorithm != "auto":
-        if reasons[algorithm]:
-            raise ValueError(f"{algorithm}: {reasons[algorithm]}")
+        reason = ALGORITHMS[algorithm].refusal(inner, op)
+        if reason:
+            raise ValueError(f"{algorithm}: {reason}")
         others = {name: reason or "not asked for" for name, reason in reasons.items() if name != algorithm}
         return Plan(problem, op, algorithm, k, _make(k, problem, op, algorithm), others)
     refusals = {name: reason for name, reason in reasons.items() if reason}
-    costs = {name: ALGORITHMS[name].cost(inner, op) for name, reason in reasons.items() if not reason}
+    costs = {name: ALGORITHMS[name].cost(inner, op, packed=packed) for name, reason in reasons.items() if not reason}
     plan = None
     order = sorted(costs, key=costs.__getitem__)
     for name in order:

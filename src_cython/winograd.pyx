@@ -25,7 +25,7 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
     GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, VL_FLOAT, ceil_div, clamp,
-    fill, int64_t, real, vd, vec, vf, vmax, vmin, vset_d, vset_f,
+    fill, int64_t, prefetch, real, vd, vec, vf, vmax, vmin, vset_d, vset_f,
 )
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows
@@ -545,6 +545,7 @@ cdef inline void tile(
     Py_ssize_t blocks,
     Py_ssize_t step,
     Py_ssize_t depth,           # VL, as a variable: GCC must not unroll, it would spill
+    Py_ssize_t ahead,           # from a panel of u to the next, fetched meanwhile
     real* c,                    # OUT  [tile][NV * VL]
     int rows,                   # tiles, and
     int nv,                     # vectors of filters: constants at each call, so that GCC keeps acc in registers
@@ -568,6 +569,7 @@ cdef inline void tile(
                 fill(&cell, v[i * VL + k])
                 for j in range(nv):
                     acc[i][j] = acc[i][j] + cell * x[j]
+            prefetch(u + ahead)
             u += _NV * VL
         v += step
     for i in range(rows):
@@ -576,26 +578,26 @@ cdef inline void tile(
 
 
 cdef inline void tile_rows(
-    const real* v, const real* u, Py_ssize_t blocks, Py_ssize_t step, Py_ssize_t depth, real* c, Py_ssize_t rows, int nv,
-    vec* unused,
+    const real* v, const real* u, Py_ssize_t blocks, Py_ssize_t step, Py_ssize_t depth, Py_ssize_t ahead, real* c,
+    Py_ssize_t rows, int nv, vec* unused,
 ) noexcept nogil:
     """`tile` with the number of tiles as a constant."""
     if rows == _MR:
-        tile(v, u, blocks, step, depth, c, _MR, nv, unused)
+        tile(v, u, blocks, step, depth, ahead, c, _MR, nv, unused)
     elif rows == 1:
-        tile(v, u, blocks, step, depth, c, 1, nv, unused)
+        tile(v, u, blocks, step, depth, ahead, c, 1, nv, unused)
     elif rows == 2:
-        tile(v, u, blocks, step, depth, c, 2, nv, unused)
+        tile(v, u, blocks, step, depth, ahead, c, 2, nv, unused)
     elif rows == 3:
-        tile(v, u, blocks, step, depth, c, 3, nv, unused)
+        tile(v, u, blocks, step, depth, ahead, c, 3, nv, unused)
     elif rows == 4:
-        tile(v, u, blocks, step, depth, c, 4, nv, unused)
+        tile(v, u, blocks, step, depth, ahead, c, 4, nv, unused)
     elif rows == 5:
-        tile(v, u, blocks, step, depth, c, 5, nv, unused)
+        tile(v, u, blocks, step, depth, ahead, c, 5, nv, unused)
     elif _MR > 6 and rows == 6:
-        tile(v, u, blocks, step, depth, c, min(6, _MR), nv, unused)
+        tile(v, u, blocks, step, depth, ahead, c, min(6, _MR), nv, unused)
     elif _MR > 7:
-        tile(v, u, blocks, step, depth, c, min(7, _MR), nv, unused)
+        tile(v, u, blocks, step, depth, ahead, c, min(7, _MR), nv, unused)
 
 
 cdef void multiply(
@@ -611,7 +613,7 @@ cdef void multiply(
     # Tiles in groups of nearly equal size: all have accumulators enough.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, groups = ceil_div(tiles, _MR), panel, group, t, rows
-        Py_ssize_t nv, step = b.tiles * VL
+        Py_ssize_t nv, step = b.tiles * VL, ahead = b.channel_blocks * VL * NR
         const real* filters
         real* target
     for panel in range(panel_from, panel_to):                                              # loop 3: filters
@@ -622,11 +624,11 @@ cdef void multiply(
         for group in range(groups):                                                        # loop 4: tiles
             rows = tiles // groups + (group < tiles % groups)
             if nv == 1:
-                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, target + t * NR, rows, 1, unused)
+                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, ahead, target + t * NR, rows, 1, unused)
             elif nv == 2:
-                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, target + t * NR, rows, 2, unused)
+                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, ahead, target + t * NR, rows, 2, unused)
             else:
-                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, target + t * NR, rows, _NV, unused)
+                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, ahead, target + t * NR, rows, _NV, unused)
             t += rows
 
 

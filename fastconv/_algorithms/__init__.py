@@ -1,5 +1,8 @@
 """How kernels combine. Each file: refusal(problem, op) -> None or the reason, cost(problem, op), a maker per operation.
 
+``cost(..., packed=True)`` leaves out packing the weight: what a caller pays who has packed it before. A file that packs
+also has packed_size, pack, and forward_packed, whose step takes the packed array in place of the weight.
+
 A maker takes a kernel table and a problem and gives a `Step`: what to run and how much workspace it needs. Nothing here
 knows which back end ``k`` is.
 """
@@ -28,6 +31,7 @@ class Step:
     run: Callable[..., None]
     workspace: Callable[[int], int]
     packed_elements: int = 0  # the part of the workspace that holds weights packed by the call
+    detail: str = ""  # what `explain` adds
 
 
 def kernel_workspace(k: Any, stem: str, kernel: str, geometry: np.ndarray) -> Callable[[int], int]:

@@ -16,7 +16,6 @@ A tile that comes out with a value that is not finite is computed again as a sum
 where the definition puts them. Extents as in ``direct``; ``packed`` is 1-D of ``packed_weight_size`` elements.
 """
 
-import functools
 from fractions import Fraction
 
 import numpy as np
@@ -42,14 +41,15 @@ def _matrices(tile):
     a_t = [[*(p**i for p in points), Fraction(i == tile - 1)] for i in range(tile)]
     g = []
     for p, rest in zip(points, others, strict=True):
-        scale = functools.reduce(lambda product, other: product * (p - other), rest, Fraction(1))
+        scale = Fraction(1)
+        for other in rest:
+            scale *= p - other
         g.append([p**k / scale for k in range(3)])
     g.append([Fraction(0), Fraction(0), Fraction(1)])
     b_t = [[*monic(rest), Fraction(0)] for rest in others] + [monic(points)]
     return a_t, g, b_t
 
 
-@functools.cache
 def _arrays(tile, dtype):
     return tuple(np.array([[float(cell) for cell in row] for row in matrix], dtype) for matrix in _matrices(tile))
 
