@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
-NO_BIAS = {"float32": np.empty(0, FLOAT32), "float64": np.empty(0, FLOAT64)}
+NO_BIAS: dict[str, np.ndarray] = {"float32": np.empty(0, FLOAT32), "float64": np.empty(0, FLOAT64)}
 CPU_DEVICES = (1, 3)  # DLPack: kDLCPU, kDLCUDAHost
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from fastconv import _threads
 
 BACKENDS = ("cython", "numba", "reference")  # in order of preference
-STEMS = ("pad", "im2col", "direct", "pool")
+STEMS = ("pad", "im2col", "direct", "winograd", "pool")
 ISAS = ("baseline", "x86_64_v3", "x86_64_v4")  # ascending; the Cython back end is compiled once for each
 
 _local = threading.local()

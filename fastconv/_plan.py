@@ -1,7 +1,7 @@
 """Plans: which algorithm computes a problem, made once and then called.
 
-The list below is ordered: of the algorithms that do not refuse, the cheapest is taken, the earlier one of equals: by
-what `tune` measured where it did, else by each algorithm's own estimate. A plan depends on the problem, its dtype, the
+The list AUTOMATIC is ordered: of its algorithms that do not refuse, the cheapest is taken, the earlier one of equals:
+by what `tune` measured where it did, else by each algorithm's own estimate. A plan depends on the problem, its dtype, the
 back end and its ISA, whether the weight is packed beforehand, and what was tuned; never on the number of threads.
 
 **Cost model.** An estimate is in nanoseconds on one thread of a 3 GHz core with AVX2: multiply-adds as the algorithm
@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from fastconv import _arena, _backends, _threads, _tuned
-from fastconv._algorithms import NO_INDICES, OPS, Step, border, direct, im2col, pool
+from fastconv._algorithms import NO_INDICES, OPS, Step, border, direct, im2col, pool, winograd
 from fastconv._problem import ConvProblem, PoolProblem, choice
 
-ALGORITHMS: dict[str, Any] = {"im2col": im2col, "direct": direct}
+ALGORITHMS: dict[str, Any] = {"im2col": im2col, "direct": direct, "winograd": winograd, **winograd.FORCED}
+AUTOMATIC = ("im2col", "direct", "winograd")
 SMALL_WORK = 1_000_000  # multiply-adds: below about 50 us a second thread costs more than it brings
 SPARE_BYTES = 16 * 2**20  # workspace allowed to "auto" beside twice input and output
 
@@ -120,7 +121,7 @@ class Plan:
         if not size:
             return weight
         packed = _arena.aligned_empty(size * self._dtype.itemsize).view(self._dtype)
-        module.pack(self._kernels, problem, weight, packed)
+        module.pack(self._kernels, problem, weight, packed, self._workers())
         packed.flags.writeable = False
         return packed
 
@@ -134,6 +135,8 @@ class Plan:
             "for packed weights",
             f"  threads    {self._workers()}",
         ]
+        if self._step.detail:
+            lines.append(f"  {self._step.detail}")
         lines += [f"  not {name}: {reason}" for name, reason in self._notes.items()]
         return "\n".join(lines)
 
@@ -155,8 +158,8 @@ def plan_conv2d(
     Parameters
     ----------
     problem : ConvProblem
-    algorithm : {"auto", "im2col", "direct"}
-        A name forces that algorithm, and raises its reason if it refuses.
+    algorithm : {"auto", "im2col", "direct", "winograd", "winograd_f2", "winograd_f4", "winograd_f6"}
+        A name forces that algorithm, and raises its reason if it refuses. "winograd" chooses its tile itself.
     backend : {"auto", "cython", "numba", "reference"}
     op : {"forward", "grad_input", "grad_weight"}
     packed : bool
@@ -186,14 +189,15 @@ def plan_conv2d(
         raise ValueError(f"plan_conv2d: packed with op {op!r}: only the forward reads a packed weight")
     k = _backends.resolve(backend)
     inner = problem if problem.padding_mode == "zeros" else problem.without_border()
-    reasons = {name: module.refusal(inner, op) for name, module in ALGORITHMS.items()}
+    reasons = {name: ALGORITHMS[name].refusal(inner, op) for name in AUTOMATIC}
     if algorithm != "auto":
-        if reasons[algorithm]:
-            raise ValueError(f"{algorithm}: {reasons[algorithm]}")
+        reason = ALGORITHMS[algorithm].refusal(inner, op)
+        if reason:
+            raise ValueError(f"{algorithm}: {reason}")
         others = {name: reason or "not asked for" for name, reason in reasons.items() if name != algorithm}
         return Plan(problem, op, algorithm, k, _make(k, problem, op, algorithm, packed), others, packed)
     refusals = {name: reason for name, reason in reasons.items() if reason}
-    costs = {name: ALGORITHMS[name].cost(inner, op, packed) for name, reason in reasons.items() if not reason}
+    costs = {name: ALGORITHMS[name].cost(inner, op, packed=packed) for name, reason in reasons.items() if not reason}
     how, measured = "estimated", _tuned.lookup(_tuned_key(problem, op, packed, k))
     if measured and measured.keys() >= costs.keys():
         how, costs = "measured", {name: measured[name] for name in costs}
@@ -293,8 +297,8 @@ def tune(
     x, w, g = (draw(shape) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape))
     plans = {
         name: plan_conv2d(problem, name, backend, op=op, packed=packed)
-        for name, module in ALGORITHMS.items()
-        if module.refusal(inner, op) is None
+        for name in AUTOMATIC
+        if ALGORITHMS[name].refusal(inner, op) is None
     }
     nanoseconds = {}
     for name, plan in plans.items():

@@ -1,4 +1,5 @@
-"""Checks that every convolution family passes, at kernel level: `test_direct` and `test_im2col` run them."""
+"""Checks that every convolution family passes, at kernel level: `test_direct`, `test_im2col` and
+`test_winograd` run them."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from tolerance import ZERO_MEAN, assert_same, assert_within, bound, conv_chain, 
 NO_ARRAY = (0, 0, 0, 0)
 
 
-def pool_geometry(problem, kernel, stride, pads=(0, 0), accumulate=False):
+def pool_geometry(problem, kernel, stride, pads=(0, 0), accumulate=False, tile=0):
     """The geometry vector of a convolution with a max-pool behind it, and the pooled extents."""
-    fields = dict(zip(_problem.GEOMETRY, problem.geometry(accumulate=accumulate).tolist(), strict=True))
+    fields = dict(zip(_problem.GEOMETRY, problem.geometry(accumulate=accumulate, tile=tile).tolist(), strict=True))
     extents = tuple(
         oracle.pool_extent((problem.OH, problem.OW)[a], kernel[a], stride[a], pads[a], pads[a], 1, False)
         for a in (0, 1)
@@ -31,29 +32,29 @@ def pool_geometry(problem, kernel, stride, pads=(0, 0), accumulate=False):
     return geometry, extents
 
 
-def weight_of(engine, stem, w, problem, n_threads=1):
-    """The weight as the family's conv2d reads it: packed for im2col."""
-    if stem != "im2col":
+def weight_of(engine, stem, w, problem, n_threads=1, tile=0):
+    """The weight as the family's conv2d reads it: packed for im2col and winograd."""
+    if stem not in ("im2col", "winograd"):
         return w
-    geometry = problem.geometry()
-    packed = Guarded((int(engine.k.im2col.packed_weight_size(geometry)),), w.dtype)
-    engine.run("im2col", "pack_weight", w, packed.array, geometry=geometry, n_threads=n_threads)
+    geometry = problem.geometry(tile=tile)
+    packed = Guarded((int(getattr(engine.k, stem).packed_weight_size(geometry)),), w.dtype)
+    engine.run(stem, "pack_weight", w, packed.array, geometry=geometry, n_threads=n_threads)
     packed.check(f"{engine.name} pack_weight")
     packed.array.flags.writeable = False
     return packed.array
 
 
-def conv2d(engine, stem, problem, x, w, bias=None, start=None, clamp=(-math.inf, math.inf), n_threads=1):
-    """One call of a family's conv2d; ``start`` is what accumulate adds to."""
+def conv2d(engine, stem, problem, x, w, bias=None, start=None, clamp=(-math.inf, math.inf), n_threads=1, tile=0):
+    """One call of a family's conv2d; ``start`` is what accumulate adds to, ``tile`` is Winograd's."""
     dtype = x.dtype
     out = Guarded(problem.output_shape, dtype)
     if start is not None:
         out.array[...] = start
-    weight = weight_of(engine, stem, w, problem, n_threads)
+    weight = weight_of(engine, stem, w, problem, n_threads, tile)
     engine.run(
         stem, "conv2d", x, weight, np.zeros(0, dtype) if bias is None else bias, *clamp, out.array,
         np.zeros(NO_ARRAY, dtype), np.zeros(NO_ARRAY, np.int64),
-        geometry=problem.geometry(accumulate=start is not None), n_threads=n_threads,
+        geometry=problem.geometry(accumulate=start is not None, tile=tile), n_threads=n_threads,
     )  # fmt: skip
     out.check(f"{engine.name} {stem}.conv2d")
     return out.array
@@ -122,7 +123,7 @@ def check_any(engine, stem, case):
         assert_same(actual, exact[name].astype("float32"), f"{engine.name} {stem}.{kernel} {case}")
 
 
-def check_epilogue(engine, stem, case, dtype):
+def check_forward_epilogue(engine, stem, case, dtype, tile=0):
     """out = clamp((accumulate ? out : 0) + conv + bias, low, high), for every combination."""
     problem, data = case.problem(dtype), solved(case, dtype, "integers")
     start = integers(problem.output_shape, dtype, 7, 20)
@@ -130,10 +131,15 @@ def check_epilogue(engine, stem, case, dtype):
         for bias in (None, data["bias"]):
             for before in (None, start):
                 exact = data["conv"] + (0 if bias is None else bias[:, None, None]) + (0 if before is None else before)
-                actual = conv2d(engine, stem, problem, data["x"], data["w"], bias, before, clamp)
+                actual = conv2d(engine, stem, problem, data["x"], data["w"], bias, before, clamp, tile=tile)
                 what = f"{engine.name} {stem}.conv2d clamp {clamp} bias {bias is not None} add {before is not None}"
                 assert_same(actual, np.clip(exact, *clamp).astype(dtype), what)
 
+
+def check_epilogue(engine, stem, case, dtype):
+    """The same for the gradients too."""
+    check_forward_epilogue(engine, stem, case, dtype)
+    problem, data = case.problem(dtype), solved(case, dtype, "integers")
     start = integers(problem.input_shape, dtype, 8, 20)
     bias = integers((problem.IC,), dtype, 9)
     for clamp in ((-math.inf, math.inf), (0.0, 6.0)):
@@ -160,14 +166,14 @@ def check_epilogue_rounding(engine, stem, case, dtype):
     assert_within(actual, exact, bound(chain, sizes, dtype, terms, extra=2), f"{engine.name} {stem}.conv2d epilogue")
 
 
-def check_fused_pool(engine, stem, case, dtype, kernel, stride, pads=(0, 0), with_indices=True):
+def check_fused_pool(engine, stem, case, dtype, kernel, stride, pads=(0, 0), with_indices=True, tile=0):
     """The pooled result and its indices are those of pooling the finished convolution."""
     problem, data = case.problem(dtype), solved(case, dtype, "integers")
-    geometry, extents = pool_geometry(problem, kernel, stride, pads)
+    geometry, extents = pool_geometry(problem, kernel, stride, pads, tile=tile)
     shape = (problem.N, problem.OC, *extents)
     pooled = Guarded(shape, dtype)
     indices = Guarded(shape if with_indices else NO_ARRAY, np.int64)
-    weight = weight_of(engine, stem, data["w"], problem)
+    weight = weight_of(engine, stem, data["w"], problem, tile=tile)
     engine.run(
         stem, "conv2d", data["x"], weight, data["bias"], 0.0, math.inf, np.zeros(NO_ARRAY, dtype), pooled.array,
         indices.array, geometry=geometry,

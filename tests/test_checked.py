@@ -52,6 +52,13 @@ for name in CONVS:
                     except (AssertionError, IndexError) as error:
                         wrong.append(f"{stem}.{kernel} {name} {dtype}: {type(error).__name__} {error}")
 assert not wrong, chr(10).join(wrong)
+for name in ("same-3x3", "crop", "groups-7-filters", "rows-17", "batch-empty", "no-channels", "no-filters"):
+    for dtype in ("float32", "float64"):
+        data, problem = solved(BY_NAME[name], dtype, "integers"), BY_NAME[name].problem(dtype)
+        actual = convolution.conv2d(engine, "winograd", problem, data["x"], data["w"], data["bias"], tile=2)
+        assert_same(actual, (data["conv"] + data["bias"][:, None, None]).astype(dtype), f"winograd {name}")
+        count += 1
+convolution.check_fused_pool(engine, "winograd", BY_NAME["same-3x3"], "float32", (3, 2), (2, 1), (1, 0), True, 2)
 for stem in ("direct", "im2col"):
     for indices in (True, False):
         convolution.check_fused_pool(engine, stem, BY_NAME["same-3x3"], "float32", (3, 2), (2, 1), (1, 0), indices)

@@ -84,6 +84,7 @@ def test_the_reference_has_every_kernel():
             ]
         ),
         "direct": ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"],
+        "winograd": sorted(["packed_weight_size", "pack_weight", "conv2d"]),
         "pool": sorted(
             [
                 "max_pool2d",
@@ -141,7 +142,7 @@ def test_no_extra_kernels(engine):
 def test_workspaces_are_sizes(engine):
     """<kernel>_workspace(geometry, n_workers) is named after a kernel, takes just this, and gives a size."""
     problem = _problem.ConvProblem.from_args("test", (2, 3, 7, 8), (5, 3, 3, 3), "float32", padding=1)
-    geometry = problem.geometry()
+    geometry = problem.geometry(tile=4)
     for stem, names in KERNELS.items():
         module = getattr(engine.k, stem)
         for name in (name for name in vars(module) if name.endswith("_workspace") and not name.startswith("_")):
@@ -214,7 +215,7 @@ def test_geometry_vector():
         "N": 2, "IC": 6, "IH": 17, "IW": 19, "OC": 4, "KH": 3, "KW": 5, "OH": 6, "OW": 5, "G": 2, "stride_h": 2,
         "stride_w": 3, "pad_top": 1, "pad_bottom": 2, "pad_left": 3, "pad_right": -4, "dil_h": 4, "dil_w": 1,
         "accumulate": 1, "pad_mode": 0, "count_include_pad": 0, "divisor": 0, "pool_KH": 0, "pool_KW": 0, "pool_OH": 0,
-        "pool_OW": 0, "pool_stride_h": 0, "pool_stride_w": 0, "pool_pad_top": 0, "pool_pad_left": 0,
+        "pool_OW": 0, "pool_stride_h": 0, "pool_stride_w": 0, "pool_pad_top": 0, "pool_pad_left": 0, "tile": 0,
     }  # fmt: skip
     assert {name: named[name] for name in expected} == expected
     assert not any(value for name, value in named.items() if name not in expected), (
@@ -286,7 +287,7 @@ def test_imports_go_one_way():
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_reference_imports_numpy_alone():
+def test_the_reference_imports_numpy_alone():  # and exact fractions, from which Winograd's matrices follow
     for path in (PACKAGE / "_reference").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
@@ -296,7 +297,7 @@ def test_the_reference_imports_numpy_alone():
                 names = [node.module]
             for name in names:
                 ours = name in ("fastconv._problem", "fastconv._reference._common")
-                assert name in ("numpy", "__future__") or ours, f"{path.name} imports {name}"
+                assert name in ("numpy", "fractions", "__future__") or ours, f"{path.name} imports {name}"
 
 
 def test_only_the_dispatch_table_names_back_ends():

@@ -34,6 +34,9 @@ def test_a_packed_weight_gives_the_exact_result(engine, name, algorithm):
     for packed in (lazy, eager):
         for _ in range(2):
             actual = fc.conv2d(data["x"], packed, **arguments(case), algorithm=algorithm)
+            if algorithm.startswith("winograd"):  # it rounds
+                np.testing.assert_allclose(actual, data["conv"], rtol=0, atol=1e-5 * np.abs(data["conv"]).max())
+                continue
             assert_same(actual, data["conv"].astype("float32"), f"{engine.name} {algorithm} packed")
 
 

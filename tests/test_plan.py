@@ -35,9 +35,12 @@ def layer(N, IC, H, W, OC, KH, KW, stride, padding, dilation, groups):
 
 
 def test_the_list_of_algorithms():
-    assert list(_plan.ALGORITHMS) == ["im2col", "direct"]
-    for module in _plan.ALGORITHMS.values():
-        for name in ("refusal", "cost", *OPS):
+    forced = ["winograd_f2", "winograd_f4", "winograd_f6"]
+    assert list(_plan.ALGORITHMS) == [*_plan.AUTOMATIC, *forced]
+    assert _plan.AUTOMATIC == ("im2col", "direct", "winograd")
+    for algorithm, module in _plan.ALGORITHMS.items():
+        ops = OPS if algorithm in ("im2col", "direct") else OPS[:2]
+        for name in ("refusal", "cost", *ops):
             assert callable(getattr(module, name)), name
 
 
@@ -90,8 +93,8 @@ def test_auto_always_finds_one(case, op):
 def test_auto_takes_the_cheapest_of_those_that_do_not_refuse(monkeypatch):
     problem = BY_NAME["article"].problem()
     for cheap, dear, name in ((direct, im2col, "direct"), (im2col, direct, "im2col")):
-        monkeypatch.setattr(cheap, "cost", lambda *arguments: 1.0)
-        monkeypatch.setattr(dear, "cost", lambda *arguments: 2.0)
+        monkeypatch.setattr(cheap, "cost", lambda problem, op, packed: 1.0)
+        monkeypatch.setattr(dear, "cost", lambda problem, op, packed: 2.0)
         plan = fc.plan_conv2d(problem, backend="reference")
         assert plan.algorithm == name
         assert f"not {'direct' if name == 'im2col' else 'im2col'}: estimated 0.0 us" in plan.explain()
@@ -104,7 +107,7 @@ def test_auto_takes_the_cheapest_of_those_that_do_not_refuse(monkeypatch):
 
 def test_of_equals_the_first_of_the_list_wins(monkeypatch):
     for module in (direct, im2col):
-        monkeypatch.setattr(module, "cost", lambda *arguments: 1.0)
+        monkeypatch.setattr(module, "cost", lambda problem, op, packed: 1.0)
     assert fc.plan_conv2d(BY_NAME["article"].problem(), backend="reference").algorithm == "im2col"
 
 
@@ -135,16 +138,20 @@ def test_a_forced_algorithm_that_refuses_raises_its_reason(function, name, monke
 def test_explain(engine):
     problem = layer(1, 64, 56, 56, 64, 3, 3, 1, 1, 1, 1)
     for op in OPS:
-        for algorithm in ("auto", "im2col", "direct"):
+        for algorithm in ("auto", "im2col", "direct", "winograd", "winograd_f2"):
+            if op == "grad_weight" and algorithm.startswith("winograd"):
+                continue
             plan = fc.plan_conv2d(problem, algorithm, op=op)
             text = plan.explain()
             assert text.startswith(f"{op} of ConvProblem(N=1, IC=64,")
             assert f"algorithm  {plan.algorithm}" in text and engine.backend in text and (engine.isa or "") in text
             assert f"workspace  {plan.workspace_bytes} bytes" in text
-            other = {"im2col": "direct", "direct": "im2col"}[plan.algorithm]
-            assert f"not {other}: " in text
+            for other in {*_plan.AUTOMATIC} - {plan.algorithm}:
+                assert f"not {other}: " in text
             assert ("not asked for" in text) == (algorithm != "auto")
             assert plan.algorithm in repr(plan) and op in repr(plan)
+            tile = {"winograd": "tile       4 x 4", "winograd_f2": "tile       2 x 2"}.get(plan.algorithm)
+            assert ("tile" in text) == (tile is not None) and (tile is None or tile in text)
 
 
 def test_large_plans_use_the_threads_there_are(engine):
@@ -157,6 +164,39 @@ def test_large_plans_use_the_threads_there_are(engine):
         plan._parallel, plan._run = True, lambda *arguments: seen.append(arguments[-1])
         plan(np.zeros(plan.problem.input_shape, "float32"), np.zeros(plan.problem.weight_shape, "float32"), None)
     assert seen == [3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "packed", "chosen"),
+    [
+        ((1, 64, 56, 56, 64, 3, 3, 1, 1, 1, 1), False, "winograd 4"),
+        ((1, 128, 28, 28, 128, 3, 3, 1, 1, 1, 1), False, "winograd 4"),
+        ((1, 256, 56, 56, 256, 3, 3, 1, 1, 1, 1), False, "winograd 4"),
+        ((1, 64, 224, 224, 64, 3, 3, 1, 1, 1, 1), False, "winograd 4"),
+        ((1, 512, 14, 14, 512, 3, 3, 1, 1, 1, 1), False, "winograd 2"),
+        ((1, 512, 7, 7, 512, 3, 3, 1, 1, 1, 1), False, "im2col"),
+        ((1, 512, 7, 7, 512, 3, 3, 1, 1, 1, 1), True, "winograd"),
+        ((8, 512, 7, 7, 512, 3, 3, 1, 1, 1, 1), False, "winograd 4"),
+        ((1, 3, 224, 224, 64, 3, 3, 1, 1, 1, 1), False, "im2col"),
+        ((1, 32, 112, 112, 32, 3, 3, 1, 1, 1, 32), False, "direct"),
+        ((1, 64, 56, 56, 64, 3, 3, 2, 1, 1, 1), True, "im2col"),
+    ],
+)
+def test_what_auto_takes(shape, packed, chosen):
+    """Winograd where its call is faster, the transform of the weight included unless the caller has packed it."""
+    plan = fc.plan_conv2d(layer(*shape), backend="reference", packed=packed)
+    name, _, tile = chosen.partition(" ")
+    assert plan.algorithm == name
+    if not packed:
+        assert plan._step.detail == (f"tile       {tile} x {tile}" if tile else "")
+
+
+def test_estimates_leave_out_what_a_caller_has_packed():
+    problem = layer(*LAYERS[4])
+    for name, module in _plan.ALGORITHMS.items():
+        for op in OPS[:2]:
+            with_packing, without = (module.cost(problem, op, packed=packed) for packed in (False, True))
+            assert without < with_packing or name == "direct" and without == with_packing
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -175,7 +215,7 @@ def test_workspace_stays_in_bounds(engine, shape, op):
 
 def test_auto_refuses_a_plan_with_too_much_workspace(engine, monkeypatch):
     problem = layer(1, 64, 56, 56, 64, 3, 3, 1, 1, 1, 1)
-    monkeypatch.setattr(im2col, "cost", lambda *arguments: 1.0)
+    monkeypatch.setattr(im2col, "cost", lambda problem, op, packed: 1.0)
     assert fc.plan_conv2d(problem).algorithm == "im2col"
     monkeypatch.setattr(_plan, "SPARE_BYTES", -(2**40))
     plan = fc.plan_conv2d(problem)

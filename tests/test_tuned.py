@@ -36,7 +36,7 @@ def forget(monkeypatch):
 def times_for(problem, winner):
     """A measurement in which ``winner`` is the fastest."""
     key = _plan._tuned_key(problem, "forward", False, fc._backends.kernels("reference"))
-    names = [name for name, module in _plan.ALGORITHMS.items() if module.refusal(problem, "forward") is None]
+    names = [name for name in _plan.AUTOMATIC if _plan.ALGORITHMS[name].refusal(problem, "forward") is None]
     return key, {name: 10.0 if name == winner else 20.0 for name in names}
 
 
@@ -45,7 +45,7 @@ def test_tune_measures_every_algorithm_and_keeps_the_fastest(engine, folder, mon
     (machine,) = (data := json.loads((folder / "tuned.json").read_text())["machines"])
     ((key, times),) = data[machine].items()
     assert fc.__version__ in machine and engine.backend in key and (engine.isa or "-") in key
-    assert set(times) == {name for name, module in _plan.ALGORITHMS.items() if not module.refusal(PROBLEM, "forward")}
+    assert set(times) == {name for name in _plan.AUTOMATIC if not _plan.ALGORITHMS[name].refusal(PROBLEM, "forward")}
     assert plan.algorithm == min(times, key=times.get)
     assert "measured" in plan.explain()
     forget(monkeypatch)

@@ -5,7 +5,7 @@ knows which back end ``k`` is.
 
 ``forward_packed`` makes the step that reads a weight packed beforehand by ``pack``, an array of ``packed_size`` elements;
 0 of them mean that the weight is read as it stands. ``packed_layout`` names all that the layout depends on beside the
-weight's shape, the groups and the kernels.
+weight's shape, the groups and the kernels; ``cost(..., packed=True)`` leaves packing out.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Step:
     run: Callable[..., None]
     workspace: Callable[[int], int]
     packed_elements: int = 0  # the part of the workspace that holds weights packed by the call
+    detail: str = ""  # what `explain` adds
 
 
 def convolution(kernel: Callable[..., None], problem: Any, geometry: np.ndarray) -> Callable[..., None]:

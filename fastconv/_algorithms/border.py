@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastconv._algorithms import Step
@@ -28,4 +29,4 @@ def around(k: Any, problem: ConvProblem, op: str, make: Callable[[Any, ConvProbl
         k.pad.pad2d_adjoint(padded, output, workspace[:0], geometry, n_threads)
 
     run = fold_last if op == "grad_input" else pad_first
-    return Step(run, lambda n_workers: size + inner.workspace(n_workers), packed_elements=inner.packed_elements)
+    return replace(inner, run=run, workspace=lambda n_workers: size + inner.workspace(n_workers))

@@ -13,17 +13,17 @@ def refusal(problem: ConvProblem, op: str) -> str | None:
     return None
 
 
-def cost(problem: ConvProblem, op: str, packed: bool = False) -> float:
+def cost(problem: ConvProblem, op: str, *, packed: bool = False) -> float:
     """Estimated nanoseconds on one thread.
 
     About 40 multiply-adds a ns in whole tiles of 8 filters; packing the columns costs a copy of them, packing the
-    weight about 2 ns for each 8 of its elements.
+    weight about 2 ns for each 8 of its elements, unless it is ``packed``.
     """
     filters = -(-problem.OCG // 8) * 8 * problem.G
     pixels = problem.N * problem.OH * problem.OW
     K = problem.ICG * problem.KH * problem.KW
-    weight = 0.0 if packed else problem.OC * K / 4.0
-    return pixels * filters * K / 40.0 + pixels * problem.G * K / 4.0 + weight + 2000.0
+    packing = 0.0 if packed else problem.OC * K / 4.0
+    return pixels * filters * K / 40.0 + pixels * problem.G * K / 4.0 + packing + 2000.0
 
 
 def forward(k: Any, problem: ConvProblem) -> Step:
@@ -58,9 +58,9 @@ def packed_size(k: Any, problem: ConvProblem) -> int:
     return int(k.im2col.packed_weight_size(problem.geometry()))
 
 
-def pack(k: Any, problem: ConvProblem, weight: Any, packed: Any) -> None:
+def pack(k: Any, problem: ConvProblem, weight: Any, packed: Any, n_threads: int) -> None:
     """Lay ``weight`` out in ``packed``."""
-    k.im2col.pack_weight(weight, packed, packed[:0], problem.geometry(), 1)
+    k.im2col.pack_weight(weight, packed, packed[:0], problem.geometry(), n_threads)
 
 
 def grad_input(k: Any, problem: ConvProblem) -> Step:

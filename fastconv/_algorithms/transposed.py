@@ -113,4 +113,4 @@ def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem
         return max(filters + largest + inner_need, definition.workspace(n_workers))
 
     packed = filters + max((step.packed_elements for _, _, step in dense), default=0)
-    return Step(run, workspace, packed_elements=packed)
+    return Step(run, workspace, packed_elements=packed, detail=dense[0][2].detail if dense else "")

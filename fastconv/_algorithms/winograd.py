@@ -1,0 +1,124 @@
+"""Convolution by Winograd's minimal filtering: 3 x 3 kernels with stride and dilation 1, in tiles of 2, 4 or 6 cells.
+
+Without a forced ``tile`` the cheaper one of 2 and 4 by `cost` is taken: 4 for most planes, 2 where many channels meet
+few pixels, as its transformed weight is less than half as large. 6 multiplies least, but its error bound is nine times
+that of 4 (tests/tolerance.py): only who asks for it gets it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from fastconv._algorithms import Step, convolution, im2col, kernel_workspace, transposed
+from fastconv._problem import GEO_TILE, WINOGRAD_POINTS, ConvProblem
+
+CHOICES = (4, 2)
+
+
+def refusal(problem: ConvProblem, op: str, *, tile: int = 0) -> str | None:
+    """Why Winograd's algorithm does not apply; None if it does."""
+    if op == "grad_weight":
+        return "it has no gradient of the weight"
+    if (problem.KH, problem.KW) != (3, 3):
+        return f"the kernel is {problem.KH} x {problem.KW}, it needs 3 x 3"
+    for name, numbers in (
+        ("stride", (problem.stride_h, problem.stride_w)),
+        ("dilation", (problem.dil_h, problem.dil_w)),
+    ):
+        if numbers != (1, 1):
+            return f"{name} is {numbers[0] if numbers[0] == numbers[1] else numbers}, it needs 1"
+    return None
+
+
+def cost(problem: ConvProblem, op: str, *, packed: bool = False, tile: int = 0) -> float:
+    """Estimated nanoseconds on one thread: of ``tile``, or of the best choice."""
+    if op == "grad_input":
+        inner = [phase.problem for phase in transposed.phases(problem) if phase.problem]
+        turning = problem.OC * problem.ICG * 9 * 0.5
+        return turning + sum(cost(each, "forward", packed=packed, tile=tile) for each in inner)
+    return min(_cost(problem, each, packed) for each in ([tile] if tile else CHOICES))
+
+
+def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
+    """Products at 45 multiply-adds a ns, a third of a ns for each transformed cell, and the weight.
+
+    The transformed weight is read once for each block of tiles, 25 bytes a ns; making it costs 0.25 ns an element, and
+    more than twice that where it leaves the cache.
+    """
+    cells = (tile + 2) ** 2
+    plane = -(-problem.OH // tile) * -(-problem.OW // tile)
+    tiles = problem.N * plane
+    channels, filters = -(-problem.ICG // 8) * 8, -(-problem.OCG // 8) * 8
+    weights = cells * channels * filters * problem.G
+    most = 64 if max(problem.ICG, problem.OCG) > 128 else 32
+    blocks = problem.N * -(-plane // most) if plane >= 100 else -(-problem.N // (100 // max(plane, 1)))
+    packing = 0.0 if packed else weights * (0.25 if weights < 3_000_000 else 0.6)
+    moving = tiles * cells * problem.G * (channels + filters) / 3.0
+    return tiles * weights / 45.0 + blocks * weights * 4 / 25.0 + moving + packing + 4000.0
+
+
+def _geometry(problem: ConvProblem, packed: bool, tile: int) -> np.ndarray:
+    return problem.geometry(tile=tile or min(CHOICES, key=lambda each: _cost(problem, each, packed)))
+
+
+def _detail(geometry: np.ndarray) -> str:
+    return f"tile       {geometry[GEO_TILE]} x {geometry[GEO_TILE]}"
+
+
+def forward(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
+    """output = clamp(conv(input, weight) + bias)."""
+    geometry = _geometry(problem, False, tile)
+    pack, convolve = k.winograd.pack_weight, convolution(k.winograd.conv2d, problem, geometry)
+    size = k.winograd.packed_weight_size(geometry)
+    kernel_elements = kernel_workspace(k, "winograd", "conv2d", geometry)
+
+    def run(input, weight, *others):
+        *bias_and_outputs, workspace, n_threads = others
+        packed, rest = workspace[:size], workspace[size:]
+        pack(weight, packed, rest, geometry, n_threads)
+        convolve(input, packed, *bias_and_outputs, rest, n_threads)
+
+    return Step(run, lambda n_workers: size + kernel_elements(n_workers), size, _detail(geometry))
+
+
+def grad_input(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
+    """grad_input = clamp(adjoint of conv in its input (grad_output) + bias): a convolution with the turned weight."""
+    return transposed.grad_input(k, problem, partial(forward, tile=tile), im2col.grad_input(k, problem))
+
+
+def packed_size(k: Any, problem: ConvProblem, *, tile: int = 0) -> int:
+    """Elements of a packed weight."""
+    return int(k.winograd.packed_weight_size(_geometry(problem, True, tile)))
+
+
+def pack(
+    k: Any, problem: ConvProblem, weight: np.ndarray, packed: np.ndarray, n_threads: int, *, tile: int = 0
+) -> None:
+    """Pack ``weight`` for `forward_packed`."""
+    k.winograd.pack_weight(weight, packed, packed[:0], _geometry(problem, True, tile), n_threads)
+
+
+def forward_packed(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
+    """`forward` with the packed weight in place of the weight."""
+    geometry = _geometry(problem, True, tile)
+    run, workspace = (
+        convolution(k.winograd.conv2d, problem, geometry),
+        kernel_workspace(k, "winograd", "conv2d", geometry),
+    )
+    return Step(run, workspace, detail=_detail(geometry))
+
+
+def packed_layout(problem: ConvProblem, *, tile: int = 0) -> str:
+    """One for each tile."""
+    return f"winograd_f{_geometry(problem, True, tile)[GEO_TILE]}"
+
+
+_FUNCTIONS = (refusal, cost, forward, grad_input, packed_layout, packed_size, pack, forward_packed)
+FORCED = {
+    f"winograd_f{tile}": SimpleNamespace(**{function.__name__: partial(function, tile=tile) for function in _FUNCTIONS})
+    for tile in WINOGRAD_POINTS
+}

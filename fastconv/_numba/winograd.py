@@ -1,0 +1,926 @@
+"""Convolution by Winograd's minimal filtering. Formula, shapes and matrices: fastconv/_reference/winograd.py.
+
+With xi one of the T x T cells of a transformed tile, the products are T*T matrix products
+
+    M[xi] (tiles x OCG) = V[xi] (tiles x ICG) @ U[xi] (ICG x OCG)
+
+    U[xi][panel of NV*VL filters][channel][NV*VL]     the weight, transformed once by pack_weight
+    V[xi][block of VL channels][tile][VL]             vectors along channels in the input transform
+    M[xi][panel][tile][NV*VL]                         vectors along filters in product and output transform
+
+    block of tiles
+    loop 1 over blocks of channels: turn the image's rows to [row][column][VL], transform every tile
+    loop 2 over xi
+    loop 3 over panels of filters (a U panel stays in the first-level cache)
+    loop 4 over groups of MR tiles: MR x NV accumulators, V broadcast
+    loop 5 over panels and tiles: transform, add bias, clamp, turn to rows of pixels
+
+A plane of many tiles is cut into blocks, and a task does all of this for its rows. Planes of few tiles are put together,
+several images at once, and each loop is a phase whose tasks share V and M: then U is read once for all of them.
+
+Below the arrays of a task everything is an address (see _simd.py): ``dtype`` is the element type, ``size`` its bytes.
+Every product that is added to something is an explicit fma: bits must not depend on what a compiler contracts where.
+"""
+
+from collections import namedtuple  # geometry names, as many a line as fit
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+
+from fastconv._numba._fused_pool import max_pool_rows
+from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
+from fastconv._numba._simd import (
+    VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch,
+    put, registers, rolled, store, unroll, unrolled, vmax, vmin,
+)  # fmt: skip
+from fastconv._numba._winograd_simd import (
+    any_nan, high, load_lanes, load_twos, low, store_lanes, store_twos, transpose,
+)  # fmt: skip
+from fastconv._problem import (
+    GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
+    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE,
+)  # fmt: skip
+from fastconv._problem import WINOGRAD_POINTS as POINTS
+
+# MR tiles x NV vectors of filters: MR * NV accumulators, NV vectors of filters and one broadcast must fit into the
+# registers, 16 of them up to AVX2, 32 with AVX-512.
+MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
+
+# V and M of a block stay in the second-level cache, or stream through the third, where U is the larger part.
+MOST_TILES = 32  # of a block
+MOST_TILES_DEEP = 64  # with more than DEEP channels: U is read once for each block
+DEEP = 128
+FEW_TILES = 100  # planes of fewer share their phases
+SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
+PANEL_CHUNKS = 4  # tasks that a matrix product is split into
+LINE = 16  # elements between slabs, so that their distances are no multiples of a page
+MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors
+TAPS = 36 * VL_FLOAT  # and of 4 channels of 3 x 3
+
+
+@shared
+def ceil_div(a, b):
+    """ceil(a / b) for b > 0, also for negative a."""
+    return -(-a // b)
+
+
+@helper
+def clamp(value, least, most):
+    """value within [least, most]; NaN stays NaN: both comparisons are false for it."""
+    if value < least:
+        return least
+    if value > most:
+        return most
+    return value
+
+
+# --------------------------------------------------------------------------------------- one-dimensional transforms
+
+# Points come in pairs, so B^T, A^T and G split into even and odd parts. With h = m / 2 pairs of points p_i, everything
+# follows from the polynomials prod (x^2 - p_l^2) over all l, and over all but one. Tables are flat, and m is a constant
+# of each compiled transform: coefficients become constants too.
+
+
+def table(extents, entry):
+    """Flat tuple of entry(m, ...) for every m up to 6 and the further extents; 0.0 where there is none."""
+    return tuple(
+        float(entry(m, *where)) if m in POINTS and (not where or where[0] < m // 2 or len(where) == 1) else 0.0
+        for m, *where in product(range(7), *map(range, extents))
+    )
+
+
+def monic(squares):
+    """Coefficients of prod (x - square), lowest power first, filled up to four."""
+    return [*np.poly(squares)[::-1].tolist(), 0.0, 0.0, 0.0][:4]
+
+
+def other_squares(m, i):
+    return [p * p for j, p in enumerate(POINTS[m]) if j != i]
+
+
+POINT = table((3,), lambda m, i: POINTS[m][i] if i < m // 2 else 0)
+POWER = table((3, 6), lambda m, i, k: POINTS[m][i] ** k)
+ALL_PAIRS = table((4,), lambda m, k: monic(other_squares(m, -1))[k])
+OTHER_PAIRS = table((3, 4), lambda m, i, k: monic(other_squares(m, i))[k])
+SCALE_0 = table((), lambda m: 1 / monic(other_squares(m, -1))[0])
+SCALE = table(
+    (3, 1), lambda m, i, _: 1 / (2 * POINTS[m][i] ** 2 * np.prod([POINTS[m][i] ** 2 - s for s in other_squares(m, i)]))
+)
+
+
+def input_1d(cells, step, out, out_step, dtype, m):
+    """out = B^T cells: T vectors, ``step`` bytes apart."""
+    x: registers[8]
+    for i in unroll(m + 2):
+        x[i] = load(cells + i * step, 0, dtype)
+    even = x[m]
+    odd = x[m + 1]
+    for k in unroll(m // 2):
+        c = broadcast(dtype.type(ALL_PAIRS[m * 4 + m // 2 - 1 - k]))
+        even = fma(c, x[2 * (m // 2 - 1 - k)], even)
+        odd = fma(c, x[2 * (m // 2 - 1 - k) + 1], odd)
+    store(out, 0, even)
+    store(out + (m + 1) * out_step, 0, odd)
+    for i in unroll(m // 2):
+        even = x[m]
+        odd = x[m - 1]
+        for k in unroll(m // 2 - 1):
+            c = broadcast(dtype.type(OTHER_PAIRS[(m * 3 + i) * 4 + m // 2 - 2 - k]))
+            even = fma(c, x[2 * (m // 2 - 2 - k) + 2], even)
+            odd = fma(c, x[2 * (m // 2 - 2 - k) + 1], odd)
+        store(out + (2 * i + 1) * out_step, 0, fma(broadcast(dtype.type(POINT[m * 3 + i])), odd, even))
+        store(out + (2 * i + 2) * out_step, 0, fma(broadcast(dtype.type(-POINT[m * 3 + i])), odd, even))
+
+
+def output_1d(cells, step, out, out_step, dtype, m):
+    """out = A^T cells: m vectors from T."""
+    term: registers[2, 3]
+    for i in unroll(m // 2):
+        plus = load(cells + (2 * i + 1) * step, 0, dtype)
+        minus = load(cells + (2 * i + 2) * step, 0, dtype)
+        term[0, i] = plus + minus
+        term[1, i] = plus - minus
+    total = load(cells, 0, dtype) + term[0, 0]
+    for i in unroll(m // 2 - 1):
+        total = total + term[0, i + 1]
+    store(out, 0, total)
+    for k in unroll(m - 2):
+        total = broadcast(dtype.type(POWER[m * 18 + k + 1])) * term[(k + 1) % 2, 0]
+        for i in unroll(m // 2 - 1):
+            total = fma(broadcast(dtype.type(POWER[m * 18 + (i + 1) * 6 + k + 1])), term[(k + 1) % 2, i + 1], total)
+        store(out + (k + 1) * out_step, 0, total)
+    total = load(cells + (m + 1) * step, 0, dtype)
+    for i in unroll(m // 2):
+        total = fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + m - 1])), term[1, i], total)
+    store(out + (m - 1) * out_step, 0, total)
+
+
+def weight_1d(cells, step, out, out_step, dtype, m):
+    """out = G cells: T vectors from 3."""
+    x0, x1, x2 = load(cells, 0, dtype), load(cells + step, 0, dtype), load(cells + 2 * step, 0, dtype)
+    store(out, 0, broadcast(dtype.type(SCALE_0[m])) * x0)
+    for i in unroll(m // 2):
+        even = broadcast(dtype.type(SCALE[m * 3 + i])) * fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + 2])), x2, x0)
+        c = dtype.type(POINT[m * 3 + i] * SCALE[m * 3 + i])
+        store(out + (2 * i + 1) * out_step, 0, fma(broadcast(c), x1, even))
+        store(out + (2 * i + 2) * out_step, 0, fma(broadcast(-c), x1, even))
+    store(out + (m + 1) * out_step, 0, x2)
+
+
+# In an unrolled function ``input_1d: registers[6]`` makes input_1d[m] the name of one of these.
+input_1d_2, input_1d_4, input_1d_6 = (helper(unrolled(input_1d, m=m)) for m in POINTS)
+output_1d_2, output_1d_4, output_1d_6 = (helper(unrolled(output_1d, m=m)) for m in POINTS)
+weight_1d_2, weight_1d_4, weight_1d_6 = (helper(unrolled(weight_1d, m=m)) for m in POINTS)
+
+# ---------------------------------------------------------------------------------------------------------- blocking
+
+Blocking = namedtuple(
+    "Blocking",
+    "ICG OCG OH OW m T VL NR "
+    "channel_blocks panels chunk_panels "  # of VL channels, of NR filters; panels of a task
+    "tile_rows tile_columns "  # of a plane
+    "shared "  # several images at once, phase by phase
+    "images rows columns tiles "  # of a block: images, rows and columns of tiles, tiles
+    "task_rows row_blocks pooled_rows "  # output rows of a task, tasks of a plane, pooled rows
+    "u_step v_step m_step "  # from one xi to the next
+    "u_elements v_elements m_elements copy_elements map_elements worker_elements",
+)
+
+# A block of tiles of one plane: first output row, rows of tiles, the same for columns; and their number.
+Block = namedtuple("Block", "row rows column columns tiles")
+
+
+@shared
+def lines(elements):
+    return ceil_div(elements, LINE) * LINE
+
+
+@shared
+def blocking(geometry, VL):
+    """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
+    G = max(geometry[GEO_G], 1)
+    ICG, OCG = geometry[GEO_IC] // G, geometry[GEO_OC] // G
+    OH, OW = geometry[GEO_OH], geometry[GEO_OW]
+    m = geometry[GEO_TILE]
+    T, NR = m + 2, NV * VL
+    channel_blocks = ceil_div(ICG, VL)
+    panels = ceil_div(OCG, NR)
+    chunk_panels = max(ceil_div(panels, PANEL_CHUNKS), 1)
+    tile_rows, tile_columns = ceil_div(OH, m), ceil_div(OW, m)
+    plane, cells = tile_rows * tile_columns, T * T
+    pooled_rows = 0
+    map_elements = 0
+    together = int(plane < FEW_TILES and geometry[GEO_POOL_KH] == 0)
+    if together:
+        images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (ICG + OCG), 1))
+        images = max(min(images, geometry[GEO_N]), 1)
+        rows = tile_rows
+        columns = tile_columns
+        task_rows = OH
+        row_blocks = 1
+    else:
+        images = 1
+        most = MOST_TILES_DEEP if max(ICG, OCG) > DEEP else MOST_TILES
+        columns = max(ceil_div(tile_columns, max(ceil_div(tile_columns, most), 1)), 1)
+        rows = max(most // columns, 1)
+        row_blocks = ceil_div(tile_rows, rows)
+        rows = ceil_div(tile_rows, max(row_blocks, 1))
+        task_rows = rows * m
+        row_blocks = ceil_div(tile_rows, max(rows, 1))
+        if geometry[GEO_POOL_KH] > 0:
+            stride_h = geometry[GEO_POOL_STRIDE_H]
+            pooled_rows = max((task_rows - max(geometry[GEO_POOL_KH] - stride_h, 0)) // stride_h, 1)
+            row_blocks = ceil_div(geometry[GEO_POOL_OH], pooled_rows)
+            task_rows = min((pooled_rows - 1) * stride_h + geometry[GEO_POOL_KH], OH)
+            map_elements = lines(OCG * task_rows * OW)
+    tiles = images * rows * columns
+    u_step = panels * channel_blocks * VL * NR + LINE
+    v_step = channel_blocks * tiles * VL + LINE
+    m_step = panels * tiles * NR + LINE
+    copy_elements = lines((rows * m + 2) * (columns * m + 2) * VL)
+    worker_elements = copy_elements + map_elements + (0 if together else cells * (v_step + m_step))
+    return Blocking(
+        ICG, OCG, OH, OW, m, T, VL, NR, channel_blocks, panels, chunk_panels, tile_rows, tile_columns, together, images,
+        rows, columns, tiles, task_rows, row_blocks, pooled_rows, u_step, v_step, m_step, cells * u_step,
+        cells * v_step, cells * m_step, copy_elements, map_elements, worker_elements,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _planned(geometry, VL):
+    return blocking(np.frombuffer(geometry, np.int64).tolist(), VL)
+
+
+def plan(geometry, itemsize=4):
+    """Blocking for the drivers; kept, for in Python it costs 10 us."""
+    return _planned(geometry.tobytes(), VL_FLOAT if itemsize == 4 else VL_DOUBLE)
+
+
+# ------------------------------------------------------------------------------------------------- input transform
+
+
+def copy_rows(
+    image,  # IN   VL channels, or fewer, of one image
+    copied,  # OUT  [rows * m + 2][columns * m + 2][VL]
+    channels,
+    at,
+    b,
+    geometry,
+    dtype,
+):
+    """The cells that a block of tiles reads, channels last; zero outside the image and where no output reads them."""
+    outlined()
+    z: registers[4]
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    quad, IW = 16 // size, geometry[GEO_IW]
+    plane, pad_top, pad_left = geometry[GEO_IH] * IW, geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    width, left = at.columns * b.m + 2, at.column - pad_left
+    row_end, column_end = min(geometry[GEO_IH], b.OH + 2 - pad_top), min(IW, b.OW + 2 - pad_left)
+    first = min(max(-left, 0), width)
+    last = min(max(column_end - left, first), width)
+    for row in range(at.rows * b.m + 2):
+        ih = at.row - pad_top + row
+        target = copied + row * width * VL * size
+        if ih < 0 or ih >= row_end or first == last:
+            clear(target, width * VL * size)
+            continue
+        source = image + (ih * IW + left) * size
+        clear(target, first * VL * size)
+        clear(target + last * VL * size, (width - last) * VL * size)
+        if channels == VL and last - first >= 4:
+            p = first
+            while True:  # the last four overlap those before
+                for j in unroll(4):
+                    z[j] = load_lanes(source, p + j // quad * quad + j % quad * plane, quad * plane, dtype)
+                z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
+                for j in unroll(4):
+                    store(target, (p + j) * VL, z[j])
+                if p == last - 4:
+                    break
+                p = min(p + 4, last - 4)
+        else:
+            for p in range(first, last):
+                for c in range(channels):
+                    put(target, p * VL + c, get(source, c * plane + p, dtype))
+                for c in range(channels, VL):
+                    put(target, p * VL + c, zero)
+
+
+copy_rows = helper(unrolled(copy_rows))
+
+
+def transform_input(
+    copied,  # IN
+    v,  # OUT  [xi][...][tile][VL], first tile
+    at,
+    b,
+    dtype,
+    m,
+):
+    outlined()
+    input_1d: registers[6]
+    size = itemsize(dtype)
+    vector = lanes(dtype) * size
+    width, step = (at.columns * m + 2) * vector, b.v_step * size
+    memory = local(MOST_CELLS, dtype)
+    half = address(memory)
+    for row in range(at.rows):
+        for column in range(at.columns):
+            source = copied + row * m * width + column * m * vector
+            for i in range(m + 2):
+                rolled()
+                input_1d[m](source + i * vector, width, half + i * vector, (m + 2) * vector, dtype)
+            for i in range(m + 2):
+                rolled()
+                input_1d[m](half + i * (m + 2) * vector, vector, v + i * (m + 2) * step, step, dtype)
+            v += vector
+
+
+transform_input_2, transform_input_4, transform_input_6 = (helper(unrolled(transform_input, m=m)) for m in POINTS)
+
+
+@helper
+def input_block(
+    image,  # IN   channels of one group of one image
+    v,  # OUT  [xi][channel block][tile][VL]
+    first_tile,
+    block,  # of channels
+    copied,
+    at,
+    b,
+    geometry,
+    dtype,
+):
+    VL, size = lanes(dtype), itemsize(dtype)
+    image += block * VL * geometry[GEO_IH] * geometry[GEO_IW] * size
+    copy_rows(image, copied, min(b.ICG - block * VL, VL), at, b, geometry, dtype)
+    v += (block * b.tiles + first_tile) * VL * size
+    if b.m == 2:
+        transform_input_2(copied, v, at, b, dtype)
+    elif b.m == 4:
+        transform_input_4(copied, v, at, b, dtype)
+    else:
+        transform_input_6(copied, v, at, b, dtype)
+
+
+# ------------------------------------------------------------------------------------------------- matrix product
+
+
+def tile(
+    v,  # IN   [blocks][tile][VL], ``step`` bytes from block to block
+    u,  # IN   [blocks * VL][NV * VL]
+    blocks,
+    step,
+    ahead,  # bytes from a panel of u to the next, fetched meanwhile
+    c,  # OUT  [tile][NV * VL]
+    dtype,
+    rows,  # tiles, and
+    nv,  # vectors of filters: constants of each compiled tile, so that acc stays in registers
+):
+    # MR * NV independent FMA chains hide the latency of each; every accumulator, the vectors of filters and one
+    # broadcast cell stay in registers.
+    outlined()
+    acc: registers[MR, NV]
+    x: registers[NV]
+    VL, size = lanes(dtype), itemsize(dtype)
+    for i in unroll(rows):
+        for j in unroll(nv):
+            acc[i, j] = broadcast(dtype.type(0))
+    for _ in range(blocks):
+        cells = v
+        for _ in range(VL):
+            rolled()
+            for j in unroll(nv):
+                x[j] = load(u, j * VL, dtype)
+            for i in unroll(rows):
+                cell = broadcast(get(cells, i * VL, dtype))
+                for j in unroll(nv):
+                    acc[i, j] = fma(cell, x[j], acc[i, j])
+            prefetch(u + ahead)
+            cells += size
+            u += NV * VL * size
+        v += step
+    for i in unroll(rows):
+        for j in unroll(nv):
+            store(c, (i * NV + j) * VL, acc[i, j])
+
+
+# tiles_<rows>_<nv>
+globals().update(
+    {f"tiles_{i + 1}_{j + 1}": helper(unrolled(tile, rows=i + 1, nv=j + 1)) for i in range(MR) for j in range(NV)}
+)
+
+
+def tile_of(v, u, blocks, step, ahead, c, rows, nv, dtype):
+    """`tile` with its extents as constants."""
+    tiles: registers[MR, NV]
+    for i in unroll(MR):
+        for j in unroll(NV):
+            if rows == i + 1 and nv == j + 1:
+                tiles[i + 1, j + 1](v, u, blocks, step, ahead, c, dtype)
+
+
+tile_of = helper(unrolled(tile_of))
+
+
+@helper
+def multiply(
+    u,  # IN   one xi: [panel][channel][NV * VL]
+    v,  # IN   [channel block][tile][VL]
+    c,  # OUT  [panel][tile][NV * VL]
+    panel_from,
+    panel_to,
+    tiles,
+    b,
+    dtype,
+):
+    outlined()
+    # Tiles in groups of nearly equal size: all have accumulators enough.
+    VL, size = lanes(dtype), itemsize(dtype)
+    NR, groups = NV * VL, ceil_div(tiles, MR)
+    step, ahead = b.tiles * VL * size, b.channel_blocks * VL * NR * size
+    for panel in range(panel_from, panel_to):  # loop 3: filters
+        nv = min(ceil_div(b.OCG - panel * NR, VL), NV)
+        filters = u + panel * ahead
+        target = c + panel * b.tiles * NR * size
+        t = 0
+        for group in range(groups):  # loop 4: tiles
+            rows = tiles // groups + (1 if group < tiles % groups else 0)
+            tile_of(
+                v + t * VL * size, filters, b.channel_blocks, step, ahead, target + t * NR * size, rows, nv, dtype
+            )  # fmt: skip
+            t += rows
+
+
+# ------------------------------------------------------------------------------------------------ output transform
+
+
+@helper
+def sum_again(
+    y,  # IN/OUT  [m * m][VL]
+    image,  # IN   channels of one group of one image
+    weight,  # IN   filters (ICG, 3, 3)
+    filters,
+    oh_from,
+    ow_from,
+    b,
+    geometry,
+    dtype,
+):
+    """Tiles with a value that is not finite, by the definition: filter by filter."""
+    outlined()
+    IH, IW, m, VL, size, zero = geometry[GEO_IH], geometry[GEO_IW], b.m, b.VL, itemsize(dtype), dtype.type(0)
+    for oc in range(filters):
+        total = zero
+        for i in range(m * m):
+            total = total + get(y, i * VL + oc, dtype) * zero
+        if total == zero:
+            continue
+        for i in range(m):
+            for j in range(m):
+                total = zero
+                w = weight + oc * b.ICG * 9 * size
+                for c in range(b.ICG):
+                    for kh in range(3):
+                        ih = oh_from + i + kh - geometry[GEO_PAD_TOP]
+                        for kw in range(3):
+                            iw = ow_from + j + kw - geometry[GEO_PAD_LEFT]
+                            inside = 0 <= ih < IH and 0 <= iw < IW
+                            cell = get(image, (c * IH + ih) * IW + iw, dtype) if inside else zero
+                            total = total + get(w, kh * 3 + kw, dtype) * cell
+                    w += 9 * size
+                put(y, (i * m + j) * VL + oc, total)
+
+
+def store_whole(y, out, plane, OW, accumulate, shift, least, most, dtype, m):
+    """The epilogue of a whole tile of VL filters, turned to rows of pixels: 4 at once, and 2."""
+    z: registers[4]
+    VL, size = lanes(dtype), itemsize(dtype)
+    quad = 16 // size
+    for i in range(m):
+        rolled()
+        cells = y + i * m * VL * size
+        row = out + i * OW * size
+        for q in unroll(m // 4):
+            for j in unroll(4):
+                z[j] = load(cells, (q * 4 + j) * VL, dtype) + shift
+            z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
+            for j in unroll(4):
+                offset = q * 4 + j // quad * quad + j % quad * plane
+                if accumulate:
+                    z[j] = z[j] + load_lanes(row, offset, quad * plane, dtype)
+                store_lanes(row, offset, quad * plane, vmin(most, vmax(least, z[j])))
+        for _ in unroll(m % 4 // 2):
+            z[2] = load(cells, (m - 2) * VL, dtype) + shift
+            z[3] = load(cells, (m - 1) * VL, dtype) + shift
+            z[0] = low(z[2], z[3])
+            z[1] = high(z[2], z[3])
+            for j in unroll(2):
+                offset = m - 2 + j * (quad // 2) * plane
+                if accumulate:
+                    z[j] = z[j] + load_twos(row, offset, plane, dtype)
+                store_twos(row, offset, plane, vmin(most, vmax(least, z[j])))
+
+
+store_whole_2, store_whole_4, store_whole_6 = (helper(unrolled(store_whole, m=m)) for m in POINTS)
+
+
+def transform_output(
+    c,  # IN   [xi][...][tile][NV * VL], first tile and filter
+    image,  # IN   for sum_again
+    weight,  # IN
+    shifts,  # IN   VL biases
+    filters,
+    out,  # OUT  plane of the first filter, whose first row is output row ``origin``
+    plane,
+    origin,
+    row_end,  # no output row from here on
+    accumulate,
+    least,
+    most,
+    at,
+    b,
+    geometry,
+    dtype,
+    m,
+):
+    outlined()
+    output_1d: registers[6]
+    store_whole: registers[6]
+    VL, size = lanes(dtype), itemsize(dtype)
+    vector, step, OW = VL * size, b.m_step * size, b.OW
+    memory, results = local(MOST_CELLS, dtype), local(TAPS, dtype)
+    half, y = address(memory), address(results)
+    zero, least_v, most_v, shift = broadcast(dtype.type(0)), broadcast(least), broadcast(most), load(shifts, 0, dtype)
+    for row in range(at.rows):
+        oh = at.row + row * m
+        for column in range(at.columns):
+            ow = at.column + column * m
+            for i in range(m + 2):
+                rolled()
+                output_1d[m](c + i * step, (m + 2) * step, half + i * vector, (m + 2) * vector, dtype)
+            for i in range(m):
+                rolled()
+                output_1d[m](half + i * (m + 2) * vector, vector, y + i * m * vector, vector, dtype)
+            c += NV * vector
+            total = zero
+            for i in unroll(m * m):
+                total = fma(load(y, i * VL, dtype), zero, total)
+            if any_nan(total):
+                sum_again(y, image, weight, filters, oh, ow, b, geometry, dtype)
+            target = out + ((oh - origin) * OW + ow) * size
+            if filters == VL and oh + m <= row_end and ow + m <= OW:
+                store_whole[m](y, target, plane, OW, accumulate, shift, least_v, most_v, dtype)
+                continue
+            for oc in range(filters):
+                for i in range(min(m, row_end - oh)):
+                    for j in range(min(m, OW - ow)):
+                        p = oc * plane + i * OW + j
+                        value = get(y, (i * m + j) * VL + oc, dtype) + get(shifts, oc, dtype)
+                        if accumulate:
+                            value = value + get(target, p, dtype)
+                        put(target, p, clamp(value, least, most))
+
+
+transform_output_2, transform_output_4, transform_output_6 = (
+    helper(unrolled(transform_output, m=m)) for m in POINTS
+)  # fmt: skip
+
+
+@helper
+def output_block(
+    c,  # IN   [xi][panel][tile][NV * VL]
+    first_tile,
+    panel,
+    image,  # IN
+    weight,  # IN   filters of the group
+    bias,  # IN   of the group, or 0
+    out,  # OUT  planes of the group
+    plane,
+    origin,
+    row_end,
+    accumulate,
+    least,
+    most,
+    at,
+    b,
+    geometry,
+    dtype,
+):
+    outlined()
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    NR = NV * VL
+    memory = local(VL_FLOAT, dtype)
+    shifts = address(memory)
+    for j in range(min(ceil_div(b.OCG - panel * NR, VL), NV)):
+        first = panel * NR + j * VL
+        filters = min(b.OCG - first, VL)
+        for i in range(VL):
+            put(shifts, i, get(bias, first + i, dtype) if bias != 0 and i < filters else zero)
+        cells = c + ((panel * b.tiles + first_tile) * NR + j * VL) * size
+        w = weight + first * b.ICG * 9 * size
+        planes = out + first * plane * size
+        if b.m == 2:
+            transform_output_2(
+                cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
+                geometry, dtype,
+            )  # fmt: skip
+        elif b.m == 4:
+            transform_output_4(
+                cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
+                geometry, dtype,
+            )  # fmt: skip
+        else:
+            transform_output_6(
+                cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
+                geometry, dtype,
+            )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------- kernels: weight
+
+
+def packed_weight_size(geometry):
+    """Elements of a packed weight: [G][xi][panel][channel][NV * VL] filled up with zeros, and the weight itself."""
+    b = plan(geometry)
+    return int(geometry[GEO_G]) * b.u_elements + int(geometry[GEO_OC]) * b.ICG * 9
+
+
+def transform_weight(taps, u, step, dtype, m):
+    outlined()
+    weight_1d: registers[6]
+    vector = lanes(dtype) * itemsize(dtype)
+    memory = local(MOST_CELLS, dtype)
+    half = address(memory)
+    for i in range(3):
+        rolled()
+        weight_1d[m](taps + i * vector, 3 * vector, half + i * vector, 3 * vector, dtype)
+    for i in range(m + 2):
+        rolled()
+        weight_1d[m](half + i * 3 * vector, vector, u + i * (m + 2) * step, step, dtype)
+
+
+transform_weight_2, transform_weight_4, transform_weight_6 = (
+    helper(unrolled(transform_weight, m=m)) for m in POINTS
+)  # fmt: skip
+
+
+def take_taps(source, distance, taps, dtype):
+    """9 taps of 4 channels of VL filters: vectors along filters, from 9 squares to transpose."""
+    z: registers[4]
+    VL, quad = lanes(dtype), 16 // itemsize(dtype)
+    for q in range(9):
+        rolled()
+        for j in unroll(4):
+            offset = q * 4 + j // quad * quad + j % quad * distance
+            z[j] = load_lanes(source, offset, quad * distance, dtype)
+        z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
+        for j in unroll(4):
+            store(taps, (q * 4 + j) * VL, z[j])
+
+
+take_taps = helper(unrolled(take_taps))
+
+
+@task
+def pack_weight_task(
+    task: index,
+    weight: const_real[:, :, :, ::1],  # IN
+    packed: real[::1],  # OUT
+    geometry: const_int64[::1],  # IN
+):
+    # A task is one panel of filters.
+    dtype = weight.dtype
+    VL, size = lanes(dtype), itemsize(dtype)
+    b = blocking(geometry, VL)
+    NR, K, run, channels_there = NV * VL, b.ICG * 9, 36, b.channel_blocks * VL
+    g, panel = task // b.panels, task % b.panels
+    memory, squares = local(TAPS, dtype), local(TAPS, dtype)
+    edge, taps = address(memory), address(squares)
+    kept = (g * b.OCG + panel * NR) * K * size
+    copy(
+        address(packed) + geometry[GEO_G] * b.u_elements * size + kept, address(weight) + kept,
+        min(b.OCG - panel * NR, NR) * K * size,
+    )  # fmt: skip
+    u = address(packed) + (g * b.u_elements + panel * channels_there * NR) * size
+    for square in range(ceil_div(channels_there, 4)):
+        c = square * 4
+        for i in range(NV):
+            first = panel * NR + i * VL
+            filters, channels = min(max(b.OCG - first, 0), VL), min(max(b.ICG - c, 0), 4)
+            source = address(weight) + ((g * b.OCG + first) * K + c * 9) * size
+            distance = K
+            if filters < VL or channels < 4:
+                clear(edge, VL * run * size)
+                for j in range(filters):
+                    copy(edge + j * run * size, source + j * K * size, channels * 9 * size)
+                source = edge
+                distance = run
+            take_taps(source, distance, taps, dtype)
+            for q in range(min(channels_there - c, 4)):
+                target = u + ((c + q) * NV + i) * VL * size
+                if b.m == 2:
+                    transform_weight_2(taps + q * 9 * VL * size, target, b.u_step * size, dtype)
+                elif b.m == 4:
+                    transform_weight_4(taps + q * 9 * VL * size, target, b.u_step * size, dtype)
+                else:
+                    transform_weight_6(taps + q * 9 * VL * size, target, b.u_step * size, dtype)
+
+
+def pack_weight(weight, packed, workspace, geometry, n_threads):
+    """weight (OC, ICG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
+    b = plan(geometry, weight.itemsize)
+    pack_weight_task.run(int(geometry[GEO_G]) * b.panels, n_threads, weight, packed, geometry)
+
+
+# -------------------------------------------------------------------------------------------------- kernels: forward
+
+
+def conv2d_workspace(geometry, n_workers):
+    """Elements of workspace: V and M, shared or of each worker; copied rows, and the map that a fused pool reads."""
+    b = plan(geometry)
+    return n_workers * b.worker_elements + (b.v_elements + b.m_elements if b.shared else 0)
+
+
+@task
+def conv2d_task(
+    task: index,
+    worker: index,
+    input: const_real[:, :, :, ::1],  # IN
+    packed: const_real[::1],  # IN
+    bias: const_real[::1],  # IN
+    least: real,
+    most: real,
+    output: real[:, :, :, ::1],  # OUT
+    pooled: real[:, :, :, ::1],  # OUT
+    indices: int64[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # worker_elements of each worker
+    geometry: const_int64[::1],  # IN
+):
+    # A task is ``task_rows`` rows of the output of one group of one image, block by block.
+    dtype = input.dtype
+    size = itemsize(dtype)
+    b = blocking(geometry, lanes(dtype))
+    G = geometry[GEO_G]
+    row_block, g, n = task % b.row_blocks, task // b.row_blocks % G, task // b.row_blocks // G
+    pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
+    accumulate = geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0
+    image = address(input) + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
+    u = address(packed) + g * b.u_elements * size
+    weight = address(packed) + (G * b.u_elements + g * b.OCG * b.ICG * 9) * size
+    shifts = address(bias) + g * b.OCG * size if bias.size > 0 else 0
+    v = address(workspace) + worker * b.worker_elements * size
+    c = v + b.v_elements * size
+    copied = c + b.m_elements * size
+    if b.pooled_rows > 0:
+        pooled_from = row_block * b.pooled_rows
+        pooled_to = min(pooled_from + b.pooled_rows, geometry[GEO_POOL_OH])
+        row_from = max(pooled_from * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP], 0)
+        row_end = (pooled_to - 1) * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP] + geometry[GEO_POOL_KH]
+        row_end = min(row_end, b.OH)
+        out = copied + b.copy_elements * size
+        plane = b.task_rows * b.OW
+        origin = row_from
+    else:
+        pooled_from = pooled_to = 0
+        row_from = row_block * b.task_rows
+        row_end = min(row_from + b.task_rows, b.OH)
+        out = address(output) + (n * G + g) * b.OCG * b.OH * b.OW * size
+        plane = b.OH * b.OW
+        origin = 0
+    row = row_from
+    while row < row_end:
+        rows = min(ceil_div(row_end - row, b.m), b.rows)
+        column = 0
+        while column < b.OW:
+            columns = min(ceil_div(b.OW - column, b.m), b.columns)
+            at = Block(row, rows, column, columns, rows * columns)
+            for block in range(b.channel_blocks):  # loop 1: channels
+                input_block(image, v, 0, block, copied, at, b, geometry, dtype)
+            for xi in range(b.T * b.T):  # loop 2: cells
+                multiply(
+                    u + xi * b.u_step * size, v + xi * b.v_step * size, c + xi * b.m_step * size, 0, b.panels,
+                    at.tiles, b, dtype,
+                )  # fmt: skip
+            for panel in range(b.panels):  # loop 5: filters
+                output_block(
+                    c, 0, panel, image, weight, shifts, out, plane, origin, row_end, accumulate, least, most, at, b,
+                    geometry, dtype,
+                )  # fmt: skip
+            column += columns * b.m
+        row += rows * b.m
+    if b.pooled_rows > 0:
+        for i in range(b.OCG):
+            q = ((n * G + g) * b.OCG + i) * pooled_plane
+            max_pool_rows(
+                out + i * plane * size, row_from, pooled_from, pooled_to, address(pooled) + q * size,
+                address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0, geometry, dtype,
+            )  # fmt: skip
+
+
+# Whole planes of ``images`` images of one group, a chunk: three phases, whose tasks are the steps of one loop.
+
+
+@helper
+def chunk_of(chunk, b, geometry):
+    """The chunk's first image times groups plus its group, its group, its images, a block of one plane."""
+    G = geometry[GEO_G]
+    g, n = chunk % G, chunk // G * b.images
+    at = Block(0, b.tile_rows, 0, b.tile_columns, b.tile_rows * b.tile_columns)
+    return n * G + g, g, min(b.images, geometry[GEO_N] - n), at
+
+
+@task
+def input_task(
+    task: index,
+    worker: index,
+    chunk: index,
+    input: const_real[:, :, :, ::1],  # IN
+    workspace: real[::1],  # OUT
+    geometry: const_int64[::1],  # IN
+):
+    dtype = input.dtype
+    size = itemsize(dtype)
+    b = blocking(geometry, lanes(dtype))
+    first, g, images, at = chunk_of(chunk, b, geometry)
+    n = task // b.channel_blocks
+    plane = geometry[GEO_IH] * geometry[GEO_IW]
+    copied = address(workspace) + (b.v_elements + b.m_elements + worker * b.worker_elements) * size
+    input_block(
+        address(input) + (first * b.ICG + n * geometry[GEO_IC]) * plane * size, address(workspace), n * at.tiles,
+        task % b.channel_blocks, copied, at, b, geometry, dtype,
+    )  # fmt: skip
+
+
+@task
+def multiply_task(
+    task: index,
+    chunk: index,
+    packed: const_real[::1],  # IN
+    workspace: real[::1],  # IN/OUT
+    geometry: const_int64[::1],  # IN
+):
+    dtype = packed.dtype
+    size = itemsize(dtype)
+    b = blocking(geometry, lanes(dtype))
+    first, g, images, at = chunk_of(chunk, b, geometry)
+    chunks = ceil_div(b.panels, b.chunk_panels)
+    xi, panel = task // chunks, task % chunks * b.chunk_panels
+    v = address(workspace)
+    multiply(
+        address(packed) + (g * b.u_elements + xi * b.u_step) * size, v + xi * b.v_step * size,
+        v + (b.v_elements + xi * b.m_step) * size, panel, min(panel + b.chunk_panels, b.panels), images * at.tiles, b,
+        dtype,
+    )  # fmt: skip
+
+
+@task
+def output_task(
+    task: index,
+    chunk: index,
+    input: const_real[:, :, :, ::1],  # IN
+    packed: const_real[::1],  # IN
+    bias: const_real[::1],  # IN
+    least: real,
+    most: real,
+    output: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # IN
+    geometry: const_int64[::1],  # IN
+):
+    dtype = input.dtype
+    size = itemsize(dtype)
+    b = blocking(geometry, lanes(dtype))
+    first, g, images, at = chunk_of(chunk, b, geometry)
+    n, P = task // b.panels, b.OH * b.OW
+    plane = geometry[GEO_IH] * geometry[GEO_IW]
+    weight = address(packed) + (geometry[GEO_G] * b.u_elements + g * b.OCG * b.ICG * 9) * size
+    output_block(
+        address(workspace) + b.v_elements * size, n * at.tiles, task % b.panels,
+        address(input) + (first * b.ICG + n * geometry[GEO_IC]) * plane * size, weight,
+        address(bias) + g * b.OCG * size if bias.size > 0 else 0,
+        address(output) + (first * b.OCG + n * geometry[GEO_OC]) * P * size, P, 0, b.OH,
+        geometry[GEO_ACCUMULATE] != 0, least, most, at, b, geometry, dtype,
+    )  # fmt: skip
+
+
+def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
+    """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
+    b = plan(geometry, input.itemsize)
+    N, G = int(geometry[GEO_N]), int(geometry[GEO_G])
+    if b.OCG == 0 or N == 0:
+        return
+    if not b.shared:
+        conv2d_task.run(
+            N * G * b.row_blocks, n_threads, input, packed, bias, act_min, act_max, output, pooled, indices, workspace,
+            geometry,
+        )  # fmt: skip
+        return
+    for chunk in range(G * ceil_div(N, b.images)):
+        images = min(b.images, N - chunk // G * b.images)
+        n_products = b.T * b.T * ceil_div(b.panels, b.chunk_panels)
+        input_task.run(images * b.channel_blocks, n_threads, chunk, input, workspace, geometry)
+        multiply_task.run(n_products, n_threads, chunk, packed, workspace, geometry)
+        output_task.run(
+            images * b.panels, n_threads, chunk, input, packed, bias, act_min, act_max, output, workspace, geometry
+        )

@@ -1,0 +1,98 @@
+"""Convolution by Winograd's minimal filtering: 3 x 3 kernels, stride and dilation 1.
+
+Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308; matrices by Toom and Cook.
+
+An output tile of m x m cells needs T x T cells of the image, T = m + 2. With d the image's cells and w a kernel::
+
+    tile = A^T [ sum over c of (G w_c G^T) * (B^T d_c B) ] A          (* cell by cell)
+
+For points p_0 ... p_m, and infinity, in the order of ``WINOGRAD_POINTS``: 0, then each with both signs::
+
+    A^T (m x T)   A^T[i, j] = p_j ** i; the column of infinity is 1 in the last row
+    G   (T x 3)   G[j, k] = p_j ** k / prod over l != j of (p_j - p_l); the row of infinity is (0, 0, 1)
+    B^T (T x T)   row j holds the coefficients of prod over l != j of (x - p_l), that of infinity of prod over all l
+
+A tile that comes out with a value that is not finite is computed again as a sum of products, so that NaN and Inf stand
+where the definition puts them. Extents as in ``direct``; ``packed`` is 1-D of ``packed_weight_size`` elements.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+
+from fastconv._problem import WINOGRAD_POINTS
+from fastconv._reference._common import conv_epilogue, padded, taps, unpack
+
+
+def _matrices(tile):
+    """A^T, G and B^T of F(tile, 3) as lists of rows of Fractions."""
+    points = [Fraction(0)]
+    for point in map(Fraction, WINOGRAD_POINTS[tile]):
+        points += [point, -point]
+    others = [[p for i, p in enumerate(points) if i != j] for j in range(len(points))]
+
+    def monic(roots):  # coefficients of prod (x - root), lowest power first
+        coefficients = [Fraction(1)]
+        for root in roots:
+            shifted, scaled = [Fraction(0), *coefficients], [*(root * c for c in coefficients), Fraction(0)]
+            coefficients = [a - b for a, b in zip(shifted, scaled, strict=True)]
+        return coefficients
+
+    a_t = [[*(p**i for p in points), Fraction(i == tile - 1)] for i in range(tile)]
+    g = []
+    for p, rest in zip(points, others, strict=True):
+        scale = Fraction(1)
+        for other in rest:
+            scale *= p - other
+        g.append([p**k / scale for k in range(3)])
+    g.append([Fraction(0), Fraction(0), Fraction(1)])
+    b_t = [[*monic(rest), Fraction(0)] for rest in others] + [monic(points)]
+    return a_t, g, b_t
+
+
+def _arrays(tile, dtype):
+    return tuple(np.array([[float(cell) for cell in row] for row in matrix], dtype) for matrix in _matrices(tile))
+
+
+def packed_weight_size(geometry):
+    """Elements of a packed weight: the transformed one, (T, T, OC, ICG), and the weight itself."""
+    g = unpack(geometry)
+    return ((g.tile + 2) ** 2 + 9) * g.OC * (g.IC // g.G)
+
+
+def pack_weight(weight, packed, workspace, geometry, n_threads):
+    """weight (OC, ICG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
+    g = unpack(geometry)
+    _, G, _ = _arrays(g.tile, weight.dtype)
+    split = packed.size - weight.size
+    packed[:split] = np.moveaxis(G @ weight @ G.T, (2, 3), (0, 1)).ravel()
+    packed[split:] = weight.ravel()
+
+
+def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
+    """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
+    g = unpack(geometry)
+    m, T, ICG, OCG = g.tile, g.tile + 2, g.IC // g.G, g.OC // g.G
+    A_T, _, B_T = _arrays(m, input.dtype)
+    split = T * T * g.OC * ICG
+    transformed = packed[:split].reshape(T, T, g.G, OCG, ICG)
+    weight = packed[split:].reshape(g.G, OCG, ICG * 9)
+    rows, columns = -(-g.OH // m), -(-g.OW // m)
+    image = padded(input, g)
+    whole = np.zeros((g.N, g.IC, rows * m + 2, columns * m + 2), input.dtype)  # to whole tiles
+    whole[:, :, : image.shape[2], : image.shape[3]] = image
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (T, T), (2, 3))[:, :, ::m, ::m]
+    with np.errstate(invalid="ignore", over="ignore"):
+        cells = np.moveaxis(B_T @ windows @ B_T.T, (4, 5), (0, 1))  # (T, T, N, IC, rows, columns)
+        cells = cells.reshape(T, T, g.N, g.G, ICG, rows * columns)
+        products = transformed[:, :, None] @ cells  # (T, T, N, G, OCG, rows * columns)
+        products = np.moveaxis(products.reshape(T, T, g.N, g.OC, rows, columns), (0, 1), (4, 5))
+        tiles = A_T @ products @ A_T.T  # (N, OC, rows, columns, m, m)
+        wrong = ~np.isfinite(tiles).all((4, 5), keepdims=True)
+        if wrong.any():
+            direct = np.zeros((g.N, g.OC, rows * m, columns * m), input.dtype)
+            cols = np.stack([cell for _, _, cell in taps(image, g)], 2).reshape(g.N, g.G, ICG * 9, g.OH * g.OW)
+            direct[:, :, : g.OH, : g.OW] = (weight @ cols).reshape(g.N, g.OC, g.OH, g.OW)
+            tiles = np.where(wrong, direct.reshape(g.N, g.OC, rows, m, columns, m).swapaxes(3, 4), tiles)
+    conv = tiles.swapaxes(3, 4).reshape(g.N, g.OC, rows * m, columns * m)[:, :, : g.OH, : g.OW]
+    conv_epilogue(conv, bias, act_min, act_max, output, pooled, indices, g)

@@ -1,0 +1,1160 @@
+"""Convolution by Winograd's minimal filtering. Formula, shapes and matrices: fastconv/_reference/winograd.py.
+
+With xi one of the T x T cells of a transformed tile, the products are T*T matrix products
+
+    M[xi] (tiles x OCG) = V[xi] (tiles x ICG) @ U[xi] (ICG x OCG)
+
+    U[xi][panel of NV*VL filters][channel][NV*VL]     the weight, transformed once by pack_weight
+    V[xi][block of VL channels][tile][VL]             vectors along channels in the input transform
+    M[xi][panel][tile][NV*VL]                         vectors along filters in product and output transform
+
+    block of tiles
+    loop 1 over blocks of channels: turn the image's rows to [row][column][VL], transform every tile
+    loop 2 over xi
+    loop 3 over panels of filters (a U panel stays in the first-level cache)
+    loop 4 over groups of MR tiles: MR x NV accumulators, V broadcast
+    loop 5 over panels and tiles: transform, add bias, clamp, turn to rows of pixels
+
+A plane of many tiles is cut into blocks, and a task does all of this for its rows. Planes of few tiles are put together,
+several images at once, and each loop is a phase whose tasks share V and M: then U is read once for all of them.
+"""
+
+from cython.parallel cimport prange, threadid
+from libc.string cimport memcpy, memset
+
+from common cimport (
+    GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
+    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, VL_FLOAT, ceil_div, clamp,
+    fill, int64_t, prefetch, real, vd, vec, vf, vmax, vmin, vset_d, vset_f,
+)
+from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
+from fused_pool cimport max_pool_rows, pool_ring_size
+
+# V and M of a block stay in the second-level cache, or stream through the third, where U is the larger part.
+cdef enum:
+    MOST_TILES = 32            # of a block
+    MOST_TILES_DEEP = 64       # with more than DEEP channels: U is read once for each block
+    DEEP = 128
+    FEW_TILES = 100            # planes of fewer share their phases
+    SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
+    PANEL_CHUNKS = 4           # tasks that a matrix product is split into
+    LINE = 16                  # elements between slabs, so that their distances are no multiples of a page
+    MOST_CELLS = 64            # T * T
+
+cdef extern from *:
+    """
+    /* Kernels below take their tile's extent as a constant argument: they must be inlined. */
+    #undef CYTHON_INLINE
+    #define CYTHON_INLINE inline __attribute__((always_inline))
+    #define WINOGRAD static inline __attribute__((always_inline))
+    #if defined(__AVX__)
+    #include <immintrin.h>
+    #endif
+    typedef int winograd_if __attribute__((vector_size(FASTCONV_VL * 4)));
+    typedef long long winograd_id __attribute__((vector_size(FASTCONV_VL * 4)));
+    typedef long long winograd_pair __attribute__((aligned(4), may_alias));
+
+    /* Interleave the lower or upper halves of each 128-bit lane: one instruction each. */
+    #if defined(__clang__) || __GNUC__ >= 12
+    #define WINOGRAD_SHUFFLE(name, vec, mask, ...) \\
+    WINOGRAD vec name(vec a, vec b) { return (vec)__builtin_shufflevector(a, b, __VA_ARGS__); }
+    #else
+    #define WINOGRAD_SHUFFLE(name, vec, mask, ...) \\
+    WINOGRAD vec name(vec a, vec b) { return (vec)__builtin_shuffle(a, b, (mask){__VA_ARGS__}); }
+    #endif
+    #if FASTCONV_VL == 16
+    WINOGRAD_SHUFFLE(low_f, vf, winograd_if, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+    WINOGRAD_SHUFFLE(high_f, vf, winograd_if, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+    WINOGRAD_SHUFFLE(low_d, vd, winograd_id, 0, 8, 2, 10, 4, 12, 6, 14)
+    WINOGRAD_SHUFFLE(high_d, vd, winograd_id, 1, 9, 3, 11, 5, 13, 7, 15)
+    #elif FASTCONV_VL == 8
+    WINOGRAD_SHUFFLE(low_f, vf, winograd_if, 0, 8, 1, 9, 4, 12, 5, 13)
+    WINOGRAD_SHUFFLE(high_f, vf, winograd_if, 2, 10, 3, 11, 6, 14, 7, 15)
+    WINOGRAD_SHUFFLE(low_d, vd, winograd_id, 0, 4, 2, 6)
+    WINOGRAD_SHUFFLE(high_d, vd, winograd_id, 1, 5, 3, 7)
+    #else
+    WINOGRAD_SHUFFLE(low_f, vf, winograd_if, 0, 4, 1, 5)
+    WINOGRAD_SHUFFLE(high_f, vf, winograd_if, 2, 6, 3, 7)
+    WINOGRAD_SHUFFLE(low_d, vd, winograd_id, 0, 2)
+    WINOGRAD_SHUFFLE(high_d, vd, winograd_id, 1, 3)
+    #endif
+
+    /* Each 128-bit lane of the vectors is a square matrix: transpose it. */
+    WINOGRAD void transpose_f(vf *z)
+    {
+        vd a = (vd)low_f(z[0], z[1]), b = (vd)high_f(z[0], z[1]), c = (vd)low_f(z[2], z[3]), d = (vd)high_f(z[2], z[3]);
+        z[0] = (vf)low_d(a, c);
+        z[1] = (vf)high_d(a, c);
+        z[2] = (vf)low_d(b, d);
+        z[3] = (vf)high_d(b, d);
+    }
+    WINOGRAD void transpose_d(vd *z)
+    {
+        vd a = low_d(z[0], z[1]), b = high_d(z[0], z[1]);
+        z[0] = a;
+        z[1] = b;
+    }
+
+    /* 128-bit lane l from and to p + l * step; p counts elements of 4 or 8 bytes. */
+    #if FASTCONV_VL == 8 && defined(__AVX__)
+    #define WINOGRAD_LANES(S, type, vec) \\
+    WINOGRAD vec load_lanes_##S(const type *p, Py_ssize_t step) \\
+    { \\
+        __m128 a = _mm_loadu_ps((const float *)p), b = _mm_loadu_ps((const float *)(p + step)); \\
+        return (vec)_mm256_insertf128_ps(_mm256_castps128_ps256(a), b, 1); \\
+    } \\
+    WINOGRAD void store_lanes_##S(type *p, Py_ssize_t step, vec v) \\
+    { \\
+        _mm_storeu_ps((float *)p, _mm256_castps256_ps128((__m256)v)); \\
+        _mm_storeu_ps((float *)(p + step), _mm256_extractf128_ps((__m256)v, 1)); \\
+    }
+    #elif FASTCONV_VL == 16 && defined(__AVX512F__)
+    #define WINOGRAD_LANES(S, type, vec) \\
+    WINOGRAD vec load_lanes_##S(const type *p, Py_ssize_t step) \\
+    { \\
+        __m512 v = _mm512_castps128_ps512(_mm_loadu_ps((const float *)p)); \\
+        v = _mm512_insertf32x4(v, _mm_loadu_ps((const float *)(p + step)), 1); \\
+        v = _mm512_insertf32x4(v, _mm_loadu_ps((const float *)(p + 2 * step)), 2); \\
+        return (vec)_mm512_insertf32x4(v, _mm_loadu_ps((const float *)(p + 3 * step)), 3); \\
+    } \\
+    WINOGRAD void store_lanes_##S(type *p, Py_ssize_t step, vec v) \\
+    { \\
+        _mm_storeu_ps((float *)p, _mm512_castps512_ps128((__m512)v)); \\
+        _mm_storeu_ps((float *)(p + step), _mm512_extractf32x4_ps((__m512)v, 1)); \\
+        _mm_storeu_ps((float *)(p + 2 * step), _mm512_extractf32x4_ps((__m512)v, 2)); \\
+        _mm_storeu_ps((float *)(p + 3 * step), _mm512_extractf32x4_ps((__m512)v, 3)); \\
+    }
+    #else
+    #define WINOGRAD_LANES(S, type, vec) \\
+    WINOGRAD vec load_lanes_##S(const type *p, Py_ssize_t step) \\
+    { \\
+        vec v; \\
+        for (int l = 0; l < FASTCONV_VL / 4; l++) __builtin_memcpy((char *)&v + 16 * l, p + l * step, 16); \\
+        return v; \\
+    } \\
+    WINOGRAD void store_lanes_##S(type *p, Py_ssize_t step, vec v) \\
+    { for (int l = 0; l < FASTCONV_VL / 4; l++) __builtin_memcpy(p + l * step, (char *)&v + 16 * l, 16); }
+    #endif
+    WINOGRAD_LANES(f, float, vf)
+    WINOGRAD_LANES(d, double, vd)
+
+    /* Pairs of floats: the two of 128-bit lane l from and to p + 4 * l * step and p + (4 * l + 1) * step. */
+    WINOGRAD vf load_pairs(const float *p, Py_ssize_t step)
+    {
+        winograd_id v;
+        for (int l = 0; l < FASTCONV_VL / 4; l++) {
+            v[2 * l] = *(const winograd_pair *)(p + 4 * l * step);
+            v[2 * l + 1] = *(const winograd_pair *)(p + (4 * l + 1) * step);
+        }
+        return (vf)v;
+    }
+    WINOGRAD void store_pairs(float *p, Py_ssize_t step, vf v)
+    {
+        winograd_id pairs = (winograd_id)v;
+        for (int l = 0; l < FASTCONV_VL / 4; l++) {
+            *(winograd_pair *)(p + 4 * l * step) = pairs[2 * l];
+            *(winograd_pair *)(p + (4 * l + 1) * step) = pairs[2 * l + 1];
+        }
+    }
+    /* NaN if a lane is. */
+    WINOGRAD float any_nan_f(vf v) { float sum = v[0]; for (int i = 1; i < VL_FLOAT; i++) sum += v[i]; return sum; }
+    WINOGRAD double any_nan_d(vd v) { double sum = v[0]; for (int i = 1; i < VL_DOUBLE; i++) sum += v[i]; return sum; }
+    """
+    vf low_f(vf a, vf b) nogil
+    vf high_f(vf a, vf b) nogil
+    void transpose_f(vf* z) nogil
+    void transpose_d(vd* z) nogil
+    vf load_lanes_f(const float* p, Py_ssize_t step) nogil
+    vd load_lanes_d(const double* p, Py_ssize_t step) nogil
+    void store_lanes_f(float* p, Py_ssize_t step, vf v) nogil
+    void store_lanes_d(double* p, Py_ssize_t step, vd v) nogil
+    vf load_pairs(const float* p, Py_ssize_t step) nogil
+    void store_pairs(float* p, Py_ssize_t step, vf v) nogil
+    float any_nan_f(vf v) nogil
+    double any_nan_d(vd v) nogil
+
+
+# ------------------------------------------------------------------------------------------------------ vector helpers
+
+
+cdef inline void transpose(vec* z) noexcept nogil:
+    if vec is vf:
+        transpose_f(z)
+    else:
+        transpose_d(z)
+
+
+cdef inline void load_lanes(vec* out, const real* p, Py_ssize_t step) noexcept nogil:
+    if vec is vf:
+        out[0] = load_lanes_f(<const float*> p, step)
+    else:
+        out[0] = load_lanes_d(<const double*> p, step)
+
+
+cdef inline void store_lanes(real* p, Py_ssize_t step, vec v) noexcept nogil:
+    if vec is vf:
+        store_lanes_f(<float*> p, step, v)
+    else:
+        store_lanes_d(<double*> p, step, v)
+
+
+cdef inline bint any_nan(vec v) noexcept nogil:
+    if vec is vf:
+        return any_nan_f(v) != 0
+    else:
+        return any_nan_d(v) != 0
+
+
+cdef inline vec constant(double value, vec* unused) noexcept nogil:
+    if vec is vf:
+        return vset_f(<float> value)
+    else:
+        return vset_d(value)
+
+
+# --------------------------------------------------------------------------------------- one-dimensional transforms
+
+# Points come in pairs, so B^T, A^T and G split into even and odd parts. With h = m / 2 pairs of points p_i, everything
+# follows from the polynomials prod (x^2 - p_l^2) over all l, and over all but one. m is a constant at each call:
+# coefficients become constants too.
+
+
+cdef inline double point(int m, int i) noexcept nogil:
+    """The positive points of WINOGRAD_POINTS."""
+    if m == 2:
+        return 1
+    if m == 4:
+        return 0.625 if i == 0 else 1.5
+    return 0.5 if i == 0 else 1 if i == 1 else 2
+
+
+POINTS = {m: tuple([point(m, i) for i in range(m // 2)]) for m in (2, 4, 6)}
+
+
+cdef inline double square(int m, int i) noexcept nogil:
+    return point(m, i) * point(m, i)
+
+
+cdef inline double all_pairs(int m, int k) noexcept nogil:
+    """Coefficient of x^(2k) of prod (x^2 - p_l^2), k < h."""
+    if m == 2:
+        return -square(m, 0)
+    if m == 4:
+        return square(m, 0) * square(m, 1) if k == 0 else -(square(m, 0) + square(m, 1))
+    if k == 0:
+        return -square(m, 0) * square(m, 1) * square(m, 2)
+    if k == 1:
+        return square(m, 0) * square(m, 1) + square(m, 0) * square(m, 2) + square(m, 1) * square(m, 2)
+    return -(square(m, 0) + square(m, 1) + square(m, 2))
+
+
+cdef inline double other_pairs(int m, int i, int k) noexcept nogil:
+    """Coefficient of x^(2k) of prod (x^2 - p_l^2) over l != i, k < h - 1."""
+    if m == 4:
+        return -square(m, 1 - i)
+    if k == 0:
+        return square(m, (i + 1) % 3) * square(m, (i + 2) % 3)
+    return -(square(m, (i + 1) % 3) + square(m, (i + 2) % 3))
+
+
+cdef inline double scale(int m, int i) noexcept nogil:
+    """1 / prod (p_i - p_l) over all other points; of point 0 for i < 0."""
+    if i < 0:
+        return 1 / all_pairs(m, 0)
+    if m == 2:
+        return 1 / (2 * square(m, i))
+    if m == 4:
+        return 1 / (2 * square(m, i) * (square(m, i) - square(m, 1 - i)))
+    return 1 / (
+        2 * square(m, i) * (square(m, i) - square(m, (i + 1) % 3)) * (square(m, i) - square(m, (i + 2) % 3))
+    )
+
+
+cdef inline void input_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
+    """out = B^T cells: T vectors, ``step`` vectors apart."""
+    cdef:
+        vec[8] x
+        vec even, odd, c
+        int i, k, h = m // 2
+    for i in range(m + 2):
+        x[i] = cells[i * step]
+    even = x[m]
+    odd = x[m + 1]
+    for k in range(h):
+        c = constant(all_pairs(m, h - 1 - k), &even)
+        even = even + c * x[2 * (h - 1 - k)]
+        odd = odd + c * x[2 * (h - 1 - k) + 1]
+    out[0] = even
+    out[(m + 1) * out_step] = odd
+    for i in range(h):
+        even = x[m]
+        odd = x[m - 1]
+        for k in range(h - 1):
+            c = constant(other_pairs(m, i, h - 2 - k), &even)
+            even = even + c * x[2 * (h - 2 - k) + 2]
+            odd = odd + c * x[2 * (h - 2 - k) + 1]
+        c = constant(point(m, i), &even)
+        out[(2 * i + 1) * out_step] = even + c * odd
+        out[(2 * i + 2) * out_step] = even - c * odd
+
+
+cdef inline double power(int m, int i, int k) noexcept nogil:
+    """point ** k."""
+    if k == 0:
+        return 1
+    if k == 1:
+        return point(m, i)
+    if k == 2:
+        return square(m, i)
+    if k == 3:
+        return square(m, i) * point(m, i)
+    if k == 4:
+        return square(m, i) * square(m, i)
+    return square(m, i) * square(m, i) * point(m, i)
+
+
+cdef inline void output_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
+    """out = A^T cells: m vectors from T."""
+    cdef:
+        vec[3] sum
+        vec[3] difference
+        vec total
+        int i, k, h = m // 2
+    for i in range(h):
+        sum[i] = cells[(2 * i + 1) * step] + cells[(2 * i + 2) * step]
+        difference[i] = cells[(2 * i + 1) * step] - cells[(2 * i + 2) * step]
+    for k in range(m):
+        if k == 0:
+            total = cells[0] + sum[0]
+        elif k == m - 1:
+            total = cells[(m + 1) * step] + constant(power(m, 0, k), &total) * difference[0]
+        elif k % 2:
+            total = constant(power(m, 0, k), &total) * difference[0]
+        else:
+            total = constant(power(m, 0, k), &total) * sum[0]
+        for i in range(1, h):
+            if k % 2:
+                total = total + constant(power(m, i, k), &total) * difference[i]
+            else:
+                total = total + constant(power(m, i, k), &total) * sum[i]
+        out[k * out_step] = total
+
+
+cdef inline void weight_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
+    """out = G cells: T vectors from 3."""
+    cdef:
+        vec x0 = cells[0], x1 = cells[step], x2 = cells[2 * step], even, c
+        int i
+    out[0] = constant(scale(m, -1), &even) * x0
+    for i in range(m // 2):
+        even = x0 + constant(square(m, i), &even) * x2
+        even = constant(scale(m, i), &even) * even
+        c = constant(point(m, i) * scale(m, i), &even)
+        out[(2 * i + 1) * out_step] = even + c * x1
+        out[(2 * i + 2) * out_step] = even - c * x1
+    out[(m + 1) * out_step] = x2
+
+
+# ---------------------------------------------------------------------------------------------------------- blocking
+
+
+cdef struct Blocking:
+    Py_ssize_t ICG, OCG, OH, OW, m, T, VL, NR
+    Py_ssize_t channel_blocks, panels, chunk_panels         # of VL channels, of NR filters; panels of a task
+    Py_ssize_t tile_rows, tile_columns                      # of a plane
+    bint shared                                             # several images at once, phase by phase
+    Py_ssize_t images, rows, columns, tiles                 # of a block: images, rows and columns of tiles, tiles
+    Py_ssize_t task_rows, row_blocks, pooled_rows           # output rows of a task, tasks of a plane, pooled rows
+    Py_ssize_t u_step, v_step, m_step                       # from one xi to the next
+    Py_ssize_t u_elements, v_elements, m_elements, copy_elements, map_elements, worker_elements
+
+
+# A block of tiles: rows ... of one plane each of ``images`` images.
+cdef struct Block:
+    Py_ssize_t row, rows, column, columns                   # first output row; rows of tiles; the same for columns
+    Py_ssize_t tiles                                        # of one image
+
+
+cdef Py_ssize_t lines(Py_ssize_t elements) noexcept nogil:
+    return ceil_div(elements, LINE) * LINE
+
+
+cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
+    """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
+    cdef:
+        Blocking b
+        Py_ssize_t G = max(geometry[GEO_G], 1), most, plane, cells, stride_h
+    b.ICG = geometry[GEO_IC] // G
+    b.OCG = geometry[GEO_OC] // G
+    b.OH = geometry[GEO_OH]
+    b.OW = geometry[GEO_OW]
+    b.m = geometry[GEO_TILE]
+    b.T = b.m + 2
+    b.VL = VL
+    b.NR = _NV * VL
+    b.channel_blocks = ceil_div(b.ICG, VL)
+    b.panels = ceil_div(b.OCG, b.NR)
+    b.chunk_panels = max(ceil_div(b.panels, PANEL_CHUNKS), 1)
+    b.tile_rows = ceil_div(b.OH, b.m)
+    b.tile_columns = ceil_div(b.OW, b.m)
+    plane = b.tile_rows * b.tile_columns
+    cells = b.T * b.T
+    b.shared = plane < FEW_TILES and geometry[GEO_POOL_KH] == 0
+    b.pooled_rows = 0
+    b.map_elements = 0
+    if b.shared:
+        b.images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (b.ICG + b.OCG), 1))
+        b.images = max(min(b.images, geometry[GEO_N]), 1)
+        b.rows = b.tile_rows
+        b.columns = b.tile_columns
+        b.task_rows = b.OH
+        b.row_blocks = 1
+    else:
+        b.images = 1
+        most = MOST_TILES_DEEP if max(b.ICG, b.OCG) > DEEP else MOST_TILES
+        b.columns = max(ceil_div(b.tile_columns, max(ceil_div(b.tile_columns, most), 1)), 1)
+        b.rows = max(most // b.columns, 1)
+        b.row_blocks = ceil_div(b.tile_rows, b.rows)
+        b.rows = ceil_div(b.tile_rows, max(b.row_blocks, 1))
+        b.task_rows = b.rows * b.m
+        b.row_blocks = ceil_div(b.tile_rows, max(b.rows, 1))
+        if geometry[GEO_POOL_KH] > 0:
+            stride_h = geometry[GEO_POOL_STRIDE_H]
+            b.pooled_rows = max((b.task_rows - max(geometry[GEO_POOL_KH] - stride_h, 0)) // stride_h, 1)
+            b.row_blocks = ceil_div(geometry[GEO_POOL_OH], b.pooled_rows)
+            b.task_rows = min((b.pooled_rows - 1) * stride_h + geometry[GEO_POOL_KH], b.OH)
+            b.map_elements = lines(b.OCG * b.task_rows * b.OW)
+    b.tiles = b.images * b.rows * b.columns
+    b.u_step = b.panels * b.channel_blocks * VL * b.NR + LINE
+    b.v_step = b.channel_blocks * b.tiles * VL + LINE
+    b.m_step = b.panels * b.tiles * b.NR + LINE
+    b.u_elements = cells * b.u_step
+    b.v_elements = cells * b.v_step
+    b.m_elements = cells * b.m_step
+    b.copy_elements = lines((b.rows * b.m + 2) * (b.columns * b.m + 2) * VL)
+    b.worker_elements = b.copy_elements + b.map_elements + lines(pool_ring_size(geometry))
+    b.worker_elements += 0 if b.shared else b.v_elements + b.m_elements
+    return b
+
+
+# ------------------------------------------------------------------------------------------------- input transform
+
+
+cdef void copy_rows(
+    const real* image,          # IN   VL channels, or fewer, of one image
+    real* copied,               # OUT  [rows * m + 2][columns * m + 2][VL]
+    Py_ssize_t channels,
+    const Block* at,
+    const Blocking* b,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    """The cells that a block of tiles reads, channels last; zero outside the image and where no output reads them."""
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), IW = geometry[GEO_IW]
+        Py_ssize_t plane = geometry[GEO_IH] * IW, pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
+        Py_ssize_t width = at.columns * b.m + 2, left = at.column - pad_left, row, ih, first, last, p, j, c
+        Py_ssize_t row_end = min(geometry[GEO_IH], b.OH + 2 - pad_top), column_end = min(IW, b.OW + 2 - pad_left)
+        vec[4] z
+        const real* source
+        real* target
+    first = min(max(-left, 0), width)
+    last = min(max(column_end - left, first), width)
+    for row in range(at.rows * b.m + 2):
+        ih = at.row - pad_top + row
+        target = copied + row * width * VL
+        if ih < 0 or ih >= row_end or first == last:
+            memset(target, 0, width * VL * sizeof(real))
+            continue
+        source = image + ih * IW + left
+        memset(target, 0, first * VL * sizeof(real))
+        memset(target + last * VL, 0, (width - last) * VL * sizeof(real))
+        if channels == VL and last - first >= quad:
+            p = first
+            while True:  # the last square overlaps the one before
+                for j in range(quad):
+                    load_lanes(&z[j], source + p + j * plane, quad * plane)
+                transpose(&z[0])
+                for j in range(quad):
+                    (<vec*> (target + (p + j) * VL))[0] = z[j]
+                if p == last - quad:
+                    break
+                p = min(p + quad, last - quad)
+        else:
+            for p in range(first, last):
+                for c in range(channels):
+                    target[p * VL + c] = source[c * plane + p]
+                for c in range(channels, VL):
+                    target[p * VL + c] = 0
+
+
+cdef inline void transform_input(
+    const real* copied,         # IN
+    real* v,                    # OUT  [xi][...][tile][VL], first tile
+    const Block* at,
+    const Blocking* b,
+    int m,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), width = at.columns * m + 2, row, column
+        Py_ssize_t step = b.v_step // VL
+        int i, T = m + 2
+        const vec* source
+        vec[MOST_CELLS] half
+    for row in range(at.rows):
+        for column in range(at.columns):
+            source = <const vec*> (copied + (row * width + column) * m * VL)
+            for i in range(T):
+                input_1d(source + i, width, &half[i], T, m)
+            for i in range(T):
+                input_1d(&half[i * T], 1, <vec*> v + i * T * step, step, m)
+            v += VL
+
+
+cdef void input_block(
+    const real* image,          # IN   channels of one group of one image
+    real* v,                    # OUT  [xi][channel block][tile][VL]
+    Py_ssize_t first_tile,
+    Py_ssize_t block,           # of channels
+    real* copied,
+    const Block* at,
+    const Blocking* b,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    cdef Py_ssize_t VL = sizeof(vec) // sizeof(real)
+    copy_rows(
+        image + block * VL * geometry[GEO_IH] * geometry[GEO_IW], copied, min(b.ICG - block * VL, VL), at, b, geometry,
+        unused,
+    )
+    v += (block * b.tiles + first_tile) * VL
+    if b.m == 2:
+        transform_input(<const real*> copied, v, at, b, 2, unused)
+    elif b.m == 4:
+        transform_input(<const real*> copied, v, at, b, 4, unused)
+    else:
+        transform_input(<const real*> copied, v, at, b, 6, unused)
+
+
+# ------------------------------------------------------------------------------------------------- matrix product
+
+
+cdef inline void tile(
+    const real* v,              # IN   [blocks][tile][VL], ``step`` from block to block
+    const real* u,              # IN   [blocks * VL][NV * VL]
+    Py_ssize_t blocks,
+    Py_ssize_t step,
+    Py_ssize_t depth,           # VL, as a variable: GCC must not unroll, it would spill
+    Py_ssize_t ahead,           # from a panel of u to the next, fetched meanwhile
+    real* c,                    # OUT  [tile][NV * VL]
+    int rows,                   # tiles, and
+    int nv,                     # vectors of filters: constants at each call, so that GCC keeps acc in registers
+    vec* unused,
+) noexcept nogil:
+    # MR * NV independent FMA chains hide the latency of each; every accumulator, the vectors of filters and one
+    # broadcast cell stay in registers.
+    cdef:
+        vec[_MR][_NV] acc
+        vec[_NV] x
+        vec cell
+        Py_ssize_t _block, k, i, j, VL = sizeof(vec) // sizeof(real)
+    for i in range(rows):
+        for j in range(nv):
+            fill(&acc[i][j], <real> 0)
+    for _block in range(blocks):
+        for k in range(depth):
+            for j in range(nv):
+                x[j] = (<const vec*> (u + j * VL))[0]
+            for i in range(rows):
+                fill(&cell, v[i * VL + k])
+                for j in range(nv):
+                    acc[i][j] = acc[i][j] + cell * x[j]
+            prefetch(u + ahead)
+            u += _NV * VL
+        v += step
+    for i in range(rows):
+        for j in range(nv):
+            (<vec*> (c + (i * _NV + j) * VL))[0] = acc[i][j]
+
+
+cdef inline void tile_rows(
+    const real* v, const real* u, Py_ssize_t blocks, Py_ssize_t step, Py_ssize_t depth, Py_ssize_t ahead, real* c,
+    Py_ssize_t rows, int nv, vec* unused,
+) noexcept nogil:
+    """`tile` with the number of tiles as a constant."""
+    if rows == _MR:
+        tile(v, u, blocks, step, depth, ahead, c, _MR, nv, unused)
+    elif rows == 1:
+        tile(v, u, blocks, step, depth, ahead, c, 1, nv, unused)
+    elif rows == 2:
+        tile(v, u, blocks, step, depth, ahead, c, 2, nv, unused)
+    elif rows == 3:
+        tile(v, u, blocks, step, depth, ahead, c, 3, nv, unused)
+    elif rows == 4:
+        tile(v, u, blocks, step, depth, ahead, c, 4, nv, unused)
+    elif rows == 5:
+        tile(v, u, blocks, step, depth, ahead, c, 5, nv, unused)
+    elif _MR > 6 and rows == 6:
+        tile(v, u, blocks, step, depth, ahead, c, min(6, _MR), nv, unused)
+    elif _MR > 7:
+        tile(v, u, blocks, step, depth, ahead, c, min(7, _MR), nv, unused)
+
+
+cdef void multiply(
+    const real* u,              # IN   one xi: [panel][channel][NV * VL]
+    const real* v,              # IN   [channel block][tile][VL]
+    real* c,                    # OUT  [panel][tile][NV * VL]
+    Py_ssize_t panel_from,
+    Py_ssize_t panel_to,
+    Py_ssize_t tiles,
+    const Blocking* b,
+    vec* unused,
+) noexcept nogil:
+    # Tiles in groups of nearly equal size: all have accumulators enough.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, groups = ceil_div(tiles, _MR), panel, group, t, rows
+        Py_ssize_t nv, step = b.tiles * VL, ahead = b.channel_blocks * VL * NR
+        const real* filters
+        real* target
+    for panel in range(panel_from, panel_to):                                              # loop 3: filters
+        nv = min(ceil_div(b.OCG - panel * NR, VL), _NV)
+        filters = u + panel * b.channel_blocks * VL * NR
+        target = c + panel * b.tiles * NR
+        t = 0
+        for group in range(groups):                                                        # loop 4: tiles
+            rows = tiles // groups + (group < tiles % groups)
+            if nv == 1:
+                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, ahead, target + t * NR, rows, 1, unused)
+            elif nv == 2:
+                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, ahead, target + t * NR, rows, 2, unused)
+            else:
+                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, ahead, target + t * NR, rows, _NV, unused)
+            t += rows
+
+
+# ------------------------------------------------------------------------------------------------ output transform
+
+
+cdef void sum_again(
+    real* y,                    # IN/OUT  [m * m][VL]
+    const real* image,          # IN   channels of one group of one image
+    const real* weight,         # IN   filters (ICG, 3, 3)
+    Py_ssize_t filters,
+    Py_ssize_t oh_from,
+    Py_ssize_t ow_from,
+    const Blocking* b,
+    const int64_t* geometry,
+) noexcept nogil:
+    """Tiles with a value that is not finite, by the definition: filter by filter."""
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], m = b.m, VL = b.VL
+        Py_ssize_t i, j, c, kh, kw, ih, iw, oc
+        real total
+        const real* w
+    for oc in range(filters):
+        total = 0
+        for i in range(m * m):
+            total = total + y[i * VL + oc] * 0
+        if total == 0:
+            continue
+        for i in range(m):
+            for j in range(m):
+                total = 0
+                w = weight + oc * b.ICG * 9
+                for c in range(b.ICG):
+                    for kh in range(3):
+                        ih = oh_from + i + kh - geometry[GEO_PAD_TOP]
+                        for kw in range(3):
+                            iw = ow_from + j + kw - geometry[GEO_PAD_LEFT]
+                            if 0 <= ih < IH and 0 <= iw < IW:
+                                total = total + w[kh * 3 + kw] * image[(c * IH + ih) * IW + iw]
+                            else:
+                                total = total + w[kh * 3 + kw] * 0
+                    w += 9
+                y[(i * m + j) * VL + oc] = total
+
+
+cdef inline void store_whole(
+    const vec* y, real* out, Py_ssize_t plane, Py_ssize_t OW, bint accumulate, vec shift, vec low, vec high, int m,
+) noexcept nogil:
+    """The epilogue of a whole tile of VL filters, turned to rows of pixels: 4 or 2 at once."""
+    cdef:
+        vec[4] z
+        vec old
+        real* at
+        int i, j, q, quad = 16 // sizeof(real)
+    for i in range(m):
+        for q in range(m // quad):
+            for j in range(quad):
+                z[j] = y[i * m + q * quad + j] + shift
+            transpose(&z[0])
+            for j in range(quad):
+                at = out + i * OW + q * quad + j * plane
+                if accumulate:
+                    load_lanes(&old, <const real*> at, quad * plane)
+                    z[j] = z[j] + old
+                store_lanes(at, quad * plane, vmin(high, vmax(low, z[j])))
+        if vec is vf:
+            if m % 4:
+                z[2] = y[i * m + m - 2] + shift
+                z[3] = y[i * m + m - 1] + shift
+                z[0] = low_f(z[2], z[3])
+                z[1] = high_f(z[2], z[3])
+                for j in range(2):
+                    at = out + i * OW + m - 2 + 2 * j * plane
+                    if accumulate:
+                        old = load_pairs(<const float*> at, plane)
+                        z[j] = z[j] + old
+                    store_pairs(<float*> at, plane, vmin(high, vmax(low, z[j])))
+
+
+cdef inline void transform_output(
+    const real* c,              # IN   [xi][...][tile][NV * VL], first tile and filter
+    const real* image,          # IN   for sum_again
+    const real* weight,         # IN
+    const real* shifts,         # IN   VL biases
+    Py_ssize_t filters,
+    real* out,                  # OUT  plane of the first filter, whose first row is output row ``origin``
+    Py_ssize_t plane,
+    Py_ssize_t origin,
+    Py_ssize_t row_end,         # no output row from here on
+    bint accumulate,
+    real low,
+    real high,
+    const Block* at,
+    const Blocking* b,
+    const int64_t* geometry,
+    int m,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), step = b.m_step // VL, OW = b.OW, row, column, oh, ow, oc, p
+        int i, j, T = m + 2
+        const vec* cells
+        real* target
+        real value
+        vec[MOST_CELLS] half
+        vec[36] y
+        vec sum, zero, low_v, high_v, shift = (<const vec*> shifts)[0]
+    fill(&low_v, low)
+    fill(&high_v, high)
+    fill(&zero, <real> 0)
+    for row in range(at.rows):
+        oh = at.row + row * m
+        for column in range(at.columns):
+            ow = at.column + column * m
+            cells = <const vec*> c
+            c += _NV * VL
+            for i in range(T):
+                output_1d(cells + i * step, T * step, &half[i], T, m)
+            for i in range(m):
+                output_1d(&half[i * T], 1, &y[i * m], 1, m)
+            sum = zero
+            for i in range(m * m):
+                sum = sum + y[i] * zero
+            if any_nan(sum):
+                sum_again(<real*> &y[0], image, weight, filters, oh, ow, b, geometry)
+            target = out + (oh - origin) * OW + ow
+            if filters == VL and oh + m <= row_end and ow + m <= OW:
+                store_whole(&y[0], target, plane, OW, accumulate, shift, low_v, high_v, m)
+                continue
+            for oc in range(filters):
+                for i in range(min(m, row_end - oh)):
+                    for j in range(min(m, OW - ow)):
+                        p = oc * plane + i * OW + j
+                        value = (<const real*> &y[i * m + j])[oc] + shifts[oc]
+                        if accumulate:
+                            value = value + target[p]
+                        target[p] = clamp(value, low, high)
+
+
+cdef void output_block(
+    const real* c,              # IN   [xi][panel][tile][NV * VL]
+    Py_ssize_t first_tile,
+    Py_ssize_t panel,
+    const real* image,          # IN
+    const real* weight,         # IN   filters of the group
+    const real* bias,           # IN   of the group, or NULL
+    real* out,                  # OUT  planes of the group
+    Py_ssize_t plane,
+    Py_ssize_t origin,
+    Py_ssize_t row_end,
+    bint accumulate,
+    real low,
+    real high,
+    const Block* at,
+    const Blocking* b,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, j, first, filters, i
+        real[VL_FLOAT] shifts
+        const real* cells
+        const real* w
+        real* planes
+    for j in range(min(ceil_div(b.OCG - panel * NR, VL), _NV)):
+        first = panel * NR + j * VL
+        filters = min(b.OCG - first, VL)
+        for i in range(VL):
+            shifts[i] = bias[first + i] if bias != NULL and i < filters else 0
+        cells = c + (panel * b.tiles + first_tile) * NR + first - panel * NR
+        w = weight + first * b.ICG * 9
+        planes = out + first * plane
+        if b.m == 2:
+            transform_output(
+                cells, image, w, <const real*> &shifts[0], filters, planes, plane, origin, row_end, accumulate, low,
+                high, at, b, geometry, 2, unused,
+            )
+        elif b.m == 4:
+            transform_output(
+                cells, image, w, <const real*> &shifts[0], filters, planes, plane, origin, row_end, accumulate, low,
+                high, at, b, geometry, 4, unused,
+            )
+        else:
+            transform_output(
+                cells, image, w, <const real*> &shifts[0], filters, planes, plane, origin, row_end, accumulate, low,
+                high, at, b, geometry, 6, unused,
+            )
+
+
+# --------------------------------------------------------------------------------------------------- kernels: weight
+
+
+def packed_weight_size(const int64_t[::1] geometry):
+    """Elements of a packed weight: [G][xi][panel][channel][NV * VL] filled up with zeros, and the weight itself."""
+    cdef Blocking b = blocking(&geometry[0], VL_FLOAT)
+    return geometry[GEO_G] * b.u_elements + geometry[GEO_OC] * b.ICG * 9
+
+
+cdef inline void transform_weight(const vec* taps, real* u, Py_ssize_t step, int m, vec* unused) noexcept nogil:
+    cdef:
+        vec[24] half
+        int i, T = m + 2
+    for i in range(3):
+        weight_1d(taps + i, 3, &half[i], 3, m)
+    for i in range(T):
+        weight_1d(&half[i * 3], 1, <vec*> u + i * T * step, step, m)
+
+
+cdef void pack_weight_task(
+    Py_ssize_t task,
+    const real* weight,               # IN
+    real* packed,                     # OUT
+    const Blocking* b,                # IN
+    Py_ssize_t G,
+    vec* unused,
+) noexcept nogil:
+    # A task is one panel of filters. The 9 taps of 4 (or 2) channels are that many squares to transpose.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, quad = 16 // sizeof(real), run = 9 * quad
+        Py_ssize_t g = task // b.panels, panel = task % b.panels, K = b.ICG * 9, first, filters, channels, c, i, j, q, squares
+        Py_ssize_t step = b.u_step // VL, distance
+        real[36 * VL_FLOAT] edge
+        vec[36] taps
+        const real* source
+        real* u
+    source = weight + (g * b.OCG + panel * NR) * K
+    memcpy(
+        packed + G * b.u_elements + (g * b.OCG + panel * NR) * K, source,
+        min(b.OCG - panel * NR, NR) * K * sizeof(real),
+    )
+    u = packed + g * b.u_elements + panel * b.channel_blocks * VL * NR
+    for squares in range(b.channel_blocks * VL // quad):
+        c = squares * quad
+        for i in range(_NV):
+            first = panel * NR + i * VL
+            filters = min(max(b.OCG - first, 0), VL)
+            channels = min(max(b.ICG - c, 0), quad)
+            source = weight + (g * b.OCG + first) * K + c * 9
+            distance = K
+            if filters < VL or channels < quad:
+                memset(edge, 0, VL * run * sizeof(real))
+                for j in range(filters):
+                    memcpy(&edge[j * run], source + j * K, channels * 9 * sizeof(real))
+                source = <const real*> &edge[0]
+                distance = run
+            for q in range(9):
+                for j in range(quad):
+                    load_lanes(&taps[q * quad + j], source + q * quad + j * distance, quad * distance)
+                transpose(&taps[q * quad])
+            for q in range(quad):
+                if b.m == 2:
+                    transform_weight(&taps[q * 9], u + ((c + q) * _NV + i) * VL, step, 2, unused)
+                elif b.m == 4:
+                    transform_weight(&taps[q * 9], u + ((c + q) * _NV + i) * VL, step, 4, unused)
+                else:
+                    transform_weight(&taps[q * 9], u + ((c + q) * _NV + i) * VL, step, 6, unused)
+
+
+def pack_weight(
+    const real[:, :, :, ::1] weight,
+    real[::1] packed,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """weight (OC, ICG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
+    cdef:
+        Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
+        Py_ssize_t task, G = geometry[GEO_G], n_tasks = G * b.panels
+        const real* w = &weight[0, 0, 0, 0] if weight.shape[0] and weight.shape[1] else NULL
+        real* target = &packed[0] if packed.shape[0] else NULL
+        vf* floats = NULL
+        vd* doubles = NULL
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="static"):
+        if real is float:
+            pack_weight_task(task, w, target, &b, G, floats)
+        else:
+            pack_weight_task(task, w, target, &b, G, doubles)
+
+
+# -------------------------------------------------------------------------------------------------- kernels: forward
+
+
+def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
+    """Elements of workspace: V and M, shared or of each worker; copied rows, and the map that a fused pool reads."""
+    cdef Blocking b = blocking(&geometry[0], VL_FLOAT)
+    return n_workers * b.worker_elements + (b.v_elements + b.m_elements if b.shared else 0)
+
+
+cdef void conv2d_task(
+    Py_ssize_t task,
+    const real* input,            # IN
+    const real* packed,           # IN
+    const real* bias,             # IN
+    real low,
+    real high,
+    real* output,                 # OUT
+    real* pooled,                 # OUT
+    int64_t* indices,             # OUT
+    real* scratch,                # worker_elements
+    const Blocking* b,            # IN
+    const int64_t* geometry,      # IN
+    vec* unused,
+) noexcept nogil:
+    # A task is ``task_rows`` rows of the output of one group of one image, block by block.
+    cdef:
+        Py_ssize_t G = geometry[GEO_G], g = task // b.row_blocks % G, n = task // b.row_blocks // G
+        Py_ssize_t row_block = task % b.row_blocks, row_from, row_end, pooled_from, pooled_to, block, panel, xi, i
+        Py_ssize_t plane, origin, pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
+        bint accumulate = geometry[GEO_ACCUMULATE] and not b.pooled_rows
+        const real* image = input + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
+        const real* u = packed + g * b.u_elements
+        const real* weight = packed + G * b.u_elements + g * b.OCG * b.ICG * 9
+        const real* shifts = bias + g * b.OCG if bias != NULL else NULL
+        real* v = scratch
+        real* c = v + b.v_elements
+        real* copied = c + b.m_elements
+        real* out
+        Block at
+    if b.pooled_rows:
+        pooled_from = row_block * b.pooled_rows
+        pooled_to = min(pooled_from + b.pooled_rows, geometry[GEO_POOL_OH])
+        row_from = max(pooled_from * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP], 0)
+        row_end = (pooled_to - 1) * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP] + geometry[GEO_POOL_KH]
+        row_end = min(row_end, b.OH)
+        out = copied + b.copy_elements
+        plane = b.task_rows * b.OW
+        origin = row_from
+    else:
+        pooled_from = pooled_to = 0
+        row_from = row_block * b.task_rows
+        row_end = min(row_from + b.task_rows, b.OH)
+        out = output + (n * G + g) * b.OCG * b.OH * b.OW
+        plane = b.OH * b.OW
+        origin = 0
+    at.row = row_from
+    while at.row < row_end:
+        at.rows = min(ceil_div(row_end - at.row, b.m), b.rows)
+        at.column = 0
+        while at.column < b.OW:
+            at.columns = min(ceil_div(b.OW - at.column, b.m), b.columns)
+            at.tiles = at.rows * at.columns
+            for block in range(b.channel_blocks):                                          # loop 1: channels
+                input_block(image, v, 0, block, copied, &at, b, geometry, unused)
+            for xi in range(b.T * b.T):                                                    # loop 2: cells
+                multiply(
+                    u + xi * b.u_step, <const real*> v + xi * b.v_step, c + xi * b.m_step, 0, b.panels, at.tiles, b,
+                    unused,
+                )
+            for panel in range(b.panels):                                                  # loop 5: filters
+                output_block(
+                    <const real*> c, 0, panel, image, weight, shifts, out, plane, origin, row_end, accumulate, low,
+                    high, &at, b, geometry, unused,
+                )
+            at.column += at.columns * b.m
+        at.row += at.rows * b.m
+    if b.pooled_rows:
+        for i in range(b.OCG):
+            max_pool_rows(
+                <const real*> out + i * plane, row_from, pooled_from, pooled_to,
+                pooled + ((n * G + g) * b.OCG + i) * pooled_plane,
+                indices + ((n * G + g) * b.OCG + i) * pooled_plane if indices != NULL else NULL,
+                copied + b.copy_elements + b.map_elements, geometry, unused,
+            )
+
+
+# Whole planes of ``images`` images of one group: three phases, whose tasks are the steps of one loop.
+
+
+cdef void input_task(
+    Py_ssize_t task,
+    const real* input,            # IN   first image of the chunk, first channel of the group
+    real* v,                      # OUT
+    real* copied,
+    const Block* at,
+    const Blocking* b,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    cdef Py_ssize_t n = task // b.channel_blocks
+    input_block(
+        input + n * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW], v, n * at.tiles, task % b.channel_blocks,
+        copied, at, b, geometry, unused,
+    )
+
+
+cdef void multiply_task(
+    Py_ssize_t task,
+    const real* u,                # IN   of the group
+    const real* v,                # IN
+    real* c,                      # OUT
+    Py_ssize_t tiles,
+    const Blocking* b,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t chunks = ceil_div(b.panels, b.chunk_panels), xi = task // chunks
+        Py_ssize_t panel = task % chunks * b.chunk_panels
+    multiply(
+        u + xi * b.u_step, v + xi * b.v_step, c + xi * b.m_step, panel, min(panel + b.chunk_panels, b.panels), tiles, b,
+        unused,
+    )
+
+
+cdef void output_task(
+    Py_ssize_t task,
+    const real* c,                # IN
+    const real* input,            # IN   first image of the chunk, first channel of the group
+    const real* weight,           # IN   of the group
+    const real* bias,             # IN   of the group, or NULL
+    real low,
+    real high,
+    real* output,                 # OUT  first image of the chunk, first filter of the group
+    const Block* at,
+    const Blocking* b,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    cdef Py_ssize_t n = task // b.panels, P = b.OH * b.OW
+    output_block(
+        c, n * at.tiles, task % b.panels, input + n * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW], weight,
+        bias, output + n * geometry[GEO_OC] * P, P, 0, b.OH, geometry[GEO_ACCUMULATE] != 0, low, high, at, b, geometry,
+        unused,
+    )
+
+
+def conv2d(
+    const real[:, :, :, ::1] input,
+    const real[::1] packed,
+    const real[::1] bias,
+    double act_min,
+    double act_max,
+    real[:, :, :, ::1] output,
+    real[:, :, :, ::1] pooled,
+    int64_t[:, :, :, ::1] indices,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
+    cdef:
+        Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
+        Block at
+        Py_ssize_t task, N = geometry[GEO_N], G = geometry[GEO_G], cells = b.T * b.T, n_tasks, g, n, images, chunk
+        const real* x = (
+            &input[0, 0, 0, 0]
+            if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
+        )
+        const real* u = &packed[0] if packed.shape[0] else NULL
+        const real* shifts = &bias[0] if bias.shape[0] else NULL
+        const real* x_chunk
+        const real* u_chunk
+        const real* weight
+        const real* shifts_chunk
+        real* out = (
+            &output[0, 0, 0, 0]
+            if output.shape[0] and output.shape[1] and output.shape[2] and output.shape[3] else NULL
+        )
+        real* out_chunk
+        real* maxima = (
+            &pooled[0, 0, 0, 0]
+            if pooled.shape[0] and pooled.shape[1] and pooled.shape[2] and pooled.shape[3] else NULL
+        )
+        int64_t* places = (
+            &indices[0, 0, 0, 0]
+            if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3] else NULL
+        )
+        real* scratch = &workspace[0]
+        real* v = scratch
+        real* c = v + b.v_elements
+        const int64_t* geo = &geometry[0]
+        vf* floats = NULL
+        vd* doubles = NULL
+    if geometry[GEO_OC] == 0 or N == 0:
+        return
+    if not b.shared:
+        n_tasks = N * G * b.row_blocks
+        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            if real is float:
+                conv2d_task(
+                    task, x, u, shifts, <real> act_min, <real> act_max, out, maxima, places,
+                    scratch + threadid() * b.worker_elements, &b, geo, floats,
+                )
+            else:
+                conv2d_task(
+                    task, x, u, shifts, <real> act_min, <real> act_max, out, maxima, places,
+                    scratch + threadid() * b.worker_elements, &b, geo, doubles,
+                )
+        return
+    scratch = c + b.m_elements
+    at.row = 0
+    at.column = 0
+    at.rows = b.tile_rows
+    at.columns = b.tile_columns
+    at.tiles = at.rows * at.columns
+    for chunk in range(G * ceil_div(N, b.images)):
+        g = chunk % G
+        n = chunk // G * b.images
+        images = min(b.images, N - n)
+        x_chunk = x + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
+        u_chunk = u + g * b.u_elements
+        weight = u + G * b.u_elements + g * b.OCG * b.ICG * 9
+        shifts_chunk = shifts + g * b.OCG if shifts != NULL else NULL
+        out_chunk = out + (n * G + g) * b.OCG * b.OH * b.OW
+        n_tasks = images * b.channel_blocks
+        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            if real is float:
+                input_task(task, x_chunk, v, scratch + threadid() * b.worker_elements, &at, &b, geo, floats)
+            else:
+                input_task(task, x_chunk, v, scratch + threadid() * b.worker_elements, &at, &b, geo, doubles)
+        n_tasks = cells * ceil_div(b.panels, b.chunk_panels)
+        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            if real is float:
+                multiply_task(task, u_chunk, <const real*> v, c, images * at.tiles, &b, floats)
+            else:
+                multiply_task(task, u_chunk, <const real*> v, c, images * at.tiles, &b, doubles)
+        n_tasks = images * b.panels
+        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            if real is float:
+                output_task(
+                    task, <const real*> c, x_chunk, weight, shifts_chunk, <real> act_min, <real> act_max, out_chunk,
+                    &at, &b, geo, floats,
+                )
+            else:
+                output_task(
+                    task, <const real*> c, x_chunk, weight, shifts_chunk, <real> act_min, <real> act_max, out_chunk,
+                    &at, &b, geo, doubles,
+                )

@@ -1,0 +1,323 @@
+"""The winograd kernels, on every engine, and the algorithm above them."""
+
+import functools
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import convolution
+import fastconv as fc
+import oracle
+from conftest import Guarded
+from fastconv import _plan
+from fastconv._algorithms import winograd
+from fastconv._problem import WINOGRAD_POINTS, ConvProblem
+from fastconv._reference.winograd import _matrices
+from problems import BY_NAME, CASES, Conv, integers, normals, solved
+from tolerance import ZERO_MEAN, assert_same, assert_within, winograd_bound, winograd_factor
+
+STEM = "winograd"
+TILES = tuple(WINOGRAD_POINTS)
+tiles = pytest.mark.parametrize("tile", TILES)
+
+# Beside the common problems: planes of one tile, one cell less and more; many tiles, cut into blocks of rows and
+# columns; more tiles than one chunk of images holds; channels and filters about whole vectors.
+OWN = [
+    *(Conv(f"plane-{n}x{m}", 1, 3, n, m, 5, 3, 3, padding=1) for n, m in ((1, 2), (3, 4), (5, 6), (7, 8), (11, 13))),
+    Conv("rows-of-blocks", 1, 3, 45, 47, 4, 3, 3, padding=1, double=True),
+    Conv("columns-of-blocks", 1, 2, 5, 230, 3, 3, 3, padding=((1, 1), (0, 2))),
+    Conv("deep-blocks", 1, 131, 30, 61, 3, 3, 3, padding=1),
+    Conv("many-filters", 1, 3, 22, 21, 135, 3, 3),
+    Conv("chunks-of-images", 9, 2, 13, 15, 7, 3, 3, padding=1),
+    Conv("groups-of-blocks", 2, 6, 41, 45, 8, 3, 3, padding=1, groups=2),
+    *(Conv(f"channels-{n}", 1, n, 6, 7, n + 1, 3, 3, padding=1, double=n in (9, 17)) for n in (7, 9, 15, 16, 17, 33)),
+]
+FITTING = [case for case in CASES if winograd.refusal(case.problem(), "forward") is None] + OWN
+NAMED = {case.name: case for case in FITTING}
+RUNS = [(case, "float32") for case in FITTING] + [(case, "float64") for case in FITTING if case.double]
+
+
+def exact_conv(problem, x, w):
+    pads = (problem.pad_top, problem.pad_bottom, problem.pad_left, problem.pad_right)
+    return oracle.conv2d(x, w, pads=pads, groups=problem.G)
+
+
+@functools.cache
+def data_of(case, dtype):
+    """x, w and the exact result, of integers and of zero-mean random data."""
+    problem = case.problem(dtype)
+    found = {}
+    for make in (integers, normals):
+        x, w = make(problem.input_shape, dtype, 21), make(problem.weight_shape, dtype, 22)
+        found[make.__name__] = x, w, exact_conv(problem, x, w)
+    return found
+
+
+@tiles
+def test_matrices_are_exact(tile):
+    """The identity that the algorithm rests on, for every pair of unit vectors; and what floats must hold."""
+    a_t, g, b_t = _matrices(tile)
+    for k, p in itertools.product(range(3), range(tile + 2)):
+        for i in range(tile):
+            value = sum(a_t[i][xi] * g[xi][k] * b_t[xi][p] for xi in range(tile + 2))
+            assert value == Fraction(p == i + k)
+    for cell in itertools.chain(*a_t, *b_t):
+        assert float(np.float32(float(cell))) == cell, "a coefficient of the image's is not exact"
+
+
+def test_points_are_one_set(engine):
+    if engine.backend == "reference":
+        pytest.skip("the reference reads them")
+    assert engine.k.winograd.POINTS == WINOGRAD_POINTS
+
+
+def test_automatic_tiles_are_within_twice_the_bound_of_four():
+    assert max(map(winograd_factor, winograd.CHOICES)) <= 2 * winograd_factor(4) < winograd_factor(6)
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=[f"{case.name}-{dtype}" for case, dtype in RUNS])
+@tiles
+def test_against_scipy(engine, case, dtype, tile):
+    problem, what = case.problem(dtype), f"{engine.name} F({tile}) {case.name}"
+    x, w, exact = data_of(case, dtype)["integers"]
+    actual = convolution.conv2d(engine, STEM, problem, x, w, tile=tile)
+    if tile == 2:
+        assert_same(actual, exact.astype(dtype), what)
+    assert_within(actual, exact, winograd_bound(problem, tile, x, w), what)
+    x, w, exact = data_of(case, dtype)["normals"]
+    actual = convolution.conv2d(engine, STEM, problem, x, w, tile=tile)
+    assert_within(actual, exact, winograd_bound(problem, tile, x, w), what)
+    assert_within(actual, exact, winograd_bound(problem, tile, x, w, ZERO_MEAN), f"{what} (zero-mean)")
+
+
+@st.composite
+def fitting(draw):
+    groups, small = draw(st.sampled_from((1, 1, 2, 3))), st.integers(1, 9)
+    pads, extents = [], []
+    for _ in "hw":
+        extent, before = draw(st.integers(1, 30)), draw(st.integers(-2, 5))
+        least = max(3 - extent - before, -2)
+        extents.append(extent)
+        pads.append((before, draw(st.integers(least, max(least, 5)))))
+    return Conv("random", draw(st.integers(0, 3)), groups * draw(small), *extents, groups * draw(small), 3, 3, 1,
+                tuple(pads), 1, groups)  # fmt: skip
+
+
+@given(case=fitting())
+def test_any_geometry(engine, case):
+    problem = case.problem()
+    x, w = integers(problem.input_shape, "float32", 1), integers(problem.weight_shape, "float32", 2)
+    exact = exact_conv(problem, x, w)
+    assert_same(convolution.conv2d(engine, STEM, problem, x, w, tile=2), exact.astype("float32"), f"F(2) {case}")
+    for tile in (4, 6):
+        actual = convolution.conv2d(engine, STEM, problem, x, w, tile=tile)
+        assert_within(actual, exact, winograd_bound(problem, tile, x, w), f"F({tile}) {case}")
+
+
+@pytest.mark.parametrize("name", ["article", "groups2", "rows-9", "batch-empty", "no-channels", "crop"])
+def test_epilogue(engine, name, dtype):
+    convolution.check_forward_epilogue(engine, STEM, BY_NAME[name], dtype, tile=2)
+
+
+@pytest.mark.parametrize("name", ["article", "same-3x3", "groups2", "channels-17", "rows-of-blocks"])
+@tiles
+def test_epilogue_rounding(engine, name, tile, dtype):
+    """Bias, accumulate and clamp on whole and partial tiles: each adds a rounding."""
+    problem = NAMED[name].problem(dtype)
+    x, w, exact = data_of(NAMED[name], dtype)["normals"]
+    bias, start = normals((problem.OC,), dtype, 3), normals(problem.output_shape, dtype, 4)
+    actual = convolution.conv2d(engine, STEM, problem, x, w, bias, start, (-2.0, 3.0), tile=tile)
+    terms = abs(exact) + abs(bias)[:, None, None] + abs(start)
+    limit = winograd_bound(problem, tile, x, w) + 3 * float(np.finfo(dtype).eps) * terms
+    assert_within(actual, np.clip(exact + bias[:, None, None] + start, -2, 3), limit, f"{engine.name} F({tile})")
+
+
+POOLS = [
+    ("article", (2, 2), (2, 2), (0, 0)),
+    ("same-3x3", (3, 3), (2, 2), (1, 1)),
+    ("plane-14x14", (2, 3), (3, 1), (0, 1)),
+    ("groups2", (2, 2), (2, 2), (0, 0)),
+    ("four-sides", (3, 2), (1, 2), (1, 0)),
+]
+
+
+@pytest.mark.parametrize("indices", [True, False])
+@pytest.mark.parametrize(("name", "window", "stride", "pads"), POOLS)
+def test_fused_pool(engine, name, window, stride, pads, indices, dtype):
+    convolution.check_fused_pool(engine, STEM, BY_NAME[name], dtype, window, stride, pads, indices, tile=2)
+
+
+@pytest.mark.parametrize("name", ["rows-of-blocks", "columns-of-blocks", "groups-of-blocks", "plane-7x8"])
+@pytest.mark.parametrize("window", [2, 3, 5])
+@tiles
+def test_fused_pool_of_blocks(engine, name, window, tile):
+    problem = NAMED[name].problem()
+    x, w, exact = data_of(NAMED[name], "float32")["normals"]
+    geometry, extents = convolution.pool_geometry(problem, (window, window), (2, 2), (1, 1), tile=tile)
+    shape, none = (problem.N, problem.OC, *extents), np.zeros((0, 0, 0, 0), "float32")
+    packed = convolution.weight_of(engine, STEM, w, problem, tile=tile)
+    results = []
+    for n_threads in (1, 2):
+        pooled, indices = Guarded(shape, "float32"), Guarded(shape, np.int64)
+        engine.run(STEM, "conv2d", x, packed, np.zeros(0, "float32"), -math.inf, math.inf, none, pooled.array,
+                   indices.array, geometry=geometry, n_threads=n_threads)  # fmt: skip
+        pooled.check("pooled")
+        indices.check("indices")
+        results.append((pooled.array, indices.array))
+    (values, where), (again, where_again) = results
+    assert_same(again, values)
+    assert_same(where_again, where)
+    # Blocks start at other rows here than without a pool: the largest bound of all holds for each
+    limit = winograd_bound(problem, tile, np.full_like(x, abs(x).max()), w).max()
+    best, _ = oracle.max_pool2d(exact, (window, window), (2, 2), (1, 1, 1, 1), (1, 1), extents)
+    assert_within(values, best, limit, f"{engine.name} F({tile}) pooled")
+    found = np.take_along_axis(exact.reshape(*shape[:2], -1), where.reshape(*shape[:2], -1), 2).reshape(shape)
+    assert_within(found.astype("float32"), best, 2 * limit, f"{engine.name} F({tile}) indices")
+
+
+@pytest.mark.parametrize("name", ["same-3x3", "four-sides", "groups2", "channels-9", "crop"])
+@tiles
+def test_non_finite(engine, name, tile):
+    """NaN and Inf appear exactly where the definition puts them."""
+    problem = NAMED[name].problem()
+    x, w, _ = data_of(NAMED[name], "float32")["integers"]
+    for value, spot in itertools.product((np.nan, np.inf, -np.inf), "xw"):
+        changed = {"x": x.copy(), "w": w.copy()}
+        flat = changed[spot].reshape(-1)
+        flat[[0, flat.size // 2, flat.size - 1]] = value
+        with np.errstate(invalid="ignore"):
+            exact = convolution.definition(problem, *changed.values(), np.zeros(problem.output_shape))["conv"]
+            actual = convolution.conv2d(engine, STEM, problem, *changed.values(), tile=tile)
+        what = f"{engine.name} F({tile}) with {value} in {spot}"
+        assert_same(convolution._pattern(actual), convolution._pattern(exact), what)
+        finite = np.isfinite(exact)
+        limit = winograd_bound(problem, tile, *map(np.nan_to_num, changed.values()))
+        assert_within(actual[finite], exact[finite], np.minimum(limit, 1e30)[finite], what)
+
+
+HARD = {
+    "large mean": lambda x: x + x.dtype.type(1e4),
+    "one huge pixel": lambda x: np.where(np.arange(x.size).reshape(x.shape) == x.size // 2, x.dtype.type(1e6), x),
+    "tiny": lambda x: x * x.dtype.type(1e-30),
+    "subnormal": lambda x: x * x.dtype.type(1e-41 if x.itemsize == 4 else 1e-320),
+    "large": lambda x: x * x.dtype.type(1e30),
+    "zeros": np.zeros_like,
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("name", ["article", "plane-11x13", "channels-17"])
+@tiles
+def test_hard_data(engine, name, kind, tile, dtype):
+    problem = NAMED[name].problem(dtype)
+    x, w, _ = data_of(NAMED[name], dtype)["normals"]
+    x = HARD[kind](x)
+    actual = convolution.conv2d(engine, STEM, problem, x, w, tile=tile)
+    assert_within(actual, exact_conv(problem, x, w), winograd_bound(problem, tile, x, w), f"{engine.name} F({tile})")
+
+
+@tiles
+def test_a_transform_that_overflows_is_computed_again(engine, tile):
+    """Data near the largest float whose convolution is finite: exact to the last bit of a sum of products."""
+    problem = NAMED["article"].problem()
+    x, w, _ = data_of(NAMED["article"], "float32")["normals"]
+    x = np.sign(x) * np.float32(2.0**127)
+    w = np.sign(w) * np.float32(2.0**-7)
+    actual = convolution.conv2d(engine, STEM, problem, x, w, tile=tile)
+    assert_same(actual, exact_conv(problem, x, w).astype("float32"), f"{engine.name} F({tile})")
+
+
+@pytest.mark.parametrize("name", ["article", "plane-14x14", "batch5", "groups2", "chunks-of-images", "rows-of-blocks",
+                                  "many-filters", "columns-of-blocks"])  # fmt: skip
+@tiles
+def test_threads_do_not_change_bits(engine, name, tile):
+    problem = NAMED[name].problem()
+    x, w, _ = data_of(NAMED[name], "float32")["normals"]
+    packed = [convolution.weight_of(engine, STEM, w, problem, n, tile) for n in (1, 2, 3)]
+    results = [convolution.conv2d(engine, STEM, problem, x, w, n_threads=n, tile=tile) for n in (1, 2, 3)]
+    for n in (1, 2):
+        assert_same(packed[n], packed[0], f"{engine.name} F({tile}): weight packed on {n + 1} threads")
+        assert_same(results[n], results[0], f"{engine.name} F({tile}) on {n + 1} threads")
+
+
+# ------------------------------------------------------------------------------------------------ the algorithm
+
+
+def problem_of(shape=(1, 4, 9, 10), weight=(6, 4, 3, 3), *more, **named):
+    return ConvProblem.from_args("test", shape, weight, "float32", *more, **named)
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", *winograd.FORCED])
+@pytest.mark.parametrize(
+    ("problem", "op", "reason"),
+    [
+        (problem_of(stride=2), "forward", "stride is 2, it needs 1"),
+        (problem_of(stride=(1, 2)), "grad_input", r"stride is \(1, 2\), it needs 1"),
+        (problem_of(dilation=3), "forward", "dilation is 3, it needs 1"),
+        (problem_of(weight=(6, 4, 3, 1)), "forward", "the kernel is 3 x 1, it needs 3 x 3"),
+        (problem_of(), "grad_weight", "it has no gradient of the weight"),
+    ],
+)
+def test_refusals(algorithm, problem, op, reason):
+    with pytest.raises(ValueError, match=rf"^{algorithm}: {reason}$"):
+        fc.plan_conv2d(problem, algorithm, backend="reference", op=op)
+    assert fc.plan_conv2d(problem, backend="reference", op=op).algorithm != "winograd"
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", *winograd.FORCED])
+@pytest.mark.parametrize("name", ["same-3x3", "four-sides", "crop", "groups2", "padding-beyond-kernel", "batch-empty"])
+def test_forced(engine, name, algorithm):
+    """Forward and the gradient of the input, by the names a caller uses."""
+    data, problem = solved(BY_NAME[name], "float32", "normals"), BY_NAME[name].problem(bias=True)
+    tile = {"winograd": 4}.get(algorithm) or int(algorithm[-1])
+    exact = data["conv"] + data["bias"][:, None, None]
+    limit = winograd_bound(problem, tile, data["x"], data["w"]).max(initial=0) + 1e-6 * (1 + abs(exact))
+    assert_within(fc.plan_conv2d(problem, algorithm)(data["x"], data["w"], data["bias"]), exact, limit, "forward")
+    back = fc.plan_conv2d(BY_NAME[name].problem(), algorithm, op="grad_input")(data["grad_output"], data["w"], None)
+    limit = winograd_factor(tile) * 60 * 1.2e-7 * np.abs(data["w"]).sum() * abs(data["grad_output"]).max(initial=0)
+    assert_within(back, data["grad_input"], np.full(back.shape, limit), "grad_input")
+    if algorithm == "winograd_f2":
+        data, whole = solved(BY_NAME[name], "float32", "integers"), BY_NAME[name].problem()
+        back = fc.plan_conv2d(whole, algorithm, op="grad_input")(data["grad_output"], data["w"], None)
+        assert_same(back, data["grad_input"].astype("float32"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_grad_input_of_non_finite_weights(engine, value):
+    data = solved(BY_NAME["same-3x3"], "float32", "integers")
+    problem, w = BY_NAME["same-3x3"].problem(), data["w"].copy()
+    w.reshape(-1)[5] = value
+    with np.errstate(invalid="ignore"):
+        exact = convolution.definition(problem, data["x"], w, data["grad_output"])["grad_input"]
+        actual = fc.plan_conv2d(problem, "winograd", op="grad_input")(data["grad_output"], w, None)
+    assert_same(convolution._pattern(actual), convolution._pattern(exact))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_modes(engine, mode):
+    x, w = integers((2, 3, 8, 9), "float32", 1), integers((4, 3, 3, 3), "float32", 2)
+    actual, other = (
+        fc.conv2d(x, w, padding=2, padding_mode=mode, algorithm=name) for name in ("winograd_f2", "im2col")
+    )
+    assert_same(actual, other)
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", *winograd.FORCED])
+def test_a_weight_packed_before(engine, algorithm):
+    """The same bits as packing in the call, where the tile is the same."""
+    module, problem = _plan.ALGORITHMS[algorithm], problem_of((2, 16, 30, 30), (24, 16, 3, 3), 1, 1)
+    x, w = normals(problem.input_shape, "float32", 1), normals(problem.weight_shape, "float32", 2)
+    bias = np.zeros(0, "float32")
+    packed = Guarded((module.packed_size(engine.k, problem),), "float32")
+    module.pack(engine.k, problem, w, packed.array, 1)
+    packed.check("packed")
+    step = module.forward_packed(engine.k, problem)
+    out, space = np.empty(problem.output_shape, "float32"), np.empty(step.workspace(1), "float32")
+    step.run(x, packed.array, bias, out, space, 1)
+    assert step.packed_elements == 0 and step.detail == module.forward(engine.k, problem).detail
+    assert_same(out, fc.plan_conv2d(problem, algorithm)(x, w, None))
