@@ -39,9 +39,6 @@ cdef extern from *:
     #include <immintrin.h>
     #endif
     #define DIRECT static inline __attribute__((always_inline))
-    /* Kernels below take their tile as constant arguments: they must be inlined. */
-    #undef CYTHON_INLINE
-    #define CYTHON_INLINE inline __attribute__((always_inline))
     typedef int direct_if __attribute__((vector_size(FASTCONV_VL * 4)));
     typedef long long direct_id __attribute__((vector_size(FASTCONV_VL * 4)));
 

@@ -116,34 +116,32 @@ cdef Blocking blocking(const int64_t* geometry) noexcept nogil:
 # ----------------------------------------------------------------------------------------------------- the tile
 
 
-cdef void tile(
+cdef inline void tile_body(
     const real* a,         # IN   [kc][MR] filters
     const real* b,         # IN   [kc][NV * VL] pixels
-    Py_ssize_t kc,
+    Py_ssize_t kc,         # at least 1
     real* c,               # IN/OUT rows of pixels, ldc apart
     Py_ssize_t ldc,
-    bint accumulate,       # start from c, else from zero
-    const real* bias,      # IN   (MR,), or NULL: not the last block of K, so neither bias nor clamp
-    real low,
-    real high,
-    int nv,                # vectors in use; a constant at each call, so that GCC keeps acc in registers
+    const bint accumulate,  # add to c
+    const bint last,        # the last block of K: bias and clamp
+    const real* bias,       # IN   (MR + 2,) if last: then come the bounds of the clamp
+    const int nv,          # vectors in use
     vec* unused,           # names the vector type
 ) noexcept nogil:
     # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
-    # broadcast filter stay in registers: the depth loop must not be unrolled (GCC then spills).
+    # broadcast filter stay in registers: the depth loop must not be unrolled (GCC then spills), must run once at least,
+    # and accumulate, last and nv must be constants at each call: else every accumulator takes a way through memory.
+    # The clamp's bounds come by memory, as two registers that live through the loop would be two too many.
     cdef:
         vec[_MR][_NV] acc
         vec[_NV] x
         vec filter, low_v, high_v, shift
-        Py_ssize_t _k, i, j, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
 
     for i in range(_MR):
         for j in range(nv):
-            if accumulate:
-                acc[i][j] = (<const vec*> (c + i * ldc + j * VL))[0]
-            else:
-                fill(&acc[i][j], <real> 0)
-    for _k in range(kc):
+            fill(&acc[i][j], <real> 0)
+    while True:
         for j in range(nv):
             x[j] = (<const vec*> (b + j * VL))[0]
         for i in range(_MR):
@@ -152,9 +150,16 @@ cdef void tile(
                 acc[i][j] = acc[i][j] + filter * x[j]
         a += _MR
         b += _NV * VL
-    if bias != NULL:
-        fill(&low_v, low)
-        fill(&high_v, high)
+        kc -= 1
+        if kc <= 0:
+            break
+    if accumulate:
+        for i in range(_MR):
+            for j in range(nv):
+                acc[i][j] = acc[i][j] + (<const vec*> (c + i * ldc + j * VL))[0]
+    if last:
+        fill(&low_v, bias[_MR])
+        fill(&high_v, bias[_MR + 1])
         for i in range(_MR):
             fill(&shift, bias[i])
             for j in range(nv):
@@ -164,22 +169,46 @@ cdef void tile(
             (<vec*> (c + i * ldc + j * VL))[0] = acc[i][j]
 
 
+cdef void tile(
+    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias,
+    const int nv, vec* unused,
+) noexcept nogil:
+    """`tile_body` with constants for its flags; a bias of NULL: not the last block of K."""
+    cdef Py_ssize_t i, j
+    if kc == 0:  # no input channels: the bias is all there is
+        for i in range(_MR):
+            for j in range(nv * <Py_ssize_t> (sizeof(vec) // sizeof(real))):
+                if not accumulate:
+                    c[i * ldc + j] = 0
+                if bias != NULL:
+                    c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bias[_MR], bias[_MR + 1])
+    elif bias == NULL:
+        if accumulate:
+            tile_body(a, b, kc, c, ldc, True, False, bias, nv, unused)
+        else:
+            tile_body(a, b, kc, c, ldc, False, False, bias, nv, unused)
+    elif accumulate:
+        tile_body(a, b, kc, c, ldc, True, True, bias, nv, unused)
+    else:
+        tile_body(a, b, kc, c, ldc, False, True, bias, nv, unused)
+
+
 cdef void tile_of(
-    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias, real low,
-    real high, Py_ssize_t nv, vec* unused,
+    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias,
+    Py_ssize_t nv, vec* unused,
 ) noexcept nogil:
     """`tile` with the number of vectors as a constant."""
     if nv == 1:
-        tile(a, b, kc, c, ldc, accumulate, bias, low, high, 1, unused)
+        tile(a, b, kc, c, ldc, accumulate, bias, 1, unused)
     elif nv == 2:
-        tile(a, b, kc, c, ldc, accumulate, bias, low, high, 2, unused)
+        tile(a, b, kc, c, ldc, accumulate, bias, 2, unused)
     else:
-        tile(a, b, kc, c, ldc, accumulate, bias, low, high, _NV, unused)
+        tile(a, b, kc, c, ldc, accumulate, bias, _NV, unused)
 
 
 cdef void edge_tile(
-    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias, real low,
-    real high, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
+    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias,
+    Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
 ) noexcept nogil:
     """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
     cdef:
@@ -188,7 +217,7 @@ cdef void edge_tile(
     if accumulate:
         for i in range(filters):
             memcpy(&whole[i * NR], c + i * ldc, pixels * sizeof(real))
-    tile_of(a, b, kc, &whole[0], NR, accumulate, bias, low, high, ceil_div(pixels, VL), unused)
+    tile_of(a, b, kc, &whole[0], NR, accumulate, bias, ceil_div(pixels, VL), unused)
     for i in range(filters):
         memcpy(c + i * ldc, &whole[i * NR], pixels * sizeof(real))
 
@@ -518,7 +547,7 @@ cdef void conv2d_task(
         real* c                   # this task's pixels of filter panel_from * MR
         real* map
         const real* shift
-        real[_MR] shifts
+        real[_MR + 2] shifts      # a panel's bias, then the bounds of the clamp
         bint accumulate, last
 
     if b.pooled_rows:
@@ -541,6 +570,7 @@ cdef void conv2d_task(
         ldc = b.P
         c = output + ((n * G + g) * b.OCG + panel_from * _MR) * b.P + p_from
 
+    shifts[_MR], shifts[_MR + 1] = low, high
     for k_block in range(b.k_blocks):                                                      # loop 1: blocks of K
         k_from = k_block * b.kc
         kc = min(b.K - k_from, b.kc)
@@ -561,14 +591,14 @@ cdef void conv2d_task(
                 q = j * NR
                 map = c + kept * _MR * ldc + q
                 if filters == _MR and q + NR <= pixels:
-                    tile(a, b_block + q * kc, kc, map, ldc, accumulate, shift, low, high, _NV, unused)
+                    tile(a, b_block + q * kc, kc, map, ldc, accumulate, shift, _NV, unused)
                 elif filters == _MR and (pixels - q) % VL == 0:
                     tile_of(
-                        a, b_block + q * kc, kc, map, ldc, accumulate, shift, low, high, (pixels - q) // VL, unused
+                        a, b_block + q * kc, kc, map, ldc, accumulate, shift, (pixels - q) // VL, unused
                     )
                 else:
                     edge_tile(
-                        a, b_block + q * kc, kc, map, ldc, accumulate, shift, low, high, filters,
+                        a, b_block + q * kc, kc, map, ldc, accumulate, shift, filters,
                         min(pixels - q, NR), unused,
                     )
             if last and b.pooled_rows:
@@ -718,7 +748,7 @@ cdef void conv2d_grad_input_task(
         for oc in range(b.OCG):
             memcpy(packed + oc * NR, source + oc * b.P + p_from, pixels * sizeof(real))
         for j in range(t.tiles):
-            tile(a + j * b.OCG * _MR, packed, b.OCG, columns + j * _MR * NR, NR, False, NULL, low, high, _NV, unused)
+            tile(a + j * b.OCG * _MR, packed, b.OCG, columns + j * _MR * NR, NR, False, NULL, _NV, unused)
         for c in range(channels):
             for tap in range(b.T):
                 row = columns + (c * b.T + tap) * NR

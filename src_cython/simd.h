@@ -11,6 +11,10 @@
 #define FASTCONV_VL 4
 #endif
 
+/* Kernels hand tile extents and flags to `cdef inline` functions as constants: those must be inlined, however large. */
+#undef CYTHON_INLINE
+#define CYTHON_INLINE inline __attribute__((always_inline))
+
 typedef float vf __attribute__((vector_size(FASTCONV_VL * 4), aligned(4), may_alias));
 typedef double vd __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_alias));
 

@@ -43,9 +43,6 @@ cdef enum:
 
 cdef extern from *:
     """
-    /* Kernels below take their tile's extent as a constant argument: they must be inlined. */
-    #undef CYTHON_INLINE
-    #define CYTHON_INLINE inline __attribute__((always_inline))
     #define WINOGRAD static inline __attribute__((always_inline))
     #if defined(__AVX__)
     #include <immintrin.h>
