@@ -15,6 +15,7 @@ cdef extern from "simd.h" nogil:
         VL_DOUBLE
         MR
         NV
+        BLOCK_PIXELS
     vf vmax_f(vf a, vf b)
     vd vmax_d(vd a, vd b)
     vf vmin_f(vf a, vf b)

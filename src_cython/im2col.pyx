@@ -18,13 +18,13 @@ from common cimport (
     GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H,
     GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp, fill, int64_t, real, vec, vd, vf, vmax, vmin,
 )
+from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
 cdef enum:
     _KC = 256
-    MOST_PIXELS = 384          # of a block: a multiple of every NV * VL
     MOST_POOLED = 4096         # of a block of rows that a pool reads, which a panel of filters must hold in cache
     FEW_TASKS = 8              # with fewer, filters are split into chunks as well
     CHUNK_FILTERS = 64         # the smallest chunk: a pixel's columns are packed again for each
@@ -76,7 +76,7 @@ cdef Blocking blocking(const int64_t* geometry) noexcept nogil:
     if geometry[GEO_POOL_KH] > 0:
         overlap = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
         # Rows that neighbours share are computed twice: more pixels where their columns are short
-        b.NB = max(2 * MOST_PIXELS, min(_KC * MOST_PIXELS // b.kc, MOST_POOLED))
+        b.NB = max(2 * BLOCK_PIXELS, min(_KC * BLOCK_PIXELS // b.kc, MOST_POOLED))
         b.pooled_rows = max((b.NB // max(b.OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
         b.blocks = ceil_div(geometry[GEO_POOL_OH], b.pooled_rows)
         b.NB = min(
@@ -84,7 +84,7 @@ cdef Blocking blocking(const int64_t* geometry) noexcept nogil:
         )
         b.NB = ceil_div(b.NB, NR) * NR
     else:
-        b.blocks = max(ceil_div(b.P, MOST_PIXELS), 1)
+        b.blocks = max(ceil_div(b.P, BLOCK_PIXELS), 1)
         b.NB = ceil_div(ceil_div(b.P, b.blocks), NR) * NR
         b.blocks = ceil_div(b.P, max(b.NB, 1))
 

@@ -37,7 +37,8 @@ MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from; KC rows of an A panel in the
 # first.
 KC = 256
-MOST_PIXELS = 384  # of a block: a multiple of every NV * VL
+# Of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
+BLOCK_PIXELS = 384 if VL_FLOAT == 16 else 192
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
 FEW_TASKS = 8  # with fewer, filters are split into chunks as well
 CHUNK_FILTERS = 64  # the smallest chunk: a pixel's columns are packed again for each
@@ -107,13 +108,13 @@ def blocking(geometry):
     if geometry[GEO_POOL_KH] > 0:
         overlap = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
         # Rows that neighbours share are computed twice: more pixels where their columns are short
-        NB = max(2 * MOST_PIXELS, min(KC * MOST_PIXELS // kc, MOST_POOLED))
+        NB = max(2 * BLOCK_PIXELS, min(KC * BLOCK_PIXELS // kc, MOST_POOLED))
         pooled_rows = max((NB // max(OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
         blocks = ceil_div(geometry[GEO_POOL_OH], pooled_rows)
         NB = min(((pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * OW, P)
         NB = ceil_div(NB, NR) * NR
     else:
-        blocks = max(ceil_div(P, MOST_PIXELS), 1)
+        blocks = max(ceil_div(P, BLOCK_PIXELS), 1)
         NB = ceil_div(ceil_div(P, blocks), NR) * NR
         blocks = ceil_div(P, max(NB, 1))
 
