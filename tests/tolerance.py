@@ -101,7 +101,9 @@ def winograd_bound(problem, tile, x, w, roundings=None):
     if roundings is None:
         roundings = 4 * T + 10 + problem.ICG
     rows, columns = -(-problem.OH // tile), -(-problem.OW // tile)
-    image = oracle.padded(oracle.wide(abs(x)), (problem.pad_top, problem.pad_bottom, problem.pad_left, problem.pad_right))
+    image = oracle.padded(
+        oracle.wide(abs(x)), (problem.pad_top, problem.pad_bottom, problem.pad_left, problem.pad_right)
+    )
     whole = np.zeros((*image.shape[:2], rows * tile + 2, columns * tile + 2), image.dtype)
     whole[:, :, : image.shape[2], : image.shape[3]] = image
     largest = np.lib.stride_tricks.sliding_window_view(whole, (T, T), (2, 3))[:, :, ::tile, ::tile].max((4, 5))

@@ -114,8 +114,6 @@ def forward_packed(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
 
 _FUNCTIONS = (refusal, cost, forward, grad_input, packed_size, pack, forward_packed)
 FORCED = {
-    f"winograd_f{tile}": SimpleNamespace(
-        **{function.__name__: partial(function, tile=tile) for function in _FUNCTIONS}  # type: ignore[operator, attr-defined]
-    )
+    f"winograd_f{tile}": SimpleNamespace(**{function.__name__: partial(function, tile=tile) for function in _FUNCTIONS})
     for tile in WINOGRAD_POINTS
 }

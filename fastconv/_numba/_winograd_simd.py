@@ -30,7 +30,9 @@ def _masks(count: int, quad: int) -> dict[str, list[int]]:
     found = {}
     for name, start in (("low", 0), ("high", half)):
         found[name] = [side + first + start + j for first in firsts for j in range(half) for side in (0, count)]
-        found[f"{name}_pairs"] = [side + first + start + j for first in firsts for side in (0, count) for j in range(half)]
+        found[f"{name}_pairs"] = [
+            side + first + start + j for first in firsts for side in (0, count) for j in range(half)
+        ]
     return found
 
 
@@ -73,7 +75,9 @@ def transpose(typingctx, a, b, c, d):
 
     def codegen(context, builder, signature, arguments):
         turns = [
-            _shuffled(builder, *pair, masks[name]) for pair in (arguments[:2], arguments[2:]) for name in ("low", "high")
+            _shuffled(builder, *pair, masks[name])
+            for pair in (arguments[:2], arguments[2:])
+            for name in ("low", "high")
         ]
         if a.dtype == types.float32:
             turns = [
