@@ -373,7 +373,7 @@ class _Unroller(ast.NodeTransformer):
             for statement in node.body:
                 changed = self.visit(ast.parse(ast.unparse(statement)).body[0])
                 body += changed if isinstance(changed, list) else [changed]
-        del self.constants[node.target.id]
+        self.constants.pop(node.target.id, None)  # not there after no turn at all
         return body
 
     def visit_Subscript(self, node: ast.Subscript) -> Any:

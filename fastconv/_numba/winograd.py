@@ -24,11 +24,10 @@ Every product that is added to something is an explicit fma: bits must not depen
 
 from collections import namedtuple  # geometry names, as many a line as fit
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 
-from fastconv._numba._fused_pool import max_pool_rows
+from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch,
@@ -82,31 +81,32 @@ def clamp(value, least, most):
 # of each compiled transform: coefficients become constants too.
 
 
-def table(extents, entry):
-    """Flat tuple of entry(m, ...) for every m up to 6 and the further extents; 0.0 where there is none."""
-    return tuple(
-        float(entry(m, *where)) if m in POINTS and (not where or where[0] < m // 2 or len(where) == 1) else 0.0
-        for m, *where in product(range(7), *map(range, extents))
-    )
+def filled(values, count):
+    return [*values, *[0.0] * count][:count]
 
 
-def monic(squares):
-    """Coefficients of prod (x - square), lowest power first, filled up to four."""
-    return [*np.poly(squares)[::-1].tolist(), 0.0, 0.0, 0.0][:4]
+def squares(m, without=-1):
+    return [p * p for i, p in enumerate(POINTS.get(m, ())) if i != without]
 
 
-def other_squares(m, i):
-    return [p * p for j, p in enumerate(POINTS[m]) if j != i]
+def monic(roots):
+    """Coefficients of prod (x - root), lowest power first."""
+    return np.atleast_1d(np.poly(roots))[::-1].tolist()
 
 
-POINT = table((3,), lambda m, i: POINTS[m][i] if i < m // 2 else 0)
-POWER = table((3, 6), lambda m, i, k: POINTS[m][i] ** k)
-ALL_PAIRS = table((4,), lambda m, k: monic(other_squares(m, -1))[k])
-OTHER_PAIRS = table((3, 4), lambda m, i, k: monic(other_squares(m, i))[k])
-SCALE_0 = table((), lambda m: 1 / monic(other_squares(m, -1))[0])
-SCALE = table(
-    (3, 1), lambda m, i, _: 1 / (2 * POINTS[m][i] ** 2 * np.prod([POINTS[m][i] ** 2 - s for s in other_squares(m, i)]))
-)
+def scale(m, i):
+    """1 / prod (p_i - p_l) over all other points."""
+    square = squares(m)[i]
+    return 1 / (2 * square * np.prod([square - other for other in squares(m, i)]))
+
+
+M, PAIRS = range(7), range(3)
+POINT = tuple(p for m in M for p in filled(POINTS.get(m, ()), 3))
+POWER = tuple(p**k for m in M for p in filled(POINTS.get(m, ()), 3) for k in range(6))
+ALL_PAIRS = tuple(c for m in M for c in filled(monic(squares(m)), 4))
+OTHER_PAIRS = tuple(c for m in M for i in PAIRS for c in filled(monic(squares(m, i)), 4))
+SCALE_0 = tuple(1 / monic(squares(m))[0] for m in M)
+SCALE = tuple(float(scale(m, i)) if i < len(squares(m)) else 0.0 for m in M for i in PAIRS)
 
 
 def input_1d(cells, step, out, out_step, dtype, m):
@@ -239,7 +239,8 @@ def blocking(geometry, VL):
     v_step = channel_blocks * tiles * VL + LINE
     m_step = panels * tiles * NR + LINE
     copy_elements = lines((rows * m + 2) * (columns * m + 2) * VL)
-    worker_elements = copy_elements + map_elements + (0 if together else cells * (v_step + m_step))
+    worker_elements = copy_elements + map_elements + lines(pool_ring_size(geometry))
+    worker_elements += 0 if together else cells * (v_step + m_step)
     return Blocking(
         ICG, OCG, OH, OW, m, T, VL, NR, channel_blocks, panels, chunk_panels, tile_rows, tile_columns, together, images,
         rows, columns, tiles, task_rows, row_blocks, pooled_rows, u_step, v_step, m_step, cells * u_step,
@@ -495,6 +496,7 @@ def sum_again(
 
 def store_whole(y, out, plane, OW, accumulate, shift, least, most, dtype, m):
     """The epilogue of a whole tile of VL filters, turned to rows of pixels: 4 at once, and 2."""
+    outlined()
     z: registers[4]
     VL, size = lanes(dtype), itemsize(dtype)
     quad = 16 // size
@@ -565,7 +567,8 @@ def transform_output(
                 output_1d[m](half + i * (m + 2) * vector, vector, y + i * m * vector, vector, dtype)
             c += NV * vector
             total = zero
-            for i in unroll(m * m):
+            for i in range(m * m):
+                rolled()
                 total = fma(load(y, i * VL, dtype), zero, total)
             if any_nan(total):
                 sum_again(y, image, weight, filters, oh, ow, b, geometry, dtype)
@@ -815,7 +818,8 @@ def conv2d_task(
             q = ((n * G + g) * b.OCG + i) * pooled_plane
             max_pool_rows(
                 out + i * plane * size, row_from, pooled_from, pooled_to, address(pooled) + q * size,
-                address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0, geometry, dtype,
+                address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0,
+                copied + (b.copy_elements + b.map_elements) * size, geometry, dtype,
             )  # fmt: skip
 
 
