@@ -78,10 +78,10 @@ class Augment:
         if self.shift or self.rotate or self.scale:
             x = self._transformed(x, source)
         if self.flip:
-            mirrored = source.random(N) < 0.5
+            mirrored = source.random((N,)) < 0.5
             x = np.where(mirrored[:, None, None, None], x[..., ::-1], x)
         if self.crop:
-            tops, lefts = (source.integers(0, extent - self.crop + 1, N) for extent in x.shape[2:])
+            tops, lefts = (source.integers(0, extent - self.crop + 1, (N,)) for extent in x.shape[2:])
             x = _cut(x, tops, lefts, self.crop)
         return x
 
@@ -91,8 +91,8 @@ class Augment:
         except ImportError:
             raise ImportError("Augment: shift, rotate and scale need SciPy: pip install 'fastconv[train]'") from None
         N, C, H, W = x.shape
-        turns = np.radians(source.uniform(-self.rotate, self.rotate, N))
-        factors = source.uniform(1 - self.scale, 1 + self.scale, N)
+        turns = np.radians(source.uniform(-self.rotate, self.rotate, (N,)))
+        factors = source.uniform(1 - self.scale, 1 + self.scale, (N,))
         moves = source.uniform(-self.shift, self.shift, (N, 2))
         centre = np.array([(H - 1) / 2, (W - 1) / 2])
         out = np.empty_like(x)

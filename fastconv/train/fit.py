@@ -395,7 +395,7 @@ def _checked(function: str, name: str, data: Any, net: Layer, loss: Loss) -> tup
         given_images, given_labels = data
     except (TypeError, ValueError):
         raise TypeError(f"{function}: {name} is a {type(data).__name__}: it must be (images, labels)") from None
-    images, labels = as_ndarray(function, name, given_images), as_ndarray(function, name, given_labels)
+    images, labels = as_ndarray(function, name, given_images), np.asarray(given_labels)
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise TypeError(f"{function}: {name}: images have dtype {images.dtype}: it must be uint8, float32 or float64")
     if images.ndim < 2 or len(images) == 0:

@@ -69,4 +69,4 @@ class History:
         writer.writerow(COLUMNS)
         for row in self._rows:
             writer.writerow(["" if math.isnan(row[name]) else row[name] for name in COLUMNS])
-        _state._write(path, lambda file: file.write(text.getvalue().encode()))
+        _state.write_bytes(path, text.getvalue().encode())

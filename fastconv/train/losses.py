@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._arrays import as_floats, as_ndarray
+from fastconv._arrays import as_floats
 
 
 def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, np.ndarray]:
@@ -67,7 +67,7 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, np.ndarray]:
 
 def checked_labels(function: str, labels: Any, n: int, classes: int) -> np.ndarray:
     """``labels`` as an (n,) array of integers in 0 .. classes - 1."""
-    y = as_ndarray(function, "labels", labels)
+    y = np.asarray(labels)
     if y.dtype.kind not in "iu":
         raise TypeError(f"{function}: labels have dtype {y.dtype}: they must be integers")
     if y.shape != (n,):

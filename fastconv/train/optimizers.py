@@ -82,9 +82,10 @@ class _Optimizer:
             scratch = np.empty((2, min(parameter.size, BLOCK)), parameter.dtype)
             for start in range(0, parameter.size, BLOCK):
                 blocks = [array[start : start + BLOCK] for array in flat]
-                self._update(*blocks, *scratch[:, : blocks[0].size])
+                self._update(blocks[0], blocks[1], *blocks[2:], *scratch[:, : blocks[0].size])
 
-    def _update(self, *blocks: np.ndarray) -> None:
+    def _update(self, parameter: np.ndarray, gradient: np.ndarray, *rest: np.ndarray) -> None:
+        """Step one block; ``rest`` are its buffers, then two of scratch."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
