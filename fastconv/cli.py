@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-
 # fastconv._commands.MODELS has the functions; their names here keep `fastconv --help` light.
 MODELS = ("article", "alexnet", "zfnet", "vgg16", "resnet18", "resnet50", "mobilenet_v2")
 

@@ -5,7 +5,7 @@ losses.py         `softmax_cross_entropy`, `mean_squared_error`
 optimizers.py     `SGD`, `Adam`, `AdamW`
 schedules.py      `StepSchedule`, `CosineSchedule`, `OneCycleSchedule`
 clipping.py       `clip_grad_norm`
-augment.py        `Augment`, `center_crop` (SciPy)
+augment.py        `Augment`, `center_crop`
 fit.py            `fit`, `evaluate`, `Progress` (tqdm for the bar)
 history.py        `History`: what `fit` measured, as arrays and CSV
 checkpoint.py     `save_checkpoint`, `load_checkpoint`

