@@ -10,10 +10,14 @@ from collections.abc import Sequence
 MODELS = ("article", "alexnet", "zfnet", "vgg16", "resnet18", "resnet50", "mobilenet_v2")
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+def _natural(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    return _natural(text, 1)
 
 
 def _numbers(text: str) -> list[int]:
@@ -46,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     training.add_argument("data", metavar="digits|fashion|FOLDER", help="FOLDER holds one folder of images per class")
     training.add_argument("--model", choices=MODELS, default="article", help="default: article")
-    training.add_argument("--epochs", type=_positive, default=15, metavar="N", help="default: 15")
+    training.add_argument("--epochs", type=_positive, default=20, metavar="N", help="default: 20")
     training.add_argument("--no-augment", action="store_true", help="train on the images as they are")
     training.add_argument("--out", default="run", metavar="DIR", help="default: run")
     cost = commands.add_parser(
@@ -66,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (training, cost):
         command.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="default: auto")
         command.add_argument("--lr", type=float, default=0.1, help="largest learning rate (default: 0.1)")
-        command.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
+        command.add_argument("--seed", type=_natural, default=0, help="of weights, order and augmentation (default: 0)")
         command.add_argument(
             "--size", type=_positive, default=64, metavar="N", help="of the images of a FOLDER (default: 64)"
         )

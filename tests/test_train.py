@@ -36,7 +36,7 @@ def test_cross_entropy_is_torchs(torch, rng, dtype):
     theirs = torch.tensor(logits, requires_grad=True)
     value = torch.nn.functional.cross_entropy(theirs, torch.tensor(labels))
     value.backward()
-    eps = np.finfo(dtype).eps
+    eps = float(np.finfo(dtype).eps)
     assert loss == pytest.approx(value.item(), rel=8 * eps)
     assert grad.dtype == dtype and np.abs(grad - theirs.grad.numpy()).max() < 8 * eps
 
@@ -371,12 +371,10 @@ def test_the_same_bits_on_any_number_of_threads():
 
 def test_callbacks_and_patience_end_a_run():
     assert len(training.run(training.network(), callbacks=[lambda p: p.epoch == 2])) == 2
-    net = training.network()
-    still = train.SGD(net, 0.0)  # nothing changes but batch statistics
-    options = {"epochs": 9, "batch_size": 40, "optimizer": still, "progress": False}
-    net[5].p = 0.0
+    net = fastconv.Sequential(fastconv.Flatten(), fastconv.Linear(144, 2, rng=0))
+    options = {"epochs": 9, "lr": 0.0, "progress": False, "validation": training.images(16, 1)}
     history = train.fit(net, training.images(), patience=2, **options)
-    assert len(history) == 3 and history["loss"][0] <= history["loss"].min()
+    assert len(history) == 3 and len(set(history["val_loss"])) == 1
 
 
 def test_any_loss_and_float_images(rng):
@@ -503,9 +501,9 @@ def test_bad_checkpoints_change_nothing(tmp_path):
         changed(lambda net, bad=bad: training.run(net, bad), rf"load: .*{name}\.npz: damaged")
         assert bad.read_bytes() == data
     flipped = bytearray(whole)
-    flipped[len(whole) // 3] ^= 255
+    flipped[whole.index(fastconv.load(path)["net.6.weight"].tobytes()) + 5] ^= 255
     (tmp_path / "flipped.npz").write_bytes(flipped)
-    changed(lambda net: training.run(net, tmp_path / "flipped.npz"), "flipped.npz: ")
+    changed(lambda net: training.run(net, tmp_path / "flipped.npz"), r"flipped\.npz: damaged")
     fastconv.save(training.network(), tmp_path / "net.npz")
     changed(lambda net: training.run(net, tmp_path / "net.npz"), "net.npz: it is no checkpoint of save_checkpoint")
     train.save_checkpoint(tmp_path / "other.npz", models.article_net(2, image_size=12))
@@ -572,7 +570,7 @@ def test_nan_names_the_layer_that_made_it(tmp_path):
     assert path.exists() and "_forward" not in vars(net[0])
 
     net = training.network()
-    net[0].weight *= 3e38
+    net[0].weight[...] = 3e38
     with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="first in layer '0', Conv2d"):
         training.run(net)
 
