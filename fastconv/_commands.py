@@ -129,10 +129,12 @@ def _network(model: str, data: datasets.Dataset, seed: int, **options: Any) -> S
 
 
 def _augmentation(data: str | bool) -> train.Augment | None:
-    """Digits lean and wander but are never mirrored; photographs are mirrored and wander."""
+    """Digits lean and wander but are never mirrored; clothes are only mirrored; photographs are mirrored and wander."""
     if not data:
         return None
-    return train.Augment(shift=2, rotate=12, scale=0.12) if data == "digits" else train.Augment(shift=2, flip=True)
+    if data == "digits":
+        return train.Augment(shift=2, rotate=12, scale=0.12)
+    return train.Augment(flip=True, shift=0 if data == "fashion" else 2)
 
 
 def _fit(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 SIDE = 560  # pixels, about, of the moving picture
+BETWEEN = (70, 100, 150)  # colour of the gaps, which no grey cell has
 HEAD = 24  # pixels above them, for the caption
 
 
@@ -23,7 +25,8 @@ def curves(history: Any, title: str) -> bytes:
         panel.set(xlabel="epoch", ylabel=name if scale == 1 else f"{name} in %")
         panel.legend()
     panels[0].set_yscale("log")
-    panels[1].set_title(f"validation: {history['val_accuracy'][-1]:.2%} at last", fontsize=10)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    panels[1].set_title(f"validation: {history['val_accuracy'][-1]:.2%} after {len(history)} epochs", fontsize=10)
     return _png(figure)
 
 
@@ -86,15 +89,15 @@ def filters(frames: Sequence[np.ndarray], captions: Sequence[str]) -> bytes:
 
 
 def _tiled(weight: np.ndarray) -> np.ndarray:
-    """(OC, IC, KH, KW) as one uint8 sheet (height, width, 3), filters in rows, one pixel for each cell, white between."""
+    """(OC, IC, KH, KW) as one uint8 sheet (height, width, 3), filters in rows, one pixel for each cell."""
     OC, IC, KH, KW = weight.shape
     shown = weight if IC == 3 else np.repeat(weight.mean(axis=1, keepdims=True), 3, axis=1)
     largest = np.abs(shown).max(axis=(1, 2, 3), keepdims=True)
     grey = np.rint(127.5 + 127.5 * shown / np.where(largest > 0, largest, 1)).astype(np.uint8)
-    columns = max(n for n in range(1, OC + 1) if OC % n == 0 and n * n <= 2 * OC) if OC > 3 else OC
-    columns = max(columns, round(OC**0.5))
+    columns = math.ceil((2 * OC) ** 0.5)  # about twice as wide as high
     rows = -(-OC // columns)
-    sheet = np.full((rows * (KH + 1) + 1, columns * (KW + 1) + 1, 3), 255, np.uint8)
+    sheet = np.empty((rows * (KH + 1) + 1, columns * (KW + 1) + 1, 3), np.uint8)
+    sheet[:] = BETWEEN
     for n in range(OC):
         top, left = n // columns * (KH + 1) + 1, n % columns * (KW + 1) + 1
         sheet[top : top + KH, left : left + KW] = grey[n].transpose(1, 2, 0)

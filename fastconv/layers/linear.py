@@ -14,7 +14,6 @@ from fastconv.layers._base import Elementwise, Layer, axis_of, count, floats, sa
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass
 
-
 # In eval mode so few rows go through NumPy: packing the weights for our kernels would cost more than the product.
 FEW = 8
 
