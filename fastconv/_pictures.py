@@ -24,8 +24,8 @@ def curves(history: Any, title: str) -> bytes:
         panel.plot(epochs, history[f"val_{name}"] * scale, marker=marker, markersize=3, label="validation")
         panel.set(xlabel="epoch", ylabel=name if scale == 1 else f"{name} in %")
         panel.legend()
-    panels[0].set_yscale("log")
         panel.xaxis.get_major_locator().set_params(integer=True)
+    panels[0].set_yscale("log")
     panels[1].set_title(f"validation: {history['val_accuracy'][-1]:.2%} after {len(history)} epochs", fontsize=10)
     return _png(figure)
 
