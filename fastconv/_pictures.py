@@ -44,6 +44,7 @@ def costs(rows: Sequence[dict[str, float]], title: str) -> bytes:
         at = (row["multiply_adds"] / 1e6, height)
         panels[1].annotate(f"{row['filters']:g}", at, xytext=(4, -12), textcoords="offset points")
     panels[1].set_xscale("log")
+    panels[1].margins(0.1)
     panels[1].set(xlabel="million multiply-adds for one image", ylabel="validation accuracy in %")
     return _png(figure)
 

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     training.add_argument("data", metavar="digits|fashion|FOLDER", help="FOLDER holds one folder of images per class")
     training.add_argument("--model", choices=MODELS, default="article", help="default: article")
-    training.add_argument("--epochs", type=_positive, default=30, metavar="N", help="default: 30")
+    training.add_argument("--epochs", type=_positive, metavar="N", help="default: 30, for fashion 8")
     training.add_argument("--no-augment", action="store_true", help="train on the images as they are")
     training.add_argument("--out", default="run", metavar="DIR", help="default: run")
     cost = commands.add_parser(

@@ -86,17 +86,10 @@ def test_train_writes_everything(capsys, data):
     assert (net[0].weight == kernels["epoch3"]).all()
 
 
-def test_equal_seeds_make_equal_kernels(capsys, data):
-    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert run(capsys, "train", "digits", "--epochs", 1, "--out", out, "--seed", seed)[0] == 0
-    a, b, c = (entries(data / name / "checkpoint.npz") for name in "abc")
-    assert a == b and a["net.0.weight"] != c["net.0.weight"]
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process on Windows")
 def test_ctrl_c_and_the_same_command_again(capsys, data):
     """SIGINT to a running command; what follows ends in the bits, the table and the picture of an unbroken run."""
-    command = ["train", "digits", "--epochs", "8", "--out"]
+    command = ["train", "digits", "--epochs", "5", "--out"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(
         [sys.executable, "-m", "fastconv", *command, "broken"], env=env, cwd=data, stderr=subprocess.PIPE, text=True,
@@ -111,9 +104,9 @@ def test_ctrl_c_and_the_same_command_again(capsys, data):
     assert running.returncode == 130, err
     assert err.splitlines()[-1] == "fastconv train: stopped; the same command goes on from broken"
     done = len(fastconv.load(data / "broken" / "filters.npz")) - 1
-    assert 1 <= done < 8
+    assert 1 <= done < 5
     code, out, err = run(capsys, *command, "broken")
-    assert (code, err) == (0, "") and "epoch 8/8" in out and "epoch 1/8" not in out
+    assert (code, err) == (0, "") and "epoch 5/5" in out and "epoch 1/5" not in out
     assert run(capsys, *command, "whole")[0] == 0
     assert entries(data / "broken" / "checkpoint.npz") == entries(data / "whole" / "checkpoint.npz")
     for name in ("filters.npz", "filters.gif"):
