@@ -20,7 +20,7 @@ from fastconv._threads import get_num_threads, set_num_threads
 from fastconv.functional import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from fastconv import layers
+    from fastconv import datasets, layers, models, train
     from fastconv._state import load, save  # noqa: F401
     from fastconv.layers import *  # noqa: F403
 
@@ -32,7 +32,8 @@ _LAYERS = (
     "LocalResponseNorm", "MaxPool2d", "MaxUnpool2d", "PReLU", "ReLU", "ReLU6", "Residual", "Sequential", "Sigmoid",
     "Softmax", "Summary", "ZeroPad2d", "record", "summary",
 )  # fmt: skip
-# Names that are imported when they are first used: a script of functions alone need not pay for them
+# Modules and names that are imported when they are first used: a script of functions alone need not pay for them
+_MODULES = ("datasets", "layers", "models", "train")
 _LAZY = {"load": "fastconv._state", "save": "fastconv._state", **dict.fromkeys(_LAYERS, "fastconv.layers")}
 
 __all__ = [
@@ -44,11 +45,14 @@ __all__ = [
     "available_backends",
     "clear_workspaces",
     "config",
+    "datasets",
     "get_num_threads",
     "layers",
+    "models",
     "plan_conv2d",
     "set_num_threads",
     "show_config",
+    "train",
     "tune",
     *functional.__all__,
     *_LAZY,
@@ -56,8 +60,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "layers":
-        return import_module("fastconv.layers")
+    if name in _MODULES:
+        return import_module(f"fastconv.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'fastconv' has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)

@@ -177,6 +177,15 @@ def _decode_npz(data: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
+def write_bytes(path: Any, data: bytes) -> None:
+    """Write a whole file or leave the former one: for tables and pictures."""
+
+    def fill(file: BinaryIO) -> None:
+        file.write(data)
+
+    _write(path, fill)
+
+
 def _write(path: Any, fill: Callable[[BinaryIO], None]) -> None:
     """Make the file at ``path`` what ``fill`` writes, or leave it as it was."""
     place = os.path.realpath(os.fsdecode(path))  # a link stays a link

@@ -1,10 +1,27 @@
-"""The command `fastconv`: ``demo`` runs the unit on a photograph, ``info`` prints the configuration."""
+"""The command `fastconv`: ``demo`` shows the unit on a photograph, ``train`` and ``cost`` train networks, ``info``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+
+# fastconv._commands.MODELS has the functions; their names here keep `fastconv --help` light.
+MODELS = ("article", "alexnet", "zfnet", "vgg16", "resnet18", "resnet50", "mobilenet_v2")
+
+
+def _natural(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    return _natural(text, 1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [_positive(part.strip()) for part in text.split(",")]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,24 +41,72 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("image", nargs="?", metavar="IMAGE", help="a photograph (default: a small one that is shipped)")
     demo.add_argument("--backend", choices=("all", *BACKENDS), default="all", help="default: all that run here")
     demo.add_argument("--out", default=".", metavar="DIR", help="folder of anatomy.png (default: this one)")
+    training = commands.add_parser(
+        "train",
+        help="train a network; leaves checkpoint, history, curves and a moving picture of its filters",
+        description="Trains a network, with a progress bar, and leaves checkpoint.npz, history.csv, curves.png and "
+        "filters.gif (the first layer's filters at the start and after every epoch) in a folder. The same command "
+        "again goes on where it was stopped, to the same bits.",
+    )
+    training.add_argument("data", metavar="digits|fashion|FOLDER", help="FOLDER holds one folder of images per class")
+    training.add_argument("--model", choices=MODELS, default="article", help="default: article")
+    training.add_argument("--epochs", type=_positive, metavar="N", help="default: 30, for fashion 8")
+    training.add_argument("--no-augment", action="store_true", help="train on the images as they are")
+    training.add_argument("--out", default="run", metavar="DIR", help="default: run")
+    cost = commands.add_parser(
+        "cost",
+        help="parameters, multiply-adds, time and accuracy of a network against its number of filters",
+        description="Trains a network briefly with each number of filters; prints what it costs and how well it does, "
+        "and writes cost.csv and cost.png.",
+    )
+    cost.add_argument("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
+    cost.add_argument(
+        "--filters", type=_numbers, default="8,16,32,64", metavar="N,N,...",
+        help="of the first layer, the others in proportion (default: 8,16,32,64)",
+    )  # fmt: skip
+    cost.add_argument("--data", default="digits", metavar="digits|fashion|FOLDER", help="default: digits")
+    cost.add_argument("--epochs", type=_positive, default=3, metavar="N", help="default: 3")
+    cost.add_argument("--out", default=".", metavar="DIR", help="folder of cost.csv and cost.png (default: this one)")
+    for command in (training, cost):
+        command.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="default: auto")
+        command.add_argument("--lr", type=float, default=0.1, help="largest learning rate (default: 0.1)")
+        command.add_argument("--seed", type=_natural, default=0, help="of weights, order and augmentation (default: 0)")
+        command.add_argument(
+            "--size", type=_positive, default=64, metavar="N", help="of the images of a FOLDER (default: 64)"
+        )
     commands.add_parser("info", help="print back ends, instruction sets and threads")
     return main_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code: 0 good, 1 the demo's check failed, 2 a bad request (one line on stderr)."""
-    arguments = parser().parse_args(argv)
+    """Run a command; its exit code: 0 good, 1 the demo's check failed, 2 a bad request (one line on stderr), 130 Ctrl-C."""
+    arguments = vars(parser().parse_args(argv))
+    command = arguments.pop("command")
     import fastconv
     from fastconv import _demo
 
-    # What the environment asks for can be wrong in both commands; inside the demo a ValueError would be our own.
+    # What the environment asks for can be wrong in every command; inside the demo a ValueError would be our own.
     problems: tuple[type[Exception], ...] = (_demo.DemoError, fastconv.BackendUnavailable)
+    if command != "demo":
+        problems = (*problems, ValueError, OSError, ImportError, FloatingPointError)
     try:
-        if arguments.command == "info":
-            problems = (*problems, ValueError)
+        if command == "demo":
+            return 0 if _demo.run(arguments["image"], arguments["backend"], arguments["out"]) else 1
+        if command == "info":
             fastconv.show_config()
             return 0
-        return 0 if _demo.run(arguments.image, arguments.backend, arguments.out) else 1
+        from fastconv import _commands
+
+        if command == "train":
+            _commands.run_train(augmented=not arguments.pop("no_augment"), **arguments)
+        else:
+            _commands.run_cost(**arguments)
+        return 0
     except problems as error:
-        print(f"fastconv {arguments.command}: {error}", file=sys.stderr)
+        text = "; ".join([str(error), *getattr(error, "__notes__", ())]).replace("\n", " ")
+        print(f"fastconv {command}: {text}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        goes_on = f"; the same command goes on from {arguments['out']}" if command == "train" else ""
+        print(f"fastconv {command}: stopped{goes_on}", file=sys.stderr)
+        return 130

@@ -7,13 +7,17 @@ import pkgutil
 import pytest
 
 import fastconv
-import fastconv.layers
+from fastconv import datasets, layers, models, train
+
+PACKAGES = (datasets, layers, models, train)
 
 MODULES = [
-    "fastconv", "fastconv.functional", "fastconv.layers", "fastconv._arena", "fastconv._arrays", "fastconv._backends",
+    "fastconv", "fastconv.functional", "fastconv._arena", "fastconv._arrays", "fastconv._backends",
     "fastconv._plan", "fastconv._problem", "fastconv._threads",
 ]  # fmt: skip
-MODULES += sorted(found.name for found in pkgutil.walk_packages(fastconv.layers.__path__, "fastconv.layers."))
+for package in PACKAGES:
+    MODULES += [package.__name__]
+    MODULES += sorted(found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -7,11 +7,24 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import functional
 from fastconv._problem import flag, integer
 from fastconv.layers import _initial
 from fastconv.layers._base import Elementwise, Layer, axis_of, count, floats, same_dtype
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass
+
+# In eval mode so few rows go through NumPy: packing the weights for our kernels would cost more than the product.
+FEW = 8
+
+
+def _product(left: np.ndarray, right: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """left @ right (+ bias, one number for each row) as a 1x1 convolution: ``right`` is an image of one row whose
+    channels are its rows, ``left`` holds the filters. Unlike BLAS it gives the same bits on any number of threads.
+    """
+    if 0 in left.shape or 0 in right.shape:
+        return left @ right
+    return functional.conv2d(right[None, :, None], left[:, :, None, None], bias)[0, :, 0]
 
 
 class Linear(Layer):
@@ -80,18 +93,22 @@ class Linear(Layer):
         x = floats(type(self).__name__, "input", input)
         same_dtype(self, x, self.weight)
         self._check_features(x.shape)
-        output = x @ self.weight.T
-        if self.bias is not None:
-            output += self.bias
-        return output, (x, self.weight)
+        rows = x.reshape(-1, self.in_features)
+        if rows.size == 0 or (len(rows) < FEW and not self.training):
+            output = x @ self.weight.T
+            if self.bias is not None:
+                output += self.bias
+            return output, (x, self.weight)
+        columns = _product(self.weight, rows.T, self.bias)
+        return np.ascontiguousarray(columns.T).reshape(*x.shape[:-1], self.out_features), (x, self.weight)
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         x, weight = saved
+        grads = grad_output.reshape(-1, self.out_features)
         if run.needs_parameters:
-            grads = grad_output.reshape(-1, self.out_features)
-            grad_weight = grads.T @ x.reshape(-1, self.in_features)
+            grad_weight = _product(grads.T, x.reshape(-1, self.in_features))
             run.store(self, weight=grad_weight, bias=None if self.bias is None else grads.sum(axis=0))
-        return grad_output @ weight if run.needs_input else None
+        return _product(grads, weight).reshape(x.shape) if run.needs_input else None
 
     def _trace(self, signal: Signal) -> tuple[Signal, int]:
         self._check_features(signal.shape)

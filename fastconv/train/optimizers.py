@@ -1,0 +1,309 @@
+"""Optimisers: torch's formulas, in place, block by block so that what a step touches stays in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastconv._problem import flag
+from fastconv.layers import Layer
+from fastconv.layers._base import number
+
+BLOCK = 32768  # numbers: parameter, gradient, two buffers and scratch in float32 fill about 640 KiB, a level-2 cache
+
+
+class _Optimizer:
+    """What the optimisers share: whose parameters, buffers of the same shapes, the walk over blocks."""
+
+    _buffer_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, net_or_params: Any, lr: Any, weight_decay: Any) -> None:
+        function = type(self).__name__
+        self._net = net_or_params if isinstance(net_or_params, Layer) else None
+        if self._net is None:
+            if isinstance(net_or_params, np.ndarray) or not isinstance(net_or_params, Iterable):
+                kind = type(net_or_params).__name__
+                raise TypeError(f"{function}: net_or_params is a {kind}: it must be a Layer or a list of arrays")
+            self._own = {str(i): array for i, array in enumerate(net_or_params)}
+        self.lr = number(function, "lr", lr, 0)
+        self.weight_decay = number(function, "weight_decay", weight_decay, 0)
+        self.steps = 0
+        parameters = self._parameters()
+        if not parameters:
+            raise ValueError(f"{function}: net_or_params: there are no parameters")
+        for name, array in parameters.items():
+            floats = isinstance(array, np.ndarray) and array.dtype in (np.float32, np.float64)
+            if not floats or not array.flags.c_contiguous:
+                raise TypeError(f"{function}: parameter {name!r}: it must be a C-contiguous float32 or float64 array")
+        self._buffers = {
+            kind: {name: np.zeros_like(array) for name, array in parameters.items()} for kind in self._buffer_names
+        }
+
+    def _parameters(self) -> dict[str, np.ndarray]:
+        return self._own if self._net is None else dict(self._net.named_parameters())
+
+    def step(self, gradients: Iterable[Any] | None = None) -> None:
+        """Change the parameters along their gradients, in place.
+
+        Parameters
+        ----------
+        gradients : iterable of array or None, optional
+            One for each parameter, in their order; by default what ``net.backward`` left. A parameter whose gradient
+            is None stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If number or shapes of the gradients do not fit, or a parameter is read-only; nothing is changed then.
+        """
+        function = f"{type(self).__name__}.step"
+        if gradients is None:
+            if self._net is None:
+                raise ValueError(f"{function}: gradients is None: an optimiser of arrays needs them")
+            gradients = self._net.gradients()
+        parameters, given = self._parameters(), list(gradients)
+        if len(given) != len(parameters):
+            raise ValueError(f"{function}: {len(given)} gradients: there are {len(parameters)} parameters")
+        for (name, parameter), gradient in zip(parameters.items(), given, strict=True):
+            if gradient is not None and np.shape(gradient) != parameter.shape:
+                shape = np.shape(gradient)
+                raise ValueError(f"{function}: gradient of {name!r} has shape {shape}: it must be {parameter.shape}")
+            if not parameter.flags.writeable:
+                raise ValueError(f"{function}: parameter {name!r} is read-only: call train() on the network first")
+        self.steps += 1
+        for (name, parameter), gradient in zip(parameters.items(), given, strict=True):
+            if gradient is None:
+                continue
+            buffers = (self._buffers[kind][name] for kind in self._buffer_names)
+            gradient = np.asarray(gradient, parameter.dtype)
+            flat = [array.reshape(-1) for array in (parameter, gradient, *buffers)]
+            scratch = np.empty((2, min(parameter.size, BLOCK)), parameter.dtype)
+            for start in range(0, parameter.size, BLOCK):
+                blocks = [array[start : start + BLOCK] for array in flat]
+                self._update(blocks[0], blocks[1], *blocks[2:], *scratch[:, : blocks[0].size])
+
+    def _update(self, parameter: np.ndarray, gradient: np.ndarray, *rest: np.ndarray) -> None:
+        """Step one block; ``rest`` are its buffers, then two of scratch."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all that a step depends on beside parameters and gradients.
+
+        Returns
+        -------
+        dict of str to array
+            "steps", "lr", and buffers by the names of their parameters: "momentum.0.weight".
+        """
+        state = {"steps": np.array(self.steps), "lr": np.array(self.lr)}
+        for kind, arrays in self._buffers.items():
+            state.update({f"{kind}.{name}": array.copy() for name, array in arrays.items()})
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array
+
+        Raises
+        ------
+        ValueError
+            If keys or shapes do not fit; nothing is changed then.
+        """
+        function = f"{type(self).__name__}.load_state_dict"
+        own = self.state_dict()
+        wrong = sorted(own.keys() ^ state_dict.keys())
+        if wrong:
+            raise ValueError(f"{function}: {wrong[0]!r} and {len(wrong) - 1} more keys: missing, or unexpected")
+        for name, array in own.items():
+            if np.shape(state_dict[name]) != array.shape:
+                shape = np.shape(state_dict[name])
+                raise ValueError(f"{function}: {name!r} has shape {shape}: it must be {array.shape}")
+        self.steps, self.lr = int(state_dict["steps"]), float(state_dict["lr"])
+        for kind, arrays in self._buffers.items():
+            for name, array in arrays.items():
+                array[...] = state_dict[f"{kind}.{name}"]
+
+
+class SGD(_Optimizer):
+    r"""Stochastic gradient descent, with momentum if wanted.
+
+    Parameters
+    ----------
+    net_or_params : Layer, or list of arrays
+        Whose parameters `step` changes.
+    lr : float
+        Learning rate; the attribute may be changed between steps.
+    momentum : float
+        In 0 .. 1.
+    nesterov : bool
+        Look ahead along the momentum; needs one.
+    weight_decay : float
+        This times the parameter is added to its gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers out of range, parameters that are no float arrays, or nesterov without momentum.
+
+    Notes
+    -----
+    .. math::
+        g \leftarrow g + \lambda w, \quad v \leftarrow \mu v + g, \quad w \leftarrow w - \eta v
+        \quad (\text{Nesterov: } w \leftarrow w - \eta (g + \mu v))
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> w = np.array([1.0, 2.0])
+    >>> sgd = fastconv.train.SGD([w], lr=0.1, momentum=0.9)
+    >>> for _ in range(2):
+    ...     sgd.step([np.array([1.0, 0.0])])
+    >>> w.round(4)
+    array([0.71, 2.  ])
+    """
+
+    def __init__(
+        self, net_or_params: Any, lr: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
+        self.momentum = number("SGD", "momentum", momentum, 0, 1)
+        self.nesterov = flag("SGD", "nesterov", nesterov)
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("SGD: nesterov True: it needs a momentum above 0")
+        self._buffer_names = ("momentum",) if self.momentum else ()  # type: ignore[misc]
+        super().__init__(net_or_params, lr, weight_decay)
+
+    def _update(self, parameter: np.ndarray, gradient: np.ndarray, *rest: np.ndarray) -> None:
+        *velocity, first, second = rest
+        if self.weight_decay:
+            np.multiply(parameter, self.weight_decay, out=first)
+            first += gradient
+            gradient = first
+        if velocity:
+            velocity[0] *= self.momentum
+            velocity[0] += gradient
+            if self.nesterov:
+                np.multiply(velocity[0], self.momentum, out=second)
+                second += gradient
+                gradient = second
+            else:
+                gradient = velocity[0]
+        np.multiply(gradient, self.lr, out=first)
+        parameter -= first
+
+
+class Adam(_Optimizer):
+    r"""Adam (Kingma and Ba, arXiv 1412.6980).
+
+    Parameters
+    ----------
+    net_or_params : Layer, or list of arrays
+    lr : float
+    betas : pair of float
+        How slowly the means of the gradient and of its square follow.
+    eps : float
+    weight_decay : float
+        This times the parameter is added to its gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers out of range, or parameters that are no float arrays.
+
+    Notes
+    -----
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+        w \leftarrow w - \eta \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> w = np.array([1.0, 2.0])
+    >>> fastconv.train.Adam([w], lr=0.1).step([np.array([3.0, -1e-3])])
+    >>> w.round(4)
+    array([0.9, 2.1])
+    """
+
+    _buffer_names = ("mean", "square")
+    _decoupled: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        net_or_params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        function = type(self).__name__
+        if not np.iterable(betas) or len(tuple(betas)) != 2:
+            raise ValueError(f"{function}: betas {betas!r}: it must be two numbers")
+        self.betas = tuple(number(function, "betas", beta, 0, 1 - 1e-12) for beta in betas)
+        self.eps = number(function, "eps", eps, 0)
+        super().__init__(net_or_params, lr, weight_decay)
+
+    def _update(self, parameter: np.ndarray, gradient: np.ndarray, *rest: np.ndarray) -> None:
+        mean, square, first, second = rest
+        beta1, beta2 = self.betas
+        if self.weight_decay and self._decoupled:
+            parameter *= 1 - self.lr * self.weight_decay
+        elif self.weight_decay:
+            np.multiply(parameter, self.weight_decay, out=first)
+            first += gradient
+            gradient = first
+        np.subtract(gradient, mean, out=second)
+        second *= 1 - beta1
+        mean += second
+        np.square(gradient, out=second)
+        second *= 1 - beta2
+        square *= beta2
+        square += second
+        np.sqrt(square, out=second)
+        second /= (1 - beta2**self.steps) ** 0.5
+        second += self.eps
+        np.divide(mean, second, out=second)
+        second *= self.lr / (1 - beta1**self.steps)
+        parameter -= second
+
+
+class AdamW(Adam):
+    """Adam whose weight decay shrinks the parameters themselves (Loshchilov and Hutter, arXiv 1711.05101).
+
+    Parameters
+    ----------
+    net_or_params : Layer, or list of arrays
+    lr : float
+    betas : pair of float
+    eps : float
+    weight_decay : float
+        Each step multiplies the parameters by 1 - lr * weight_decay, whatever their gradients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Adam`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> w = np.array([1.0, 2.0])
+    >>> fastconv.train.AdamW([w], lr=0.1, weight_decay=0.5).step([np.array([3.0, 0.0])])
+    >>> w.round(4)
+    array([0.85, 1.9 ])
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        net_or_params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(net_or_params, lr, betas, eps, weight_decay)
