@@ -19,7 +19,7 @@ from fastconv._threads import get_num_threads, set_num_threads
 from fastconv.functional import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from fastconv import layers
+    from fastconv import layers, see
     from fastconv._state import load, save  # noqa: F401
     from fastconv.layers import *  # noqa: F403
 
@@ -45,6 +45,7 @@ __all__ = [
     "get_num_threads",
     "layers",
     "plan_conv2d",
+    "see",
     "set_num_threads",
     "show_config",
     *functional.__all__,
@@ -53,8 +54,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "layers":
-        return import_module("fastconv.layers")
+    if name in ("layers", "see"):
+        return import_module(f"fastconv.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'fastconv' has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)

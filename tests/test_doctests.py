@@ -8,12 +8,14 @@ import pytest
 
 import fastconv
 import fastconv.layers
+import fastconv.see
 
 MODULES = [
     "fastconv", "fastconv.functional", "fastconv.layers", "fastconv._arena", "fastconv._arrays", "fastconv._backends",
     "fastconv._plan", "fastconv._problem", "fastconv._threads",
 ]  # fmt: skip
-MODULES += sorted(found.name for found in pkgutil.walk_packages(fastconv.layers.__path__, "fastconv.layers."))
+for package in (fastconv.layers, fastconv.see):
+    MODULES += sorted(found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
 
 
 @pytest.mark.parametrize("name", MODULES)
