@@ -19,18 +19,33 @@ _probe.py         shared: layers by name, outputs inside a network, backward fro
 ================  ==================================================================
 """
 
+from fastconv.see.anatomy import anatomy
 from fastconv.see.deconvnet import deconvnet
+from fastconv.see.evolution import Evolution, evolution
 from fastconv.see.explain import Explanation, explain
+from fastconv.see.fetch import Pretrained, fetch, pretrained
+from fastconv.see.health import Health, health
 from fastconv.see.networks import Preparation
+from fastconv.see.occlusion import Occlusion, occlusion
 from fastconv.see.patches import Field, Patch, field, top_patches
 
 __all__ = [
+    "Evolution",
     "Explanation",
     "Field",
+    "Health",
+    "Occlusion",
     "Patch",
     "Preparation",
+    "Pretrained",
+    "anatomy",
     "deconvnet",
+    "evolution",
     "explain",
+    "fetch",
     "field",
+    "health",
+    "occlusion",
+    "pretrained",
     "top_patches",
 ]

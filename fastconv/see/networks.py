@@ -8,7 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.layers import Conv2d, Layer, MaxPool2d, ReLU, Sequential
+from fastconv.layers import (
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    GlobalAvgPool2d,
+    Layer,
+    Linear,
+    MaxPool2d,
+    PReLU,
+    ReLU,
+    ReLU6,
+    Residual,
+    Sequential,
+    Softmax,
+)
 from fastconv.layers._summary import Signal
 
 
@@ -139,3 +153,44 @@ class HED(Layer):
                 i -= 1
             grad = run(layer, grad)
         return grad
+
+
+# EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946, without squeeze-and-excitation): repeats, kernel, stride, expansion,
+# channels of each stage.
+LITE0 = (
+    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)  # fmt: skip
+
+
+def _normed(channels: int, filters: int, kernel: int, stride: int = 1, groups: int = 1) -> list[Layer]:
+    conv = Conv2d(channels, filters, kernel, stride, "same", groups=groups, bias=False, init="zeros")
+    return [conv, BatchNorm2d(filters, eps=1e-3)]
+
+
+def efficientnet_lite0() -> Sequential:
+    """1,000 classes of ImageNet; input 224 x 224."""
+    layers: list[Layer] = [*_normed(3, 32, 3, 2), ReLU6()]
+    channels = 32
+    for repeats, kernel, first_stride, expansion, filters in LITE0:
+        for i in range(repeats):
+            stride, inner = first_stride if i == 0 else 1, channels * expansion
+            block: list[Layer] = [*_normed(channels, inner, 1), ReLU6()] if expansion > 1 else []
+            block += [*_normed(inner, inner, kernel, stride, groups=inner), ReLU6(), *_normed(inner, filters, 1)]
+            body = Sequential(*block)
+            layers.append(Residual(body) if stride == 1 and channels == filters else body)
+            channels = filters
+    layers += [*_normed(channels, 1280, 1), ReLU6(), GlobalAvgPool2d(), Flatten(), Linear(1280, 1000, init="zeros")]
+    return Sequential(*layers)
+
+
+def mtcnn_onet() -> Sequential:
+    """The output net of the face cascade (Zhang et al., arXiv 1604.02878): 48 x 48 -> chances of (no face, face)."""
+    zeros: dict[str, Any] = {"init": "zeros"}
+    return Sequential(
+        Conv2d(3, 32, 3, **zeros), PReLU(32), MaxPool2d(3, 2, ceil_mode=True),
+        Conv2d(32, 64, 3, **zeros), PReLU(64), MaxPool2d(3, 2),
+        Conv2d(64, 64, 3, **zeros), PReLU(64), MaxPool2d(2, 2, ceil_mode=True),
+        Conv2d(64, 128, 2, **zeros), PReLU(128),
+        Flatten(), Linear(1152, 256, **zeros), PReLU(256), Linear(256, 2, **zeros), Softmax(1),
+    )  # fmt: skip
