@@ -1,4 +1,4 @@
-"""The command `fastconv`: ``demo`` runs the unit on a photograph, ``info`` prints the configuration."""
+"""The command `fastconv`: ``demo`` and ``info``; ``see``, ``explain`` and ``fetch`` look at networks."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--backend", choices=("all", *BACKENDS), default="all", help="default: all that run here")
     demo.add_argument("--out", default=".", metavar="DIR", help="folder of anatomy.png (default: this one)")
     commands.add_parser("info", help="print back ends, instruction sets and threads")
+    from fastconv.see import _commands
+
+    _commands.add(commands)
     return main_parser
 
 
@@ -33,14 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     import fastconv
     from fastconv import _demo
+    from fastconv.see import _commands
 
     # What the environment asks for can be wrong in both commands; inside the demo a ValueError would be our own.
-    problems: tuple[type[Exception], ...] = (_demo.DemoError, fastconv.BackendUnavailable)
+    problems: tuple[type[Exception], ...] = (_demo.DemoError, fastconv.BackendUnavailable, _commands.Refusal)
     try:
         if arguments.command == "info":
             problems = (*problems, ValueError)
             fastconv.show_config()
             return 0
+        if arguments.command != "demo":
+            return _commands.run(arguments)
         return 0 if _demo.run(arguments.image, arguments.backend, arguments.out) else 1
     except problems as error:
         print(f"fastconv {arguments.command}: {error}", file=sys.stderr)

@@ -15,6 +15,8 @@ health.py         health(): faults of filters, and a verdict with reasons
 report.py         report(): one HTML page of all this
 fetch.py          fetch(), pretrained(): real trained networks
 networks.py       their architectures
+_commands.py      fastconv see, explain, fetch
+_page.py          shared: figures measured in inches
 _probe.py         shared: layers by name, outputs inside a network, backward from inside
 ================  ==================================================================
 """
@@ -28,6 +30,7 @@ from fastconv.see.health import Health, health
 from fastconv.see.networks import Preparation
 from fastconv.see.occlusion import Occlusion, occlusion
 from fastconv.see.patches import Field, Patch, field, top_patches
+from fastconv.see.report import report
 
 __all__ = [
     "Evolution",
@@ -47,5 +50,6 @@ __all__ = [
     "health",
     "occlusion",
     "pretrained",
+    "report",
     "top_patches",
 ]

@@ -84,7 +84,7 @@ class _Record:
     dtype: np.dtype
 
 
-_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one in Python, whose steps can be replaced
+_Unpickler: Any = pickle._Unpickler  # the one in Python, whose steps can be replaced
 
 
 class _Arrays(_Unpickler):

@@ -30,7 +30,7 @@ from fastconv.see.patches import progress_bar
 # trained for 0, 1 and many epochs, trained on shuffled labels, and collapsed under weight decay.
 ALWAYS_ON = 1.0  # share of positions; there a ReLU is the identity, so the filter only passes on a linear map
 DUPLICATE = 0.99  # cosine of two filters; RePr (Prakash et al., arXiv 1811.07275) measures overlap by it
-NOISY = 0.92  # share of energy above half of Nyquist; white noise has 0.75 (Zeiler and Fergus, section 4.1)
+NOISY = 0.92  # share of energy above half of Nyquist; white noise has 0.68 (Zeiler and Fergus, section 4.1)
 LOW_NORM = 0.05  # of the layer's median norm; small norms are what Li et al. (arXiv 1608.08710) prune
 SATURATED = 0.9  # share of positions at the ends of a bounded activation (Glorot and Bengio, AISTATS 2010)
 EVIDENCE = 4.0  # standard errors by which a layer must differ from independent weights, to count as trained
@@ -295,7 +295,7 @@ def _judge_layer(name: str, conv: Conv2d, seen: _Activity) -> LayerHealth:
     if not math.isnan(spread):
         reasons.append(f"norms of filters differ by {spread:+.1f} standard errors")
     if not math.isnan(share):
-        reasons.append(f"high frequencies hold {share:.0%} of the energy (white noise: 75%)")
+        reasons.append(f"high frequencies hold {share:.0%} of the energy (white noise: 68%)")
     ill = sum(bool(one.faults) for one in filters)
     reasons.append(f"{ill} of {len(filters)} filters have a fault" if ill else "no filter has a fault")
     return LayerHealth(name, verdict, tuple(reasons), tuple(filters), agreement, share)
@@ -377,7 +377,7 @@ def health(
     -----
     **Filters.** *dead*: its rectifier lets nothing pass at any position of any image (without a rectifier: it says the
     same everywhere). *always on*: its rectifier stops nothing. *duplicate*: cosine with a filter before it of 0.99 or
-    more. *noisy*: more than 92 % of its kernels' energy above half of the Nyquist frequency; white noise has 75 %,
+    more. *noisy*: more than 92 % of its kernels' energy above half of the Nyquist frequency; white noise has 68 %,
     trained filters less (Zeiler and Fergus, section 4.1, mend a first layer "of extremely high and low frequency").
     *low norm*: at most 5 % of its layer's median. *subnormal*, *not finite*: such weights. *saturated*: at 90 % of the
     positions at the end of a ReLU6 or Sigmoid.
@@ -476,12 +476,7 @@ def _verdict(layers: tuple[LayerHealth, ...], measured: dict[str, float]) -> tup
             "collapsed",
             f"its answers hardly depend on the image: they spread by {measured['spread']:.1%} of their size",
         )
-    if len(untrained) >= MANY * total:
-        says("untrained", f"{len(untrained)} of {total} layers look like random weights: {', '.join(untrained[:6])}")
-    if measured.get("entropy", 0) > UNSURE:
-        says(
-            "untrained", f"its answers have {measured['entropy']:.1%} of the largest entropy: it says 1/K to everything"
-        )
+    unsure = measured.get("entropy", 0) > UNSURE
     gap = measured.get("training accuracy", math.nan) - measured.get("accuracy", math.nan)
     if gap > GAP:
         says(
