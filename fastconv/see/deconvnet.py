@@ -76,25 +76,26 @@ def deconvnet(
     _, target = layer_of(function, net, layer)
     batch, single = images_of(function, "x", x)
     with evaluated(net):
-        pixels = project(function, net, batch, target, filter, position, mode)
+        pixels = project(function, net, batch, target, [filter] * len(batch), [position] * len(batch), mode)
     return pixels[0] if single else pixels
 
 
 def project(
-    function: str, net: Layer, batch: np.ndarray, target: Layer, filter: int, position: Any, mode: str
+    function: str, net: Layer, batch: np.ndarray, target: Layer, filters: list[int], positions: list[Any], mode: str
 ) -> np.ndarray:
-    """`deconvnet` for a checked batch and layer, in eval mode."""
+    """`deconvnet` for a checked batch and layer, in eval mode: a filter and a position (or None) for each image."""
     part = prefix(net, target)
     frame = Watch(part, (target,), keep=True)
     output = run(part, batch, frame)
     found = frame.outputs[id(target)]
     if found.ndim < 2 or len(found) != len(batch):
         raise ValueError(f"{function}: the layer's output has shape {found.shape}: it must be (N, filters, ...)")
-    maps = found[:, index_of(function, "filter", filter, found.shape[1], "the layer")]
     seed = np.zeros_like(found)
-    for n in range(len(batch)):
-        place = strongest(maps[n]) if position is None else checked_position(function, position, maps[n].shape)
-        seed[(n, filter, *place)] = 1 if mode == "saliency" else maps[n][place]
+    for n, (f, position) in enumerate(zip(filters, positions, strict=True)):
+        index_of(function, "filter", f, found.shape[1], "the layer")
+        values = found[n, f]
+        place = strongest(values) if position is None else checked_position(function, position, values.shape)
+        seed[(n, f, *place)] = 1 if mode == "saliency" else values[place]
     last = output[0] if isinstance(output, tuple) else output
     return Injected(frame, RULES[mode], target, seed)(part, np.zeros_like(last))
 

@@ -386,12 +386,12 @@ def health(
     *untrained*: its weights look like independent random ones: neighbours in a kernel agree, and norms of filters
     differ, by less than 4 standard errors of what independent weights do. Training leaves both.
 
-    **The network**, the first that holds. *collapsed*: half of its layers are, or its answers are not finite or hardly
-    depend on the image. *over-fitted*: with `labels` and `training`, accuracy falls by more than 15 points between
+    **The network**, the first that holds. *collapsed*: half of its layers are. *untrained*: more than half of them are.
+    *collapsed*: its answers are not finite or hardly depend on the image. *over-fitted*: with `labels` and `training`, accuracy falls by more than 15 points between
     them; without, its answers are sure but do not last: fewer than 55 % survive a shift of the image by one pixel
     (Zhang, arXiv 1904.11486, measures this consistency), as with networks that know their images by heart.
-    *untrained*: more than half of its layers are, or its answers have more than 70 % of the largest entropy (a network
-    that has been trained for too short a time, too). Else *well trained*: whether the answers are right cannot be seen
+    *untrained*: its answers have more than 70 % of the largest entropy (a network that has been trained for too short a
+    time, too). Else *well trained*: whether the answers are right cannot be seen
     without labels. Of a network whose output is not (N, K), the layers alone decide.
 
     The thresholds of the last two were measured on small networks for digits (``tests/test_see_health.py`` trains
@@ -469,6 +469,8 @@ def _verdict(layers: tuple[LayerHealth, ...], measured: dict[str, float]) -> tup
 
     if len(collapsed) >= MANY * total:
         says("collapsed", f"{len(collapsed)} of {total} layers are collapsed: {', '.join(collapsed[:6])}")
+    if len(untrained) > MANY * total:
+        says("untrained", f"{len(untrained)} of {total} layers look like random weights: {', '.join(untrained[:6])}")
     if measured.get("finite") == 0:
         says("collapsed", "its answers are not finite")
     elif measured.get("spread", 1) < CONSTANT:
@@ -490,8 +492,6 @@ def _verdict(layers: tuple[LayerHealth, ...], measured: dict[str, float]) -> tup
             f"only {measured['stable']:.0%} of its answers survive a shift by one pixel, though it is sure of them "
             f"(mean chance {measured['confidence']:.0%})",
         )
-    if len(untrained) > MANY * total:
-        says("untrained", f"{len(untrained)} of {total} layers look like random weights: {', '.join(untrained[:6])}")
     if unsure:
         says(
             "untrained", f"its answers are unsure: {measured['entropy']:.0%} of the entropy of saying 1/K to everything"

@@ -16,6 +16,7 @@ from fastconv.layers._summary import Signal, _Trace
 from fastconv.see._probe import evaluated, images_of, index_of, layer_of, network, output_of, prefix
 from fastconv.see.deconvnet import RULES, project, strongest
 
+TOGETHER = 224 * 224  # pixels that are projected at once
 Box = tuple[int, int, int, int]  # top, left, bottom, right; the last two are exclusive
 
 
@@ -196,6 +197,21 @@ class _Candidate:
     corner: tuple[int, int]
     part: np.ndarray
 
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The position in the map of the part."""
+        if len(self.position) != 2:
+            return self.position
+        rows, columns = (int(start // step) for start, step in zip(self.corner, self.place.jump, strict=True))
+        return self.position[0] - rows, self.position[1] - columns
+
+    def patch(self, pixels: np.ndarray) -> Patch:
+        """The patch, with a projection to the part."""
+        box, (top, left) = self.place.box(self.position), self.corner
+        here = (slice(None), slice(box[0] - top, box[2] - top), slice(box[1] - left, box[3] - left))
+        whole = self.place.whole(self.position)
+        return Patch(-self.rank, self.position, self.value, box, whole, self.part[here].copy(), pixels[here].copy())
+
 
 def top_patches(
     net: Any,
@@ -262,11 +278,7 @@ def top_patches(
     wanted = None if filters is None else list(filters)
     with evaluated(net):
         best = collect(function, net, images, {target: wanted}, k, progress)[target]
-        total = sum(map(len, best.values()))
-        bar = progress_bar(None, progress, "projections", total)
-        found = {f: [finish(function, net, target, f, one, mode, bar) for one in ones] for f, ones in best.items()}
-        if bar is not None:
-            bar.close()
+        found = finish(function, net, target, best, mode, progress)
     return found
 
 
@@ -325,19 +337,30 @@ def _part(image: np.ndarray, field: Field, position: tuple[int, ...]) -> tuple[t
     return (top, left), image[:, top:bottom, left:right].copy()
 
 
-def finish(function: str, net: Layer, target: Layer, f: int, found: _Candidate, mode: str, bar: Any = None) -> Patch:
-    """The patch of a candidate, with its projection."""
-    (top, left), position = found.corner, found.position
-    inner = position
-    if len(position) == 2:
-        inner = (position[0] - int(top // found.place.jump[0]), position[1] - int(left // found.place.jump[1]))
-    pixels = project(function, net, found.part[None], target, f, inner, mode)[0]
-    box = found.place.box(position)
-    here = (slice(None), slice(box[0] - top, box[2] - top), slice(box[1] - left, box[3] - left))
+def finish(
+    function: str, net: Layer, target: Layer, best: Mapping[int, list[_Candidate]], mode: str, progress: bool
+) -> dict[int, list[Patch]]:
+    """The patches of candidates, with their projections."""
+    groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # parts of one shape go through the network together
+    for f, ones in best.items():
+        for i, one in enumerate(ones):
+            groups.setdefault(one.part.shape, []).append((f, i))
+    found: dict[tuple[int, int], Patch] = {}
+    bar = progress_bar(None, progress, "projections", sum(map(len, groups.values())))
+    for shape, members in groups.items():
+        most = max(TOGETHER // (shape[1] * shape[2]), 1)
+        for start in range(0, len(members), most):
+            some = members[start : start + most]
+            ones = [best[f][i] for f, i in some]
+            batch = np.stack([one.part for one in ones])
+            pixels = project(function, net, batch, target, [f for f, _ in some], [one.inner for one in ones], mode)
+            for key, one, values in zip(some, ones, pixels, strict=True):
+                found[key] = one.patch(values)
+            if bar is not None:
+                bar.update(len(some))
     if bar is not None:
-        bar.update()
-    whole = found.place.whole(position)
-    return Patch(-found.rank, position, found.value, box, whole, found.part[here].copy(), pixels[here].copy())
+        bar.close()
+    return {f: [found[f, i] for i in range(len(ones))] for f, ones in best.items()}
 
 
 def progress_bar(items: Any, progress: bool, what: str, total: int | None = None) -> Any:

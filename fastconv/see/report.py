@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from fastconv.see._probe import convolutions, evaluated, images_of, index_of, la
 from fastconv.see.anatomy import anatomy
 from fastconv.see.deconvnet import RULES
 from fastconv.see.health import Health, LayerHealth, health
-from fastconv.see.patches import Patch, collect, finish, progress_bar
+from fastconv.see.patches import Patch, collect, finish
 
 CELL = 72  # pixels of a patch in the page: larger ones are reduced to it, smaller ones are shown enlarged
 GREY = 128  # of a projection's zero, and of what lies outside an image
@@ -132,23 +132,21 @@ def report(
     sections = []
     with evaluated(net):
         best = collect(function, net, pictures, wanted, k, progress)
-        total = sum(len(ones) for found in best.values() for ones in found.values())
-        bar = progress_bar(None, progress, "projections", total)
         for name, conv in chosen.items():
-            cards = []
-            for f, ones in best[conv].items():
-                patches = [finish(function, net, conv, f, one, mode, bar) for one in ones]
-                cards.append(_card(conv, f, patches, states[name], prepare))
+            found = finish(function, net, conv, best[conv], mode, progress)
+            cards = [_card(conv, f, patches, states[name], prepare) for f, patches in found.items()]
             sections.append(Section(name, repr(conv), states[name], _sheet(conv, prepare), cards))
-        if bar is not None:
-            bar.close()
     page = _template(jinja2).render(
         title=title, health=checked, table=table, sections=sections, anatomy=_anatomy(net, pictures[0], prepare, every),
         curves=_curves(checked, history), counts={"images": len(pictures), "k": k}, mode=mode,
         faults=[(layer, one) for layer in checked.layers for one in layer.filters if one.faults],
         shown={(section.name, card.number) for section in sections for card in section.cards},
     )  # fmt: skip
-    _write(path, lambda file: file.write(page.encode()))
+
+    def fill(file: BinaryIO) -> None:
+        file.write(page.encode())
+
+    _write(path, fill)
     return checked
 
 
