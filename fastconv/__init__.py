@@ -20,7 +20,7 @@ from fastconv._threads import get_num_threads, set_num_threads
 from fastconv.functional import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from fastconv import datasets, layers, models, train
+    from fastconv import datasets, layers, models, see, train
     from fastconv._state import load, save  # noqa: F401
     from fastconv.layers import *  # noqa: F403
 
@@ -33,7 +33,7 @@ _LAYERS = (
     "Softmax", "Summary", "ZeroPad2d", "record", "summary",
 )  # fmt: skip
 # Modules and names that are imported when they are first used: a script of functions alone need not pay for them
-_MODULES = ("datasets", "layers", "models", "train")
+_MODULES = ("datasets", "layers", "models", "see", "train")
 _LAZY = {"load": "fastconv._state", "save": "fastconv._state", **dict.fromkeys(_LAYERS, "fastconv.layers")}
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "layers",
     "models",
     "plan_conv2d",
+    "see",
     "set_num_threads",
     "show_config",
     "train",

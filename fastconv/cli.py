@@ -1,4 +1,6 @@
-"""The command `fastconv`: ``demo`` shows the unit on a photograph, ``train`` and ``cost`` train networks, ``info``."""
+"""The command `fastconv`: ``demo`` shows the unit on a photograph, ``train`` and ``cost`` train networks, ``see``, ``explain``
+and ``fetch`` look at trained ones, ``info`` prints the configuration.
+"""
 
 from __future__ import annotations
 
@@ -75,19 +77,24 @@ def parser() -> argparse.ArgumentParser:
             "--size", type=_positive, default=64, metavar="N", help="of the images of a FOLDER (default: 64)"
         )
     commands.add_parser("info", help="print back ends, instruction sets and threads")
+    from fastconv.see import _commands as see_commands
+
+    see_commands.add(commands)
     return main_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0 good, 1 the demo's check failed, 2 a bad request (one line on stderr), 130 Ctrl-C."""
-    arguments = vars(parser().parse_args(argv))
+    namespace = parser().parse_args(argv)
+    arguments = dict(vars(namespace))
     command = arguments.pop("command")
     import fastconv
     from fastconv import _demo
+    from fastconv.see import _commands as see_commands
 
     # What the environment asks for can be wrong in every command; inside the demo a ValueError would be our own.
-    problems: tuple[type[Exception], ...] = (_demo.DemoError, fastconv.BackendUnavailable)
-    if command != "demo":
+    problems: tuple[type[Exception], ...] = (_demo.DemoError, fastconv.BackendUnavailable, see_commands.Refusal)
+    if command in ("info", "train", "cost"):
         problems = (*problems, ValueError, OSError, ImportError, FloatingPointError)
     try:
         if command == "demo":
@@ -95,13 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "info":
             fastconv.show_config()
             return 0
-        from fastconv import _commands
+        if command in ("train", "cost"):
+            from fastconv import _commands
 
-        if command == "train":
-            _commands.run_train(augmented=not arguments.pop("no_augment"), **arguments)
-        else:
-            _commands.run_cost(**arguments)
-        return 0
+            if command == "train":
+                _commands.run_train(augmented=not arguments.pop("no_augment"), **arguments)
+            else:
+                _commands.run_cost(**arguments)
+            return 0
+        return see_commands.run(namespace)
     except problems as error:
         text = "; ".join([str(error), *getattr(error, "__notes__", ())]).replace("\n", " ")
         print(f"fastconv {command}: {text}", file=sys.stderr)

@@ -330,7 +330,9 @@ def test_kernels_check_and_raise_nothing():
                 assert not isinstance(node, (ast.Raise, ast.Assert)), f"{folder}/{stem}.py:{node.lineno}"
 
 
-HEAVY = ("numba", "scipy", "matplotlib", "dask", "onnx", "PIL", "torch", "llvmlite", "pandas", "Cython", "tqdm")
+HEAVY = (
+    "numba", "scipy", "matplotlib", "dask", "onnx", "PIL", "torch", "llvmlite", "pandas", "Cython", "jinja2", "tqdm", "h5py",
+)  # fmt: skip
 
 
 def test_import_is_light():

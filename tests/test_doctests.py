@@ -7,9 +7,9 @@ import pkgutil
 import pytest
 
 import fastconv
-from fastconv import datasets, layers, models, train
+from fastconv import datasets, layers, models, see, train
 
-PACKAGES = (datasets, layers, models, train)
+PACKAGES = (datasets, layers, models, see, train)
 
 MODULES = [
     "fastconv", "fastconv.functional", "fastconv._arena", "fastconv._arrays", "fastconv._backends",

