@@ -15,6 +15,7 @@ import numpy as np
 
 import fastconv
 from fastconv import _backends
+from fastconv._plan import ALGORITHMS as ALGORITHM_MODULES
 from fastconv._problem import ConvProblem, PoolProblem
 
 from . import shapes
@@ -24,6 +25,7 @@ from .shapes import Shape
 BACKENDS = ("cython", "numba", "reference")
 KERNELS = ("cython-x86_64_v4", "cython-x86_64_v3", "cython-baseline", "numba", "reference")  # back end and ISA
 ALGORITHMS = ("im2col", "direct")
+FORWARD = (*ALGORITHMS, "winograd")  # where only the forward is timed
 THREADS = (1, 2)
 
 SMOKE_NAMES = tuple(shape.name for shape in shapes.SMOKE)
@@ -119,6 +121,13 @@ def conv_problem(shape: Shape, dtype: str = "float32") -> ConvProblem:
         "benchmark", shape.input_shape, shape.weight_shape, dtype, shape.stride, shape.padding, 1, shape.groups,
         bias_shape=(shape.OC,), activation="relu",
     )  # fmt: skip
+
+
+def require_algorithm(algorithm: str, problem: ConvProblem) -> None:
+    """NotImplementedError if an algorithm refuses the layer."""
+    reason = ALGORITHM_MODULES[algorithm].refusal(problem, "forward")
+    if reason:
+        raise NotImplementedError(f"{algorithm}: {reason}")
 
 
 def pool_problem(shape: Shape, dtype: str = "float32") -> PoolProblem:

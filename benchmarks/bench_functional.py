@@ -49,12 +49,13 @@ class Conv2dFloat64(Conv2d):
 class Conv2dForced(_Function):
     """conv2d with the algorithm forced."""
 
-    params = (_common.BACKENDS, _common.ALGORITHMS, _common.CONVS, _common.THREADS)
+    params = (_common.BACKENDS, _common.FORWARD, _common.CONVS, _common.THREADS)
     param_names = ("backend", "algorithm", "shape", "threads")
 
     def setup(self, backend, algorithm, name, threads):
         shape = _common.get(name)
         _common.require(backend, shape, threads)
+        _common.require_algorithm(algorithm, _common.conv_problem(shape))
         data = Data(shape)
         out = np.empty(shape.output_shape, "float32")
         self.bind(

@@ -8,6 +8,8 @@ from fastconv._algorithms import NO_IMAGE, NO_INDICES
 from . import _common
 from ._common import Data
 
+WINOGRAD_TILE = 4  # what "auto" takes for most planes
+
 
 class _Kernel(_common.Timed):
     """Binds one kernel call in ``setup`` to ``self.call``."""
@@ -28,20 +30,22 @@ class _Kernel(_common.Timed):
 
 
 class Conv2d(_Kernel):
-    """Forward convolution with bias and ReLU; im2col's weights are packed."""
+    """Forward convolution with bias and ReLU; the weights packed where the algorithm packs."""
 
-    params = (_common.KERNELS, _common.ALGORITHMS, _common.CONVS, _common.THREADS)
+    params = (_common.KERNELS, _common.FORWARD, _common.CONVS, _common.THREADS)
     param_names = ("backend", "algorithm", "shape", "threads")
 
     def setup(self, kernel, algorithm, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
         problem = _common.conv_problem(shape)
-        self.geometry = problem.geometry()
+        _common.require_algorithm(algorithm, problem)
+        self.geometry = problem.geometry(tile=WINOGRAD_TILE)
         weight = self.data.weight
-        if algorithm == "im2col":
-            packed = np.empty(self.k.im2col.packed_weight_size(self.geometry), weight.dtype)
-            self.bind("im2col", "pack_weight", weight, packed)
+        if algorithm != "direct":
+            stem = getattr(self.k, algorithm)
+            packed = np.empty(stem.packed_weight_size(self.geometry), weight.dtype)
+            self.bind(algorithm, "pack_weight", weight, packed)
             weight = packed
         output = np.empty(problem.output_shape, weight.dtype)
         self.bind(
