@@ -148,6 +148,14 @@ def test_eval_keeps_a_pack_and_locks_the_weight(kind):
     np.testing.assert_array_equal(conv(x)[0, :, 0].reshape(4, -1)[:, 0], conv.bias)
 
 
+def test_the_mode_may_be_set_as_an_attribute():
+    conv = fc.Conv2d(3, 4, 3, rng=0)
+    conv.training = False
+    assert not conv.weight.flags.writeable
+    conv.training = True
+    assert conv.weight.flags.writeable
+
+
 def test_assignment_frees_the_weight_and_counts_at_once():
     conv = fc.Conv2d(3, 4, 3, bias=False, rng=0).eval()
     x = np.ones((1, 3, 8, 8), "float32")

@@ -151,10 +151,10 @@ def test_saturated_rectifiers_and_sigmoids(rng):
 def test_the_activation_of_a_filter_is_its_own(rng):
     """A rectifier behind the sum of a residual block does not belong to the block's last filter alone."""
     body = Sequential(Conv2d(2, 2, 1, rng=0), ReLU(), Conv2d(2, 2, 1, rng=1))
-    body[0].weight[...] = body[2].weight[...] = 1
-    body[2].bias[...] = -1000
-    net = Sequential(Conv2d(1, 2, 1, rng=2), Residual(body), ReLU()).eval()
-    net[0].weight[...] = 1
+    body[0].weight[...], body[2].weight[...] = 1, -0.1  # always below zero, but not the sum
+    net = Sequential(Conv2d(1, 2, 1, rng=2), Residual(body), ReLU())
+    net[0].weight[...] = 10
+    net.eval()
     found = health(net, rng.uniform(1, 2, (3, 1, 4, 4)).astype(np.float32))
     assert [layer.name for layer in found.layers] == ["0", "1.body.0", "1.body.2"]
     assert not any("dead" in one.faults for one in found.layers[2].filters)

@@ -91,7 +91,7 @@ class Layer:
         raise TypeError(f"summary: {type(self).__name__} defines no _trace(signal) -> (signal, multiply_adds)")
 
     def _mode_changed(self) -> None:
-        """Called by `train` and `eval`."""
+        """Called when weights have been exchanged; a layer that keeps more than its parameters renews that."""
 
     def _extra(self) -> str:
         """The arguments in the repr."""
@@ -199,7 +199,6 @@ class Layer:
         layers = [layer for _, layer in self.named_layers()]
         for layer in layers:
             layer.training = mode
-            layer._mode_changed()
         if not mode:
             tape.forget(layers)
         return self

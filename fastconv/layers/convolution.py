@@ -187,7 +187,7 @@ class Conv2d(_Conv):
 
     def _mode_changed(self) -> None:
         self._unlock()
-        if not self.training and self.weight.flags.writeable:
+        if not self.training and "weight" in vars(self) and self.weight.flags.writeable:
             self.weight.flags.writeable = False
             self._pack = PackedWeight(self.weight)
 
@@ -200,6 +200,8 @@ class Conv2d(_Conv):
         if name == "weight":
             self._unlock()
         super().__setattr__(name, value)
+        if name == "training":
+            self._mode_changed()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_pack"}

@@ -35,7 +35,8 @@ def deconvnet(
     Returns
     -------
     array of the shape of `x`
-        Zero everywhere for a filter that is dead on the image.
+        Behind a rectifier zero everywhere for a filter that is dead on the image. A convolution's output is taken as it
+        is, before the rectifier: a negative activation is projected with its sign.
 
     Raises
     ------

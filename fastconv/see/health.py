@@ -387,12 +387,11 @@ def health(
     differ, by less than 4 standard errors of what independent weights do. Training leaves both.
 
     **The network**, the first that holds. *collapsed*: half of its layers are. *untrained*: more than half of them are.
-    *collapsed*: its answers are not finite or hardly depend on the image. *over-fitted*: with `labels` and
-    `training`, accuracy falls by more than 15 points between them; without, its answers are sure but do not last: fewer
-    than 55 % survive a shift of the image by one pixel
-    (Zhang, arXiv 1904.11486, measures this consistency), as with networks that know their images by heart.
-    *untrained*: its answers have more than 70 % of the largest entropy (a network that has been trained for too short a
-    time, too). Else *well trained*: whether the answers are right cannot be seen
+    *collapsed*: its answers are not finite or hardly depend on the image. *over-fitted*: with `labels` and `training`,
+    accuracy falls by more than 15 points between them; without, its answers are sure but do not last: fewer than 55 %
+    survive a shift of the image by one pixel (Zhang, arXiv 1904.11486, measures this consistency), as with networks
+    that know their images by heart. *untrained*: its answers have more than 70 % of the largest entropy (a network that
+    has been trained for too short a time, too). Else *well trained*: whether the answers are right cannot be seen
     without labels. Of a network whose output is not (N, K), the layers alone decide.
 
     The thresholds of the last two were measured on small networks for digits (``tests/test_see_health.py`` trains

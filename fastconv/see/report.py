@@ -234,6 +234,9 @@ def _framed(patch: Patch, picture: np.ndarray) -> np.ndarray:
 
 def _card(conv: Conv2d, f: int, patches: list[Patch], layer: LayerHealth, prepare: Any) -> Card:
     state = layer.filters[f]
+    strongest = f"{patches[0].value:.3g}" if patches else "no finite activation"
+    if "dead" in state.faults:
+        patches = []  # what comes nearest to exciting it would say nothing
     columns = max(1, round(len(patches) ** 0.5))
     seen = [_fitted(_framed(one, _pixels(one.patch, prepare))) for one in patches]
     down = [_fitted(_framed(one, _signed(one.projection, prepare))) for one in patches]
@@ -247,7 +250,7 @@ def _card(conv: Conv2d, f: int, patches: list[Patch], layer: LayerHealth, prepar
         _uri(_kernels(conv, f, prepare), lossless=True),
         _uri(_grid(seen, columns, 2)) if seen else "",
         _uri(_grid(down, columns, 2)) if down else "",
-        f"{patches[0].value:.3g}" if patches else "no finite activation",
+        strongest,
         ", ".join(str(one.image) for one in patches),
         state.faults,
         facts,
