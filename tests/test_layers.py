@@ -730,7 +730,7 @@ def test_frozen_statistics_inside_a_network_in_train_mode():
     assert net.backward(np.ones_like(y)).shape == x.shape
 
 
-def test_eval_forward_writes_no_attribute():
+def test_eval_forward_writes_no_attribute(monkeypatch):
     net = small_residual_net("float32").eval()
     ours = [layer for _, layer in net.named_layers()]
     for layer in ours:
@@ -741,13 +741,10 @@ def test_eval_forward_writes_no_attribute():
     def refuse(self, name, value):
         written.append((self, name))
 
-    try:
+    with monkeypatch.context() as patch:
         for kind in kinds:
-            kind.__setattr__ = refuse
+            patch.setattr(kind, "__setattr__", refuse)
         net(numbers((2, 2, 6, 6), "float32"))
-    finally:
-        for kind in kinds:
-            del kind.__setattr__
     assert not written
 
 
