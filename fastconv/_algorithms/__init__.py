@@ -11,7 +11,7 @@ weight's shape, the groups and the kernels; ``cost(..., packed=True)`` leaves pa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,20 @@ def convolution(kernel: Callable[..., None], problem: Any, geometry: np.ndarray)
         kernel(input, weight, bias, low, high, no_image, pooled, indices, workspace, geometry, n_threads)
 
     return run if problem.pool is None else run_pooled
+
+
+def packing(pack: Callable[..., None], size: int, geometry: np.ndarray, packed: Step) -> Step:
+    """``packed``, a step that reads a packed weight, as one that packs it first, into ``size`` elements of workspace."""
+
+    def run(input, weight, *others):
+        *bias_and_outputs, workspace, n_threads = others
+        own, rest = workspace[:size], workspace[size:]
+        pack(weight, own, rest, geometry, n_threads)
+        packed.run(input, own, *bias_and_outputs, rest, n_threads)
+
+    return replace(
+        packed, run=run, workspace=lambda n_workers: size + packed.workspace(n_workers), packed_elements=size
+    )
 
 
 def kernel_workspace(k: Any, stem: str, kernel: str, geometry: np.ndarray) -> Callable[[int], int]:

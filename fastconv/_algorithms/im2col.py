@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastconv._algorithms import Step, convolution, kernel_workspace, transposed
+from fastconv._algorithms import Step, convolution, kernel_workspace, packing, transposed
 from fastconv._problem import ConvProblem
 
 
@@ -28,18 +28,7 @@ def cost(problem: ConvProblem, op: str, *, packed: bool = False) -> float:
 
 def forward(k: Any, problem: ConvProblem) -> Step:
     """output = clamp(conv(input, weight) + bias)."""
-    geometry = problem.geometry()
-    pack, convolve = k.im2col.pack_weight, convolution(k.im2col.conv2d, problem, geometry)
-    size = packed_size(k, problem)
-    kernel_elements = kernel_workspace(k, "im2col", "conv2d", geometry)
-
-    def run(input, weight, *others):
-        *bias_and_outputs, workspace, n_threads = others
-        packed, rest = workspace[:size], workspace[size:]
-        pack(weight, packed, rest, geometry, n_threads)
-        convolve(input, packed, *bias_and_outputs, rest, n_threads)
-
-    return Step(run, lambda n_workers: size + kernel_elements(n_workers), packed_elements=size)
+    return packing(k.im2col.pack_weight, packed_size(k, problem), problem.geometry(), forward_packed(k, problem))
 
 
 def forward_packed(k: Any, problem: ConvProblem) -> Step:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._algorithms import Step, convolution, im2col, kernel_workspace, transposed
+from fastconv._algorithms import Step, convolution, im2col, kernel_workspace, packing, transposed
 from fastconv._problem import GEO_TILE, WINOGRAD_POINTS, ConvProblem
 
 CHOICES = (4, 2)
@@ -72,17 +72,8 @@ def _detail(geometry: np.ndarray) -> str:
 def forward(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
     """output = clamp(conv(input, weight) + bias)."""
     geometry = _geometry(problem, False, tile)
-    pack, convolve = k.winograd.pack_weight, convolution(k.winograd.conv2d, problem, geometry)
-    size = k.winograd.packed_weight_size(geometry)
-    kernel_elements = kernel_workspace(k, "winograd", "conv2d", geometry)
-
-    def run(input, weight, *others):
-        *bias_and_outputs, workspace, n_threads = others
-        packed, rest = workspace[:size], workspace[size:]
-        pack(weight, packed, rest, geometry, n_threads)
-        convolve(input, packed, *bias_and_outputs, rest, n_threads)
-
-    return Step(run, lambda n_workers: size + kernel_elements(n_workers), size, _detail(geometry))
+    size = int(k.winograd.packed_weight_size(geometry))
+    return packing(k.winograd.pack_weight, size, geometry, _of_packed(k, problem, geometry))
 
 
 def grad_input(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
@@ -104,7 +95,10 @@ def pack(
 
 def forward_packed(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
     """`forward` with the packed weight in place of the weight."""
-    geometry = _geometry(problem, True, tile)
+    return _of_packed(k, problem, _geometry(problem, True, tile))
+
+
+def _of_packed(k: Any, problem: ConvProblem, geometry: np.ndarray) -> Step:
     run, workspace = (
         convolution(k.winograd.conv2d, problem, geometry),
         kernel_workspace(k, "winograd", "conv2d", geometry),
