@@ -18,7 +18,7 @@ import fastconv
 from fastconv import cli, train
 from fastconv.cli import main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(fastconv.__file__).resolve().parents[1]  # the installed package, compiled kernels and all
 FILES = ["checkpoint.npz", "curves.png", "filters.gif", "filters.npz", "history.csv", "run.json"]
 
 
@@ -95,10 +95,10 @@ def test_ctrl_c_and_the_same_command_again(capsys, data):
         [sys.executable, "-m", "fastconv", *command, "broken"], env=env, cwd=data, stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    for _ in range(600):
-        if (data / "broken" / "history.csv").exists() or running.poll() is not None:
-            break
-        time.sleep(0.05)
+    deadline = time.monotonic() + 600  # a first epoch on a busy machine
+    while not (data / "broken" / "history.csv").exists():
+        assert running.poll() is None and time.monotonic() < deadline, "no epoch was finished"
+        time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err

@@ -20,6 +20,7 @@ import training
 from fastconv import datasets, models, train
 
 HERE = Path(__file__).resolve().parent
+PACKAGE = str(Path(fastconv.__file__).resolve().parents[1])  # as installed, compiled kernels and all
 
 
 @pytest.fixture
@@ -362,7 +363,7 @@ def test_the_same_bits_on_any_number_of_threads():
     found = {}
     for threads in ("1", "2", "3"):
         blas = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), threads)
-        env = {**os.environ, **blas, "FASTCONV_NUM_THREADS": threads, "PYTHONPATH": str(HERE.parent)}
+        env = {**os.environ, **blas, "FASTCONV_NUM_THREADS": threads, "PYTHONPATH": PACKAGE}
         done = subprocess.run([sys.executable, "-c", TRAINS], env=env, capture_output=True, text=True, check=True)
         count, found[threads] = done.stdout.split()
         assert count == threads
@@ -414,7 +415,7 @@ def columns(history):
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     """SIGKILL in the middle of the second epoch; the rest from its checkpoint, with a network of another seed."""
     path = tmp_path / "run.npz"
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    env = {**os.environ, "PYTHONPATH": PACKAGE}
     done = subprocess.run([sys.executable, HERE / "training.py", path], env=env, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     whole, history = unbroken(tmp_path)
