@@ -17,7 +17,7 @@ from libc.string cimport memmove, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
-    GEO_STRIDE_H, GEO_STRIDE_W, ceil_div, clamp, fill, int64_t, real, vd, vec, vf, vmax, vmin,
+    GEO_STRIDE_H, GEO_STRIDE_W, ceil_div, clamp, fill, int64_t, prefetch, real, vd, vec, vf, vmax, vmin,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
@@ -31,6 +31,7 @@ cdef enum:
     DEPTH = 256      # products after which a partial sum is put aside
     FLUSH = 64       # vectors after which grad_weight's partial sums are put aside
     TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
+    SMALL = 512      # elements of a depthwise plane that is copied, with its border; 16 times that to part columns by 2
     CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
 
 cdef extern from *:
@@ -315,6 +316,7 @@ cdef struct Conv:
     Py_ssize_t pool_KH, buffered  # rows of a fused pool's window; convolution rows that a worker holds for it
     Py_ssize_t together           # filters of a unit
     Py_ssize_t rows, chunk, units, batch, n_tasks  # result rows of a plane and of a unit; units of a task
+    Py_ssize_t cells              # of a row of a copied small plane, each column modulo stride; 0: planes are read in place
 
 
 cdef void share_out(Conv* conv) noexcept nogil:
@@ -329,6 +331,11 @@ cdef void share_out(Conv* conv) noexcept nogil:
     conv.chunk = max(ceil_div(ceil_div(conv.rows, chunks), 2) * 2, 2)
     conv.units = conv.N * conv.G * ceil_div(conv.F, conv.together) * ceil_div(conv.rows, conv.chunk)
     conv.batch = max(TASK // work, 1)
+    conv.cells = 0
+    if conv.together == 1 and depthwise_extent(conv) and not conv.accumulate and not conv.pool_KH and conv.chunk >= conv.rows:
+        conv.cells = ceil_div(max(conv.OW, _VL_FLOAT) + (conv.KW - 1) // conv.stride_w, _VL_FLOAT) * _VL_FLOAT
+        if conv.cells * conv.stride_w * conv.IH > (SMALL if conv.stride_w == 1 else 16 * SMALL):
+            conv.cells = 0
     conv.n_tasks = ceil_div(conv.units, conv.batch)
 
 
@@ -501,6 +508,132 @@ cdef inline void depthwise_rows(
                       act_max)
             ow += VL
         oh += step
+
+
+cdef inline void copy_plane(
+    const real* image,    # IN   one plane
+    real* copied,         # OUT  [IH][stride][cells]
+    const Conv* conv,
+    Py_ssize_t stride, vec* unused,
+) noexcept nogil:
+    # Cell j of phase i holds image column j * stride + i - pad_left, or zero.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), cells = conv.cells, IH = conv.IH, IW = conv.IW, cell = 0, column, ih
+        vec a, b
+    while cell < cells:
+        column = cell * stride - conv.pad_left
+        for ih in range(IH):
+            prefetch(image + (IH + ih) * IW + column)  # the next plane
+            load(&a, image + ih * IW, column, IW, False)
+            if stride == 1:
+                (<vec*> (copied + ih * cells + cell))[0] = a
+            else:
+                load(&b, image + ih * IW, column + VL, IW, False)
+                (<vec*> (copied + 2 * ih * cells + cell))[0] = in_order(even(a, b))
+                (<vec*> (copied + (2 * ih + 1) * cells + cell))[0] = in_order(odd(a, b))
+        cell += VL
+
+
+cdef inline void depthwise_plane(
+    const Conv* conv,
+    const real* copied,   # IN   [IH][stride][cells]
+    const real* zeros,    # IN   stride * cells of them
+    const real* weight,   # IN   one filter
+    real shift,
+    real act_min, real act_max,
+    real* out,            # OUT  one plane
+    Py_ssize_t room,      # elements from ``out`` on that this or a later plane writes
+    Py_ssize_t K, Py_ssize_t stride, vec* unused,
+) noexcept nogil:
+    # Two output rows at a time, for independent chains; with stride 1 they share K - 1 rows. No column needs a mask. What a
+    # vector wider than the row writes past its end, the next row or plane overwrites.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), OH = conv.OH, OW = conv.OW, cells = conv.cells
+        Py_ssize_t n_rows = K + stride, oh = 0, ow, kh, kw, ih, at
+        vec[49] taps  # of 3 x 3 they stay in registers
+        const real* rows[9]
+        const real* cell
+        real[16] nowhere
+        vec one, two, x
+    for kh in range(K):
+        for kw in range(K):
+            fill(&taps[kh * K + kw], weight[kh * conv.to_kh + kw * conv.to_kw])
+    while oh < OH:
+        for kh in range(n_rows):
+            ih = oh * stride - conv.pad_top + kh
+            rows[kh] = copied + ih * stride * cells if 0 <= ih < conv.IH else zeros
+        ow = 0
+        while True:
+            fill(&one, shift)
+            fill(&two, shift)
+            for kh in range(n_rows):
+                cell = rows[kh] + ow
+                for kw in range(K):
+                    x = (<const vec*> (cell + kw % stride * cells + kw // stride))[0]
+                    if kh < K:
+                        one = one + x * taps[kh * K + kw]
+                    if kh >= stride:
+                        two = two + x * taps[(kh - stride) * K + kw]
+            at = oh * OW + ow
+            store(out + at, one, 0, VL if room - at >= VL else OW, False, act_min, act_max)
+            at += OW
+            # Unconditional: else the compiler computes the second row after the first, one long chain
+            store(out + at if oh + 1 < OH else &nowhere[0], two, 0, VL if room - at >= VL else OW, False, act_min, act_max)
+            if ow + VL >= OW:
+                break
+            ow = min(ow + VL, OW - VL)
+        oh += 2
+
+
+cdef inline void depthwise_planes(
+    const Conv* conv,
+    const real* input,
+    const real* weight,
+    const real* bias,
+    real act_min, real act_max,
+    real* output,
+    Py_ssize_t first, Py_ssize_t last,   # planes of the output
+    real* scratch,        # (IH + 1) * stride * cells
+    Py_ssize_t K, Py_ssize_t stride, vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t plane, f, size = conv.OH * conv.OW
+        real* copied = scratch + stride * conv.cells
+        real shift
+    memset(scratch, 0, stride * conv.cells * sizeof(real))
+    for plane in range(first, last):
+        f = plane % (conv.G * conv.F)  # filters of one group read one plane
+        if plane == first or f % conv.F == 0:
+            copy_plane(input + plane // conv.F * conv.IH * conv.IW, copied, conv, stride, unused)
+        shift = bias[f] if bias != NULL else 0
+        depthwise_plane(
+            conv, copied, scratch, weight + conv.start + f // conv.F * conv.to_group + f % conv.F * conv.to_filter, shift,
+            act_min, act_max, output + plane * size, (last - plane) * size, K, stride, unused,
+        )
+
+
+cdef void small_task(
+    const Conv* conv,
+    const real* input,
+    const real* weight,
+    const real* bias,
+    real act_min, real act_max,
+    real* output,
+    Py_ssize_t first, Py_ssize_t last,
+    real* scratch, vec* unused,
+) noexcept nogil:
+    """`depthwise_planes` with constants for kernel extent and stride."""
+    if conv.stride_h == 2:
+        if conv.KH == 3:
+            depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 3, 2, unused)
+        else:
+            depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 5, 2, unused)
+    elif conv.KH == 3:
+        depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 3, 1, unused)
+    elif conv.KH == 5:
+        depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 5, 1, unused)
+    else:
+        depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 7, 1, unused)
 
 
 cdef inline void filters_block(
@@ -740,6 +873,10 @@ cdef void conv_task(
         Py_ssize_t plane = conv.rows * (geometry[GEO_POOL_OW] if conv.pool_KH else conv.OW)
         Py_ssize_t unit, first, last, block, group, image, f, n_filters
         const real* filters
+    if conv.cells:
+        small_task(conv, input, weight, bias, act_min, act_max, output, task * conv.batch,
+                   min((task + 1) * conv.batch, conv.units), rows, unused)
+        return
     for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
         first = unit % chunks * conv.chunk
         last = min(first + conv.chunk, conv.rows)
@@ -787,11 +924,13 @@ cdef void conv_task_of(
 
 
 cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
+    if conv.cells:
+        return (conv.IH + 1) * conv.stride_w * conv.cells
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: a row of zeros, and with a fused pool each worker's rows of the convolution."""
+    """Elements of workspace: a row of zeros; for each worker a small plane, or the rows that a fused pool reads."""
     cdef Conv conv = forward(&geometry[0])
     return conv.IW + n_workers * (rows_of_worker(&conv) + pool_ring_size(&geometry[0]))
 
@@ -1028,8 +1167,9 @@ cdef void strided_task_of(
 
 
 def conv2d_grad_input_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: a row of zeros."""
-    return geometry[GEO_OW]
+    """Elements of workspace: a row of zeros, and for each worker a small plane with its border."""
+    cdef Conv conv = adjoint(&geometry[0])
+    return conv.IW + n_workers * rows_of_worker(&conv)
 
 
 def conv2d_grad_input(
@@ -1056,6 +1196,7 @@ def conv2d_grad_input(
         real* dx = &grad_input[0, 0, 0, 0]
         const int64_t* geo = &geometry[0]
         real low = <real> act_min, high = <real> act_max
+        Py_ssize_t slice = rows_of_worker(&conv)
         int64_t* none = NULL
         real* nothing = NULL
     if not finite(weight):
@@ -1068,7 +1209,8 @@ def conv2d_grad_input(
         for task in prange(
             conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
         ):
-            conv_task_of(task, &conv, dy, zeros, w, shift, low, high, dx, nothing, none, nothing, geo)
+            conv_task_of(task, &conv, dy, zeros, w, shift, low, high, dx, nothing, none,
+                         zeros + conv.IW + threadid() * slice, geo)
     else:
         batch = max(TASK // max(conv.C * conv.KH * conv.KW * conv.OW // (conv.stride_h * conv.stride_w), 1), 1)
         n_tasks = ceil_div(n_rows, batch)

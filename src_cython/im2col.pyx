@@ -11,12 +11,13 @@ exists only as packed blocks of NB pixels by KC rows, in the scratch memory of o
 """
 
 from cython.parallel cimport prange, threadid
+from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
     GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H,
-    GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp, fill, int64_t, real, vec, vd, vf, vmax, vmin,
+    GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp, fill, int64_t, prefetch, real, vec, vd, vf, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
@@ -26,9 +27,15 @@ from fused_pool cimport max_pool_rows, pool_ring_size
 cdef enum:
     _KC = 256
     MOST_POOLED = 4096         # of a block of rows that a pool reads, which a panel of filters must hold in cache
-    FEW_TASKS = 8              # with fewer, filters are split into chunks as well
+    MOST_PIXELS = 1536         # of a block
+    THREAD_TASKS = 4           # tasks a thread: with fewer, filters are split into chunks as well
     CHUNK_FILTERS = 64         # the smallest chunk: a pixel's columns are packed again for each
+    FLAT_AHEAD = 4             # channels from where a plane read in place is fetched to where it is copied
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
+
+# What a tile does with its sums: store them, as K goes on; add the bias; clamp as well.
+cdef enum Finish:
+    KEEP, SHIFT, CLAMP
 
 KC = _KC
 
@@ -42,8 +49,8 @@ cdef struct Blocking:
     Py_ssize_t copy_elements, b_elements, c_elements, ring_elements
 
 
-cdef Blocking blocking(const int64_t* geometry) noexcept nogil:
-    """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
+cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept nogil:
+    """Every size that a plan of loops needs. Threads only decide on chunks of filters, which no sum reaches across."""
     cdef:
         Blocking b
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
@@ -84,14 +91,17 @@ cdef Blocking blocking(const int64_t* geometry) noexcept nogil:
         )
         b.NB = ceil_div(b.NB, NR) * NR
     else:
-        b.blocks = max(ceil_div(b.P, BLOCK_PIXELS), 1)
+        b.NB = BLOCK_PIXELS
+        if not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
+            b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
+        b.blocks = max(ceil_div(b.P, b.NB), 1)
         b.NB = ceil_div(ceil_div(b.P, b.blocks), NR) * NR
         b.blocks = ceil_div(b.P, max(b.NB, 1))
 
     b.chunks = 1
     tasks = geometry[GEO_N] * G * b.blocks
-    if 0 < tasks < FEW_TASKS:
-        b.chunks = max(min(ceil_div(FEW_TASKS, tasks), b.OCG // CHUNK_FILTERS), 1)
+    if n_threads > 1 and 0 < tasks < THREAD_TASKS * n_threads:
+        b.chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), b.OCG // CHUNK_FILTERS), 1)
     b.chunk_panels = ceil_div(b.panels, b.chunks)
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
@@ -123,28 +133,32 @@ cdef inline void tile_body(
     real* c,               # IN/OUT rows of pixels, ldc apart
     Py_ssize_t ldc,
     const bint accumulate,  # add to c
-    const bint last,        # the last block of K: bias and clamp
-    const real* bias,       # IN   (MR + 2,) if last: then come the bounds of the clamp
-    const int nv,          # vectors in use
+    const Finish finish,
+    const real* bias,       # IN   (MR + 2,) bias, then the bounds of the clamp
+    const int rows,        # filters and
+    const int nv,          # vectors of pixels in use
     vec* unused,           # names the vector type
 ) noexcept nogil:
     # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
     # broadcast filter stay in registers: the depth loop must not be unrolled (GCC then spills), must run once at least,
-    # and accumulate, last and nv must be constants at each call: else every accumulator takes a way through memory.
+    # and accumulate, finish, rows and nv must be constants at each call: else all accumulators take a way through memory.
     # The clamp's bounds come by memory, as two registers that live through the loop would be two too many.
     cdef:
         vec[_MR][_NV] acc
         vec[_NV] x
         vec filter, low_v, high_v, shift
+        const real* ahead = a + kc * _MR  # the next panel of filters
         Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
 
-    for i in range(_MR):
+    for i in range(rows):
         for j in range(nv):
             fill(&acc[i][j], <real> 0)
     while True:
+        prefetch(ahead)
+        ahead += _MR
         for j in range(nv):
             x[j] = (<const vec*> (b + j * VL))[0]
-        for i in range(_MR):
+        for i in range(rows):
             fill(&filter, a[i])
             for j in range(nv):
                 acc[i][j] = acc[i][j] + filter * x[j]
@@ -154,61 +168,83 @@ cdef inline void tile_body(
         if kc <= 0:
             break
     if accumulate:
-        for i in range(_MR):
+        for i in range(rows):
             for j in range(nv):
                 acc[i][j] = acc[i][j] + (<const vec*> (c + i * ldc + j * VL))[0]
-    if last:
+    if finish != KEEP:
         fill(&low_v, bias[_MR])
         fill(&high_v, bias[_MR + 1])
-        for i in range(_MR):
+        for i in range(rows):
             fill(&shift, bias[i])
             for j in range(nv):
-                acc[i][j] = vmin(high_v, vmax(low_v, acc[i][j] + shift))
-    for i in range(_MR):
+                acc[i][j] = acc[i][j] + shift
+                if finish == CLAMP:
+                    acc[i][j] = vmin(high_v, vmax(low_v, acc[i][j]))
+    for i in range(rows):
         for j in range(nv):
             (<vec*> (c + i * ldc + j * VL))[0] = acc[i][j]
 
 
-cdef void tile(
-    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias,
-    const int nv, vec* unused,
+cdef inline void tile(
+    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
+    const real* bias, const int rows, const int nv, vec* unused,
 ) noexcept nogil:
-    """`tile_body` with constants for its flags; a bias of NULL: not the last block of K."""
+    """`tile_body` with constants for its flags."""
     cdef Py_ssize_t i, j
     if kc == 0:  # no input channels: the bias is all there is
-        for i in range(_MR):
+        for i in range(rows):
             for j in range(nv * <Py_ssize_t> (sizeof(vec) // sizeof(real))):
                 if not accumulate:
                     c[i * ldc + j] = 0
-                if bias != NULL:
+                if finish != KEEP:
                     c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bias[_MR], bias[_MR + 1])
-    elif bias == NULL:
+    elif finish == KEEP:
         if accumulate:
-            tile_body(a, b, kc, c, ldc, True, False, bias, nv, unused)
+            tile_body(a, b, kc, c, ldc, True, KEEP, bias, rows, nv, unused)
         else:
-            tile_body(a, b, kc, c, ldc, False, False, bias, nv, unused)
+            tile_body(a, b, kc, c, ldc, False, KEEP, bias, rows, nv, unused)
+    elif finish == CLAMP:
+        if accumulate:
+            tile_body(a, b, kc, c, ldc, True, CLAMP, bias, rows, nv, unused)
+        else:
+            tile_body(a, b, kc, c, ldc, False, CLAMP, bias, rows, nv, unused)
     elif accumulate:
-        tile_body(a, b, kc, c, ldc, True, True, bias, nv, unused)
+        tile_body(a, b, kc, c, ldc, True, SHIFT, bias, rows, nv, unused)
     else:
-        tile_body(a, b, kc, c, ldc, False, True, bias, nv, unused)
+        tile_body(a, b, kc, c, ldc, False, SHIFT, bias, rows, nv, unused)
 
 
-cdef void tile_of(
-    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias,
-    Py_ssize_t nv, vec* unused,
+cdef void whole_tile(
+    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
+    const real* bias, vec* unused,
 ) noexcept nogil:
-    """`tile` with the number of vectors as a constant."""
-    if nv == 1:
-        tile(a, b, kc, c, ldc, accumulate, bias, 1, unused)
-    elif nv == 2:
-        tile(a, b, kc, c, ldc, accumulate, bias, 2, unused)
+    tile(a, b, kc, c, ldc, accumulate, finish, bias, _MR, _NV, unused)
+
+
+cdef void part_tile(
+    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
+    const real* bias, Py_ssize_t rows, Py_ssize_t nv, vec* unused,
+) noexcept nogil:
+    """MR rows of nv vectors, or an even number of rows of NV vectors; what lies outside costs nothing then."""
+    if finish == SHIFT:
+        finish = CLAMP
+    if rows == 2:
+        tile(a, b, kc, c, ldc, accumulate, finish, bias, 2, _NV, unused)
+    elif rows == 4:
+        tile(a, b, kc, c, ldc, accumulate, finish, bias, 4, _NV, unused)
+    elif rows == 6 and _MR > 6:
+        tile(a, b, kc, c, ldc, accumulate, finish, bias, 6, _NV, unused)
+    elif nv == 1:
+        tile(a, b, kc, c, ldc, accumulate, finish, bias, _MR, 1, unused)
+    elif nv == 2 and _NV > 2:
+        tile(a, b, kc, c, ldc, accumulate, finish, bias, _MR, 2, unused)
     else:
-        tile(a, b, kc, c, ldc, accumulate, bias, _NV, unused)
+        tile(a, b, kc, c, ldc, accumulate, finish, bias, _MR, _NV, unused)
 
 
 cdef void edge_tile(
-    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, const real* bias,
-    Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
+    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
+    const real* bias, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
 ) noexcept nogil:
     """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
     cdef:
@@ -217,12 +253,61 @@ cdef void edge_tile(
     if accumulate:
         for i in range(filters):
             memcpy(&whole[i * NR], c + i * ldc, pixels * sizeof(real))
-    tile_of(a, b, kc, &whole[0], NR, accumulate, bias, ceil_div(pixels, VL), unused)
+    part_tile(a, b, kc, &whole[0], NR, accumulate, finish, bias, _MR, ceil_div(pixels, VL), unused)
     for i in range(filters):
         memcpy(c + i * ldc, &whole[i * NR], pixels * sizeof(real))
 
 
 # -------------------------------------------------------------------------------------------- packing the columns
+
+
+cdef extern from *:
+    """
+    /* Every other element, the first at s, for s[0 .. 2 * VL - 2] alone: the second load ends at the last one wanted. */
+    #if FASTCONV_VL == 16
+    #define EVERY_OTHER_F ((int __attribute__((vector_size(64)))) \\
+        {0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31})
+    #define EVERY_OTHER_D ((long long __attribute__((vector_size(64)))){0, 2, 4, 6, 9, 11, 13, 15})
+    #elif FASTCONV_VL == 8
+    #define EVERY_OTHER_F ((int __attribute__((vector_size(32)))){0, 2, 4, 6, 9, 11, 13, 15})
+    #define EVERY_OTHER_D ((long long __attribute__((vector_size(32)))){0, 2, 5, 7})
+    #else
+    #define EVERY_OTHER_F ((int __attribute__((vector_size(16)))){0, 2, 5, 7})
+    #define EVERY_OTHER_D ((long long __attribute__((vector_size(16)))){0, 3})
+    #endif
+    """
+
+
+cdef extern from *:
+    """
+    static inline __attribute__((always_inline)) vf every_other_f(const vf *a, const vf *b)
+    { return __builtin_shuffle(*a, *b, EVERY_OTHER_F); }
+    static inline __attribute__((always_inline)) vd every_other_d(const vd *a, const vd *b)
+    { return __builtin_shuffle(*a, *b, EVERY_OTHER_D); }
+    """
+    vf every_other_f(const vf* a, const vf* b) nogil
+    vd every_other_d(const vd* a, const vd* b) nogil
+
+
+cdef inline vec every_other(const vec* a, const vec* b) noexcept nogil:
+    if vec is vf:
+        return every_other_f(a, b)
+    else:
+        return every_other_d(a, b)
+
+
+cdef inline void copy_every_other(const real* source, real* target, Py_ssize_t count, vec* unused) noexcept nogil:
+    """target[j] = source[2 * j] for j < count, without a scalar tail: the last vector overlaps the one before."""
+    cdef Py_ssize_t j = 0, VL = sizeof(vec) // sizeof(real)
+    if count < VL:
+        for j in range(count):
+            target[j] = source[2 * j]
+        return
+    while True:
+        (<vec*> (target + j))[0] = every_other(<const vec*> (source + 2 * j), <const vec*> (source + 2 * j + VL - 1))
+        if j + VL >= count:
+            break
+        j = min(j + VL, count - VL)
 
 
 cdef void copy_rows(
@@ -232,54 +317,54 @@ cdef void copy_rows(
     const int64_t* geometry,
     Py_ssize_t first_row,       # input row of the first copied one; may lie above the image
     Py_ssize_t rows,
+    vec* unused,
 ) noexcept nogil:
     """Input rows with their zero border, columns split by their position modulo stride."""
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], KH = geometry[GEO_KH], KW = geometry[GEO_KW]
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t row, phase, kh, kw, j, ih, width = b.phase_width, left, first, last
+        Py_ssize_t row, phase, j, ih, width = b.phase_width, left, first, last
         real* target
         const real* source
-        bint used
-    for row in range(rows):
-        used = False
-        for kh in range(KH):  # rows between the taps of a strided kernel are never read
-            if row >= kh * dil_h and (row - kh * dil_h) % stride_h == 0:
-                used = True
-                break
-        if not used:
+    for phase in range(stride_w):
+        if not meets_tap(phase, KW, stride_w, dil_w):
             continue
-        ih = first_row + row
-        for phase in range(stride_w):
-            used = False
-            for kw in range(KW):
-                if (kw * dil_w) % stride_w == phase:
-                    used = True
-                    break
-            if not used:
+        # Cell j holds input column left + j * stride_w
+        left = phase - pad_left
+        first = min(max(ceil_div(-left, stride_w), 0), width) if left < 0 else 0
+        last = min(max(ceil_div(IW - left, stride_w), first), width) if left < IW else first
+        for row in range(rows):
+            if not meets_tap(row, KH, stride_h, dil_h):  # rows between the taps of a strided kernel are never read
                 continue
+            ih = first_row + row
             target = copied + row * b.row_width + phase * width
             if ih < 0 or ih >= IH:
                 memset(target, 0, width * sizeof(real))
                 continue
-            # Cell j holds input column left + j * stride_w
-            left = phase - pad_left
-            first = min(max(ceil_div(-left, stride_w), 0), width) if left < 0 else 0
-            last = min(max(ceil_div(IW - left, stride_w), first), width) if left < IW else first
             source = plane + ih * IW + left
-            if first > 0:
-                memset(target, 0, first * sizeof(real))
+            for j in range(first):
+                target[j] = 0
             if stride_w == 1:
                 memcpy(target + first, source + first, (last - first) * sizeof(real))
             elif stride_w == 2:
-                for j in range(first, last):
-                    target[j] = source[2 * j]
+                copy_every_other(source + 2 * first, target + first, last - first, unused)
             else:
                 for j in range(first, last):
                     target[j] = source[j * stride_w]
-            if last < width:
-                memset(target + last, 0, (width - last) * sizeof(real))
+            for j in range(last, width):
+                target[j] = 0
+
+
+cdef inline bint meets_tap(Py_ssize_t place, Py_ssize_t taps, Py_ssize_t stride, Py_ssize_t dil) noexcept nogil:
+    """Whether one of ``taps``, dil apart, falls on ``place`` modulo stride, at or before it (phases: place < stride)."""
+    cdef Py_ssize_t tap
+    if stride == 1 or (dil == 1 and taps >= stride):
+        return True
+    for tap in range(taps):
+        if (place - tap * dil) % stride == 0:
+            return True
+    return False
 
 
 cdef void pack_block(
@@ -299,40 +384,41 @@ cdef void pack_block(
     # what a vector writes past its run is overwritten by the next run or row, or lies in the slack behind the block.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL
-        Py_ssize_t IHW = geometry[GEO_IH] * geometry[GEO_IW], KW = geometry[GEO_KW]
+        Py_ssize_t IHW = geometry[GEO_IH] * geometry[GEO_IW]
+        Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW]
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
         Py_ssize_t oh_from = p_from // b.OW, rows, c, c_from = k_from // b.T, c_to = (k_from + kc - 1) // b.T + 1
+        Py_ssize_t[_KC] row_from
         Py_ssize_t[MOST_VECTORS] run_to
         Py_ssize_t[MOST_VECTORS] run_from
-        Py_ssize_t vectors, panel, p, oh, ow, length, done, _k, kh, kw, phase, column, i, j, whole, rest
-        Py_ssize_t phase_step = dil_w % stride_w, column_step = dil_w // stride_w
-        const real* source
+        Py_ssize_t vectors, panel, p, oh, ow, length, done, k, kh, kw, j
 
     if b.flat:
-        for panel in range(ceil_div(pixels, NR)):
-            source = image + k_from * IHW + p_from + panel * NR
-            whole = min(pixels - panel * NR, NR) // VL * VL
-            rest = min(pixels - panel * NR, NR) - whole
-            for _k in range(kc):
-                if whole == NR:
-                    for j in range(_NV):
-                        (<vec*> (packed + j * VL))[0] = (<const vec*> (source + j * VL))[0]
-                else:
-                    for j in range(whole // VL):
-                        (<vec*> (packed + j * VL))[0] = (<const vec*> (source + j * VL))[0]
-                    for j in range(whole, whole + rest):  # nothing past the caller's array may be read
-                        packed[j] = source[j]
-                source += IHW
-                packed += NR
+        pack_flat(image + k_from * IHW + p_from, packed, kc, pixels, IHW, unused)
         return
 
-    rows = ((p_from + pixels - 1) // b.OW - oh_from) * stride_h + (geometry[GEO_KH] - 1) * dil_h + 1
+    rows = ((p_from + pixels - 1) // b.OW - oh_from) * stride_h + (KH - 1) * dil_h + 1
     for c in range(c_from, c_to):
         copy_rows(
             image + c * IHW, copied + (c - c_from) * b.rows * b.row_width, b, geometry,
-            oh_from * stride_h - geometry[GEO_PAD_TOP], rows,
+            oh_from * stride_h - geometry[GEO_PAD_TOP], rows, unused,
         )
+    # Where the first pixel's cells of the block's rows of columns lie
+    c = 0
+    kh = k_from % b.T // KW
+    kw = k_from % KW
+    for k in range(kc):
+        row_from[k] = (
+            (c * b.rows + kh * dil_h) * b.row_width + kw * dil_w % stride_w * b.phase_width + kw * dil_w // stride_w
+        )
+        kw += 1
+        if kw == KW:
+            kw = 0
+            kh += 1
+            if kh == KH:
+                kh = 0
+                c += 1
     for panel in range(ceil_div(pixels, NR)):
         vectors = 0
         p = p_from + panel * NR
@@ -347,29 +433,68 @@ cdef void pack_block(
                 vectors += 1
             done += length
             p += length
-        c = c_from
-        kh = k_from % b.T // KW
-        kw = k_from % KW
-        phase = kw * dil_w % stride_w
-        column = kw * dil_w // stride_w
-        for _k in range(kc):
-            source = copied + ((c - c_from) * b.rows + kh * dil_h) * b.row_width + phase * b.phase_width + column
-            for i in range(vectors):
-                (<vec*> (packed + run_to[i]))[0] = (<const vec*> (source + run_from[i]))[0]
+        if vectors == 2:
+            pack_panel(copied, &row_from[0], packed, kc, &run_from[0], &run_to[0], 2, unused)
+        elif vectors == 3:
+            pack_panel(copied, &row_from[0], packed, kc, &run_from[0], &run_to[0], 3, unused)
+        elif vectors == 4:
+            pack_panel(copied, &row_from[0], packed, kc, &run_from[0], &run_to[0], 4, unused)
+        else:
+            for k in range(kc):
+                for j in range(vectors):
+                    (<vec*> (packed + k * NR + run_to[j]))[0] = (<const vec*> (copied + row_from[k] + run_from[j]))[0]
+        packed += kc * NR
+
+
+cdef inline void pack_panel(
+    const real* copied,             # IN
+    const Py_ssize_t* row_from,     # IN   (kc)
+    real* packed,                   # OUT  [kc][NV * VL]
+    Py_ssize_t kc,
+    const Py_ssize_t* run_from,     # IN   (vectors)
+    const Py_ssize_t* run_to,       # IN   (vectors)
+    const Py_ssize_t vectors,       # a constant, at most 4: the places of the runs then stay in registers
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t[4] source
+        Py_ssize_t[4] target
+        Py_ssize_t k, j, NR = _NV * (sizeof(vec) // sizeof(real))
+        const real* row
+    for j in range(vectors):
+        source[j] = run_from[j]
+        target[j] = run_to[j]
+    for k in range(kc):
+        row = copied + row_from[k]
+        for j in range(vectors):
+            (<vec*> (packed + target[j]))[0] = (<const vec*> (row + source[j]))[0]
+        packed += NR
+
+
+cdef inline void pack_flat(
+    const real* source,         # IN   pixels of kc channels, IHW apart
+    real* packed,               # OUT  panels of [kc][NV * VL]
+    Py_ssize_t kc,
+    Py_ssize_t pixels,
+    Py_ssize_t IHW,
+    vec* unused,
+) noexcept nogil:
+    # No hardware fetches along channels by itself: the next panel's cells are fetched as this one's are copied.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, whole = pixels // NR * NR, k, p = 0, j
+        const real* row
+    while p < whole:
+        row = source + p
+        for k in range(kc):
+            prefetch(row + NR)
+            for j in range(_NV):
+                (<vec*> (packed + j * VL))[0] = (<const vec*> (row + j * VL))[0]
             packed += NR
-            # The next tap, counted up: a division costs more than the copies
-            kw += 1
-            phase += phase_step
-            column += column_step
-            if phase >= stride_w:
-                phase -= stride_w
-                column += 1
-            if kw == KW:
-                kw = phase = column = 0
-                kh += 1
-                if kh == geometry[GEO_KH]:
-                    kh = 0
-                    c += 1
+            row += IHW
+        p += NR
+    for k in range(kc):
+        for p in range(whole, pixels):  # nothing past the caller's array may be read
+            packed[k * NR + p - whole] = source[k * IHW + p]
 
 
 # ------------------------------------------------------------------------------------------- kernels: columns
@@ -470,8 +595,8 @@ def col2im(
 
 
 def packed_weight_size(const int64_t[::1] geometry):
-    """Elements of a packed weight: [G][panel][K][MR], the last panel of a group filled up with zeros."""
-    cdef Blocking b = blocking(&geometry[0])
+    """Elements of a packed weight: [G][block of K][panel][kc][MR], the last panel of a group filled up with zeros."""
+    cdef Blocking b = blocking(&geometry[0], 1)
     return geometry[GEO_G] * b.panels * b.K * _MR
 
 
@@ -483,17 +608,22 @@ cdef void pack_weight_task(
 ) noexcept nogil:
     # A task is one panel of filters.
     cdef:
-        Py_ssize_t g = task // b.panels, panel = task % b.panels, i, k, filters = min(b.OCG - panel * _MR, _MR)
-        real* target = &packed[task * b.K * _MR] if b.K else NULL
-        const real* source
-    for i in range(_MR):
-        if i < filters and b.K:
-            source = &weight[g * b.OCG + panel * _MR + i, 0, 0, 0]
-            for k in range(b.K):
-                target[k * _MR + i] = source[k]
-        else:
-            for k in range(b.K):
-                target[k * _MR + i] = 0
+        Py_ssize_t g = task // b.panels, panel = task % b.panels, k_from = 0, kc, k, i
+        Py_ssize_t filters = min(b.OCG - panel * _MR, _MR)
+        const real* row = &weight[g * b.OCG + panel * _MR, 0, 0, 0] if b.K else NULL
+        real* target
+    while k_from < b.K:
+        kc = min(b.K - k_from, b.kc)
+        target = &packed[((g * b.K + k_from) * b.panels + panel * kc) * _MR]
+        for k in range(kc):
+            if filters == _MR:
+                for i in range(_MR):
+                    target[i] = row[i * b.K + k_from + k]
+            else:
+                for i in range(_MR):
+                    target[i] = row[i * b.K + k_from + k] if i < filters else 0
+            target += _MR
+        k_from += kc
 
 
 def pack_weight(
@@ -505,7 +635,7 @@ def pack_weight(
 ):
     """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
     cdef:
-        Blocking b = blocking(&geometry[0])
+        Blocking b = blocking(&geometry[0], 1)
         Py_ssize_t task, n_tasks = geometry[GEO_G] * b.panels
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="static"):
         pack_weight_task(task, weight, packed, &b)
@@ -513,7 +643,7 @@ def pack_weight(
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     """Elements of workspace: for each worker copied rows, the packed block, and the rows that a fused pool reads."""
-    cdef Blocking b = blocking(&geometry[0])
+    cdef Blocking b = blocking(&geometry[0], n_workers)
     return n_workers * (b.copy_elements + b.b_elements + b.c_elements + b.ring_elements)
 
 
@@ -546,7 +676,7 @@ cdef void conv2d_task(
         real* c_block = b_block + b.b_elements
         real* c                   # this task's pixels of filter panel_from * MR
         real* map
-        const real* shift
+        Finish finish
         real[_MR + 2] shifts      # a panel's bias, then the bounds of the clamp
         bint accumulate, last
 
@@ -576,30 +706,31 @@ cdef void conv2d_task(
         kc = min(b.K - k_from, b.kc)
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] and not b.pooled_rows)
         last = k_block == b.k_blocks - 1
+        finish = KEEP if not last else CLAMP if low > -INFINITY or high < INFINITY else SHIFT
         if kc > 0:
             pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels, unused)
         for panel in range(panel_from, panel_to):                                          # loop 2: filters
             filters = min(b.OCG - panel * _MR, _MR)
             kept = panel - panel_from if b.kept_panels > 1 or not b.pooled_rows else 0
-            a = packed + ((g * b.panels + panel) * b.K + k_from) * _MR
-            shift = NULL
+            a = packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR
             if last:
                 for i in range(_MR):
                     shifts[i] = bias[g * b.OCG + panel * _MR + i] if i < filters and bias.shape[0] else 0
-                shift = &shifts[0]
             for j in range(ceil_div(pixels, NR)):                                          # loop 3: pixels
                 q = j * NR
                 map = c + kept * _MR * ldc + q
-                if filters == _MR and q + NR <= pixels:
-                    tile(a, b_block + q * kc, kc, map, ldc, accumulate, shift, _NV, unused)
+                if q + NR <= pixels and filters == _MR:
+                    whole_tile(a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, unused)
+                elif q + NR <= pixels and filters % 2 == 0:
+                    part_tile(a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, filters, _NV, unused)
                 elif filters == _MR and (pixels - q) % VL == 0:
-                    tile_of(
-                        a, b_block + q * kc, kc, map, ldc, accumulate, shift, (pixels - q) // VL, unused
+                    part_tile(
+                        a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, _MR, (pixels - q) // VL, unused
                     )
                 else:
                     edge_tile(
-                        a, b_block + q * kc, kc, map, ldc, accumulate, shift, filters,
-                        min(pixels - q, NR), unused,
+                        a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, filters, min(pixels - q, NR),
+                        unused,
                     )
             if last and b.pooled_rows:
                 for i in range(filters):
@@ -626,7 +757,7 @@ def conv2d(
 ):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
     cdef:
-        Blocking b = blocking(&geometry[0])
+        Blocking b = blocking(&geometry[0], n_threads)
         Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_G] * b.blocks * b.chunks
         Py_ssize_t per_worker = b.copy_elements + b.b_elements + b.c_elements + b.ring_elements
         int64_t* where = (
@@ -685,7 +816,7 @@ cdef Transposed transposed(const Blocking* b, const int64_t* geometry) noexcept 
 def conv2d_grad_input_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     """Elements of workspace: the transposed weight, and for each worker a panel of grad_output and its columns."""
     cdef:
-        Blocking b = blocking(&geometry[0])
+        Blocking b = blocking(&geometry[0], 1)
         Transposed t = transposed(&b, &geometry[0])
     return t.a_elements + n_workers * (t.b_elements + t.c_elements)
 
@@ -748,7 +879,7 @@ cdef void conv2d_grad_input_task(
         for oc in range(b.OCG):
             memcpy(packed + oc * NR, source + oc * b.P + p_from, pixels * sizeof(real))
         for j in range(t.tiles):
-            tile(a + j * b.OCG * _MR, packed, b.OCG, columns + j * _MR * NR, NR, False, NULL, _NV, unused)
+            whole_tile(a + j * b.OCG * _MR, packed, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, unused)
         for c in range(channels):
             for tap in range(b.T):
                 row = columns + (c * b.T + tap) * NR
@@ -781,7 +912,7 @@ def conv2d_grad_input(
 ):
     """The adjoint in x, with the epilogue of a convolution (bias (IC,) or (0,)): a transposed convolution."""
     cdef:
-        Blocking b = blocking(&geometry[0])
+        Blocking b = blocking(&geometry[0], 1)
         Transposed t = transposed(&b, &geometry[0])
         Py_ssize_t task, n_weights = geometry[GEO_G] * t.channel_blocks, n_tasks = geometry[GEO_N] * n_weights
         Py_ssize_t per_worker = t.b_elements + t.c_elements
@@ -850,7 +981,7 @@ cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noex
 def conv2d_grad_weight_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     """Elements of workspace: the copied input, grad_output with filters last, a block of results for each worker."""
     cdef:
-        Blocking b = blocking(&geometry[0])
+        Blocking b = blocking(&geometry[0], 1)
         Outer o = outer(&b, &geometry[0], VL_FLOAT)
     return o.x_elements + o.y_elements + n_workers * o.c_elements
 
@@ -875,7 +1006,7 @@ cdef void lay_out_task(
     if task < copies:
         copy_rows(
             input + task * geometry[GEO_IH] * geometry[GEO_IW], copied + task * o.rows * b.row_width, b, geometry,
-            -geometry[GEO_PAD_TOP], o.rows,
+            -geometry[GEO_PAD_TOP], o.rows, unused,
         )
         return
     image = (task - copies) // o.panels  # n * G + g
@@ -1008,7 +1139,7 @@ def conv2d_grad_weight(
 ):
     """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
     cdef:
-        Blocking b = blocking(&geometry[0])
+        Blocking b = blocking(&geometry[0], 1)
         Outer o = outer(&b, &geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
         Py_ssize_t task, n_copies = geometry[GEO_N] * (geometry[GEO_IC] + geometry[GEO_G] * o.panels)
         Py_ssize_t n_tasks = geometry[GEO_G] * o.tile_blocks * o.panel_blocks
