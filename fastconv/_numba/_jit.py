@@ -1,4 +1,4 @@
-"""The one compile policy of the Numba back end: how a task function becomes a serial and a parallel kernel.
+"""The one compile policy of the Numba back end: how a task function becomes machine code, and how that is kept and run.
 
 A kernel module reads like its Cython twin. A task does one piece of the work and declares its arguments in Cython's
 words; the kernel is a plain Python function with the contract's signature that runs its tasks::
@@ -16,31 +16,36 @@ A task that needs memory takes ``worker: index`` as its second argument, 0 <= wo
 of the workspace with it. Two phases are two calls of ``run``. Small functions that tasks call are decorated with
 `helper`, those that the kernels call as well with `shared`. Nothing compiles before the first call. Under
 NUMBA_DISABLE_JIT=1 the same code runs as Python.
+
+A task is compiled once for each dtype, by `_compile`, and kept by `_store`; a later process loads it without importing
+Numba. The machine code of a task is ``entry(first, last, worker, table)``: tasks first ... last - 1 by one worker. The
+table holds a word for each argument: the object of an array, whose address and extents the entry reads itself, or a
+number. Several threads are Numba's, by `_parallel`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import ctypes
+import importlib
 import inspect
-import os
-import threading
+import struct
+import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
-import numba
-import numba.extending
 import numpy as np
+
+from fastconv._numba import _late, _store
+from fastconv._numba._late import Late, late, made
+from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT
 
 # ------------------------------------------------------------------------------- argument kinds, as Cython spells them
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Type of a task's argument: ``real`` is the call's float32 or float64; ``const`` takes read-only arrays too."""
+    """Type of a task's argument: ``real`` is the call's float32 or float64; ``const`` must not be written."""
 
     dtype: str
     const: bool = False
@@ -49,166 +54,95 @@ class Kind:
     def __getitem__(self, axes: Any) -> Kind:
         return replace(self, ndim=len(axes) if isinstance(axes, tuple) else 1)
 
-    def numba_type(self, dtype: np.dtype) -> Any:
-        """The Numba type where ``real`` is ``dtype``. One type for both: else a read-only array compiles all again."""
-        element = numba.from_dtype(dtype if self.dtype == "real" else np.dtype(self.dtype))
-        return numba.types.Array(element, self.ndim, "C", readonly=self.const) if self.ndim else element
-
 
 real, const_real = Kind("real"), Kind("real", const=True)
 int64, const_int64 = Kind("int64"), Kind("int64", const=True)
 index = Kind("int64")
 
-# ------------------------------------------------------------------------------------------------------ vector length
-
-
-def _vector_length() -> int:
-    """Floats in a vector of this CPU, capped by FASTCONV_MAX_ISA: as in the Cython back end 4, 8 or 16."""
-    features = llvmlite.binding.get_host_cpu_features()
-    cap = {"baseline": 4, "x86_64_v3": 8}.get(os.environ.get("FASTCONV_MAX_ISA", "").strip(), 16)
-    if cap == 16 and all(features.get(f"avx512{part}") for part in ("f", "bw", "cd", "dq", "vl")):
-        return 16
-    return 8 if cap >= 8 and features.get("avx2") and features.get("fma") else 4
-
-
-VL_FLOAT = _vector_length()
-VL_DOUBLE = VL_FLOAT // 2
-
 # --------------------------------------------------------------------------------------------------------- compilation
 
 
-def _stamp() -> str:
-    """What compiled code depends on beside its own file, which is all that Numba's cache looks at.
-
-    The files that kernel modules share (their names start with _), the geometry, the vector length, bounds checks.
-    """
-    here = Path(__file__).parent
-    digest = hashlib.sha256(repr((VL_FLOAT, numba.config.BOUNDSCHECK)).encode())
-    for path in [*sorted(here.glob("_*.py")), here.parent / "_problem.py"]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-_STAMP = _stamp()
-_compiling = threading.RLock()
-
-
-def _jit(function: Callable[..., Any], *signature: Any, reassoc: bool = False, **options: Any) -> Any:
-    # Contraction to FMA yes; NaN, Inf and signed zeros stay; sums are reordered only where a task asks for it.
-    fastmath = {"contract", "reassoc"} if reassoc else {"contract"}
-    return numba.njit(*signature, nogil=True, error_model="numpy", fastmath=fastmath, **options)(function)
-
-
-def helper(function: Callable[..., Any]) -> Any:
+def helper(function: Any) -> Any:
     """A small function that tasks call."""
-    return _jit(function)
+    return function if _late.PLAIN_PYTHON else Late(lambda: _compiler().jit(made(function)))
 
 
-def shared(function: Callable[..., Any]) -> Any:
+def shared(function: Callable[..., Any]) -> Callable[..., Any]:
     """A helper that kernels call too, when they count tasks or workspace: there it is plain Python and compiles nothing."""
-    return numba.extending.register_jitable(error_model="numpy")(function)
+    _late.shared.append(function)
+    return function
 
 
-# `prange` gives uint64, and uint64 with int64 gives float64: cast once.
-_SERIAL = """
-def {name}(n_tasks, {arguments}):
-    for index in range(n_tasks):
-        task(index, {worker}{arguments})
-"""
-_PARALLEL = """
-def {name}(n_tasks, {arguments}):
-    for index in prange(n_tasks):
-        task(int64(index), {worker}{arguments})
-"""
+def _compiler() -> Any:
+    """The module that imports Numba."""
+    return importlib.import_module("fastconv._numba._compile")
+
+
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p)
+tasks: list[Task] = []  # of all modules imported so far
 
 
 class Task:
-    """One piece of a kernel's work, compiled on demand: for each dtype a serial loop over all, and a parallel one."""
+    """One piece of a kernel's work, compiled on demand."""
 
-    def __init__(self, function: Callable[..., Any], reassoc: bool = False) -> None:
-        self.function, self.__doc__ = function, function.__doc__
-        self._jitted = _jit(function, reassoc=reassoc)
+    def __init__(self, function: Callable[..., Any], reassoc: bool) -> None:
+        self.function, self.reassoc, self.__doc__ = function, reassoc, function.__doc__
         parameters = dict(inspect.signature(function).parameters)
         del parameters["task"]
-        self._has_worker = parameters.pop("worker", None) is not None
-        self._kinds: dict[str, Kind] = {name: parameter.annotation for name, parameter in parameters.items()}
-        kinds = list(self._kinds.values())
+        self.has_worker = parameters.pop("worker", None) is not None
+        self.kinds: dict[str, Kind] = {name: parameter.annotation for name, parameter in parameters.items()}
+        kinds = list(self.kinds.values())
         self._dtype_from = next(i for i, kind in enumerate(kinds) if kind.dtype == "real" and kind.ndim)
-        self._scalars = [i for i, kind in enumerate(kinds) if kind.dtype == "real" and not kind.ndim]
-        self._loops: dict[tuple[np.dtype, bool], Callable[..., None]] = {}
+        self._objects = [bool(kind.ndim) for kind in kinds]
+        self._pack = struct.Struct("".join("d" if kind == real else "q" for kind in kinds)).pack
+        self._entries: dict[np.dtype, Callable[..., None]] = {}
+        tasks.append(self)
 
-    def _loop(self, dtype: np.dtype, parallel: bool) -> Callable[..., None]:
-        name = f"{self.function.__name__}_{'parallel' if parallel else 'serial'}_{_STAMP}"
-        worker = "" if not self._has_worker else "get_thread_id(), " if parallel else "0, "
-        source = (_PARALLEL if parallel else _SERIAL).format(name=name, arguments=", ".join(self._kinds), worker=worker)
-        # The loop poses as a function of the kernel's file: there Numba looks for its cache, and for changes.
-        space = {
-            "__name__": self.function.__module__,
-            "task": self._jitted,
-            "prange": numba.prange,
-            "get_thread_id": numba.get_thread_id,
-            "int64": np.int64,
-        }
-        exec(compile(source, inspect.getfile(self.function), "exec"), space)
-        kinds = self._kinds.values()
-        signature = numba.void(numba.int64, *(kind.numba_type(dtype) for kind in kinds))
-        try:
-            return _jit(space[name], signature, parallel=parallel, cache=True)
-        except RuntimeError:  # there is no folder to write a cache to
-            return _jit(space[name], signature, parallel=parallel)
+    @property
+    def name(self) -> str:
+        return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}"
+
+    def entry(self, dtype: np.dtype) -> Callable[..., None]:
+        """The machine code: loaded, or else compiled and kept."""
+        with _late.lock:
+            found = self._entries.get(dtype)
+            if found is None:
+                file = inspect.getfile(self.function)
+                address = _store.load(self.name, dtype.name, file)
+                if address is None:
+                    _late.make_all()
+                    address = _compiler().compile_task(self, dtype, file)
+                found = self._entries[dtype] = _ENTRY(address)
+        return found
 
     def run(self, n_tasks: int, n_threads: int, *arguments: Any) -> None:
         """Run tasks 0 ... n_tasks - 1; with ``n_threads`` 1 Numba's thread pool is not touched."""
         dtype = arguments[self._dtype_from].dtype
-        if self._scalars:
-            arguments = tuple(dtype.type(a) if i in self._scalars else a for i, a in enumerate(arguments))
-        if numba.config.DISABLE_JIT:
-            worker = (0,) if self._has_worker else ()
+        if _late.PLAIN_PYTHON:
+            worker = (0,) if self.has_worker else ()
+            values = [
+                dtype.type(a) if kind == real else a for a, kind in zip(arguments, self.kinds.values(), strict=True)
+            ]
             for task in range(n_tasks):
-                self.function(task, *worker, *arguments)
+                self.function(task, *worker, *values)
             return
-        parallel = bool(n_threads > 1 and n_tasks > 1)
-        loop = self._loops.get((dtype, parallel))
-        if loop is None:
-            with _compiling:
-                loop = self._loops.setdefault((dtype, parallel), self._loop(dtype, parallel))
-        if not parallel:
-            loop(n_tasks, *arguments)
-            return
-        before = numba.get_num_threads()  # of this Python thread: the user's own setting
-        numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))
-        try:
-            with _guard():
-                loop(n_tasks, *arguments)
-        finally:
-            numba.set_num_threads(before)
+        entry = self._entries.get(dtype) or self.entry(dtype)
+        table = self._pack(*[id(a) if known else a for a, known in zip(arguments, self._objects, strict=True)])
+        if n_threads > 1 and n_tasks > 1:
+            importlib.import_module("fastconv._numba._parallel").run(n_tasks, n_threads, entry, table)
+        else:
+            entry(0, n_tasks, 0, table)
 
 
 def task(function: Callable[..., Any] | None = None, *, reassoc: bool = False) -> Any:
     """Decorator of a task function; ``reassoc`` lets the compiler reorder its sums."""
     if function is None:
         return lambda function: Task(function, reassoc)
-    return Task(function)
-
-
-# -------------------------------------------------------------------------------------------------------- thread layer
-
-_one_at_a_time = threading.Lock()
-
-
-def _layer() -> str | None:
-    """Numba's threading layer; None before its first parallel call."""
-    try:
-        return numba.threading_layer()
-    except ValueError:
-        return None
-
-
-def _guard() -> Any:
-    """Keeps a second Python thread out, except of the layers that let it in: workqueue would abort the process."""
-    return nullcontext() if _layer() in ("omp", "tbb") else _one_at_a_time
+    return Task(function, reassoc)
 
 
 def describe() -> str:
     """Version and threading layer, for `show_config`."""
-    return f"{numba.__version__}, threading layer {_layer() or 'not yet chosen'}, VL {VL_FLOAT} / {VL_DOUBLE}"
+    parallel = sys.modules.get("fastconv._numba._parallel")
+    layer = (parallel.layer() if parallel else None) or "not yet chosen"
+    return f"{_store.numba_version()}, threading layer {layer}, VL {VL_FLOAT} / {VL_DOUBLE}"

@@ -21,10 +21,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-
+from fastconv._numba._late import Module
 from fastconv._numba._simd import Vector, _call, _element, _pointer, _read, _vector, _view, _with_python, lanes
+
+ir, types = Module("llvmlite.ir"), Module("numba.core.types")
 
 # ------------------------------------------------------------------------------------------------------- in plain LLVM
 

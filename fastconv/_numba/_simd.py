@@ -31,29 +31,28 @@ from __future__ import annotations
 import ast
 import ctypes
 import inspect
-import operator
 import os
 import textwrap
 from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
-import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from fastconv._numba._late import PLAIN_PYTHON, Late, Module, late, setting
+
+ir, types, cgutils = Module("llvmlite.ir"), Module("numba.core.types"), Module("numba.core.cgutils")
+extending, _vector_type = Module("numba.extending"), Module("fastconv._numba._vector_type")
 
 # --------------------------------------------------------------------------------------------------------------- width
 
 
 def _vector_bytes() -> int:
     """Of the widest vector that the code generator's CPU has at full rate: 64, 32 or 16, capped by FASTCONV_MAX_ISA."""
-    if numba.config.CPU_NAME in (None, "", "host"):
+    if setting("CPU_NAME") in ("", "host"):
         features = {name for name, there in llvmlite.binding.get_host_cpu_features().items() if there}
     else:  # NUMBA_CPU_NAME=generic and the like: what NUMBA_CPU_FEATURES adds
-        flags = (numba.config.CPU_FEATURES or "").split(",")
+        flags = setting("CPU_FEATURES").split(",")
         features = {flag.strip()[1:] for flag in flags if flag.strip().startswith("+")}
     cap = {"baseline": 16, "x86_64_v3": 32}.get(os.environ.get("FASTCONV_MAX_ISA", "").strip(), 64)
     if cap >= 64 and features.issuperset(f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")):
@@ -67,19 +66,9 @@ VL_FLOAT, VL_DOUBLE = VECTOR_BYTES // 4, VECTOR_BYTES // 8
 # ---------------------------------------------------------------------------------------------------------------- type
 
 
-class Vector(types.Type):
-    """``count`` elements of a Numba scalar type in one register."""
-
-    def __init__(self, dtype: types.Type, count: int) -> None:
-        self.dtype, self.count = dtype, count
-        super().__init__(name=f"vector({count} x {dtype})")
-
-
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, vector: Vector) -> None:
-        element = manager.lookup(vector.dtype).get_value_type()
-        super().__init__(manager, vector, ir.VectorType(element, vector.count))
+def Vector(dtype: Any, count: int) -> Any:
+    """The type of ``count`` elements of a Numba scalar type in one register."""
+    return _vector_type.Vector(dtype, count)
 
 
 def _element(dtype: types.Type) -> types.Type:
@@ -91,10 +80,15 @@ def _vector(element: types.Type) -> Vector:
     return Vector(element, VECTOR_BYTES * 8 // element.bitwidth)
 
 
-def _with_python(python: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def _with_python(python: Callable[..., Any], literal: bool = False) -> Callable[..., Any]:
     """Decorator of an @intrinsic: ``python`` stands in its place where nothing is compiled."""
-    compiled = intrinsic(**options) if options else intrinsic
-    return lambda function: python if numba.config.DISABLE_JIT else compiled(function)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        if PLAIN_PYTHON:
+            return python
+        return Late(lambda: extending.intrinsic(prefer_literal=literal)(function))
+
+    return decorate
 
 
 # ------------------------------------------------------------------------------------------------ addresses and memory
@@ -217,7 +211,7 @@ def prefetch(typingctx, address):
     return types.none(types.int64), codegen
 
 
-@_with_python(lambda count, dtype: np.empty(count, dtype), prefer_literal=True)
+@_with_python(lambda count, dtype: np.empty(count, dtype), literal=True)
 def local(typingctx, count, dtype):
     element = _element(dtype)
     result = types.Array(element, 1, "C")
@@ -317,25 +311,6 @@ def shuffler(mask: tuple[int, ...]) -> Callable[..., Any]:
     return shuffle
 
 
-def _operator(function: Callable[..., Any], instruction: str, n_arguments: int) -> None:
-    """Let ``function`` of the operator module take vectors; NumPy has it for the Python form."""
-
-    @infer_global(function)
-    class _Template(AbstractTemplate):
-        def generic(self, args, kws):
-            if len(args) == n_arguments and isinstance(args[0], Vector) and all(arg == args[0] for arg in args):
-                return signature(args[0], *args)
-
-    @lower_builtin(function, *[Vector] * n_arguments)
-    def lower(context, builder, signature, arguments):
-        return getattr(builder, instruction)(*arguments, flags=("contract",))
-
-
-_operator(operator.add, "fadd", 2)
-_operator(operator.sub, "fsub", 2)
-_operator(operator.mul, "fmul", 2)
-_operator(operator.neg, "fneg", 1)
-
 # ----------------------------------------------------------------------------------------------------------- unrolling
 
 
@@ -399,8 +374,14 @@ def unrolled(function: Callable[..., Any], **constants: int) -> Callable[..., An
                 acc[j] = broadcast(dtype.type(0))
             ...
 
-        dot2 = numba.njit(unrolled(dot, nv=2))
+        dot2 = helper(unrolled(dot, nv=2))
+
+    The function is made when kernels are compiled.
     """
+    return late(lambda: _unrolled(function, constants))
+
+
+def _unrolled(function: Callable[..., Any], constants: dict[str, int]) -> Callable[..., Any]:
     definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     definition.args.args = [argument for argument in definition.args.args if argument.arg not in constants]
     definition.decorator_list = []

@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-
+from fastconv._numba._late import Module
 from fastconv._numba._simd import Vector, _element, _python_put, _vector, _view, _with_python, lanes
+
+ir, types = Module("llvmlite.ir"), Module("numba.core.types")
 
 
 def _quad(itemsize: int) -> int:

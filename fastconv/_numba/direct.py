@@ -16,15 +16,14 @@ from collections import namedtuple
 from functools import lru_cache
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import register_jitable
 
+from fastconv._numba._common import ceil_div, clamp
+from fastconv._numba._direct_simd import even, load_inside, odd, store_lanes, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
-from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
+from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
-    VL_DOUBLE, VL_FLOAT, _call, _element, _pointer, _vector, _view, _with_python, address, broadcast, clear, copy, fma, get,
-    itemsize, lanes, load, local, outlined, put, registers, store, unroll, unrolled, vmax, vmin,
+    VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, put,
+    registers, store, unroll, unrolled, vmax, vmin,
 )  # fmt: skip
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
@@ -38,104 +37,8 @@ FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
 TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
 CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 
-# For what both the drivers, which are Python, and the tasks compute.
-everywhere = register_jitable(error_model="numpy")
-
-
-@everywhere
-def ceil_div(a, b):
-    """ceil(a / b) for b > 0, also for negative a."""
-    return -(-a // b)
-
-
-@helper
-def clamp(value, low, high):
-    """value within [low, high]; NaN stays NaN: both comparisons are false for it."""
-    if value < low:
-        return low
-    if value > high:
-        return high
-    return value
-
 
 # ------------------------------------------------------------------------------------------------------ vector helpers
-
-
-def _mask(builder, first, last, count):
-    """<count x i1>: lanes [first, last)."""
-    lane = ir.IntType(64)
-    iota = ir.VectorType(lane, count)([lane(i) for i in range(count)])
-    nowhere = ir.VectorType(lane, count)(ir.Undefined)
-    none = ir.VectorType(ir.IntType(32), count)(None)
-    first, last = (
-        builder.shuffle_vector(builder.insert_element(nowhere, bound, ir.IntType(32)(0)), nowhere, none)
-        for bound in (first, last)
-    )
-    return builder.and_(builder.icmp_signed(">=", iota, first), builder.icmp_signed("<", iota, last))
-
-
-def _python_load_inside(row, column, extent, dtype):
-    lane = np.arange(column, column + lanes(dtype))
-    there = (lane >= 0) & (lane < extent)
-    return np.array([get(row, i, dtype) if ok else 0 for i, ok in zip(lane, there, strict=True)], dtype)
-
-
-@_with_python(_python_load_inside)
-def load_inside(typingctx, row, column, extent, dtype):
-    """Lane i: row[column + i]; zero, and not read, where that column is outside [0, extent)."""
-    vector = _vector(_element(dtype))
-
-    def codegen(context, builder, signature, arguments):
-        row, column, extent = arguments[:3]
-        llvm_type = context.get_value_type(vector)
-        at = _pointer(builder, row, column, llvm_type, vector.dtype.bitwidth)
-        mask = _mask(builder, builder.neg(column), builder.sub(extent, column), vector.count)
-        kind = f"v{vector.count}f{vector.dtype.bitwidth}"
-        align = ir.IntType(32)(vector.dtype.bitwidth // 8)
-        return _call(builder, f"llvm.masked.load.{kind}.p0", llvm_type, [at, align, mask, llvm_type(None)])
-
-    return vector(types.int64, types.int64, types.int64, dtype), codegen
-
-
-def _python_store_lanes(target, value, first, last):
-    for i in range(first, last):
-        put(target, i, value[i])
-
-
-@_with_python(_python_store_lanes)
-def store_lanes(typingctx, target, value, first, last):
-    """Lanes [first, last) to memory."""
-
-    def codegen(context, builder, signature, arguments):
-        target, vector, first, last = arguments
-        at = builder.inttoptr(target, vector.type.as_pointer())
-        mask = _mask(builder, first, last, value.count)
-        kind = f"v{value.count}f{value.dtype.bitwidth}"
-        align = ir.IntType(32)(value.dtype.bitwidth // 8)
-        _call(builder, f"llvm.masked.store.{kind}.p0", ir.VoidType(), [vector, at, align, mask])
-        return context.get_dummy_value()
-
-    return types.none(types.int64, value, types.int64, types.int64), codegen
-
-
-def _shuffler(lane_of):
-    """f(a, b): lane j is lane ``lane_of(j, count)`` of a and b, one after the other."""
-
-    @_with_python(lambda a, b: np.concatenate((a, b))[[lane_of(j, len(a)) for j in range(len(a))]])
-    def shuffle(typingctx, a, b):
-        def codegen(context, builder, signature, arguments):
-            mask = [ir.IntType(32)(lane_of(j, a.count)) for j in range(a.count)]
-            return builder.shuffle_vector(*arguments, ir.VectorType(ir.IntType(32), a.count)(mask))
-
-        return a(a, a), codegen
-
-    return shuffle
-
-
-even = _shuffler(lambda j, count: 2 * j)
-odd = _shuffler(lambda j, count: 2 * j + 1)
-zip_low = _shuffler(lambda j, count: j // 2 + j % 2 * count)
-zip_high = _shuffler(lambda j, count: count // 2 + j // 2 + j % 2 * count)
 
 
 @helper
@@ -199,7 +102,7 @@ Conv = namedtuple(
 )
 
 
-@everywhere
+@shared
 def share_out(N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH, buffered, rows):
     # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
     # whatever the number of threads.
@@ -218,7 +121,7 @@ def share_out(N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool
     return K, together, chunk, units, batch, ceil_div(units, batch)
 
 
-@everywhere
+@shared
 def forward(geometry):
     N, G = geometry[GEO_N], geometry[GEO_G]
     C, F = geometry[GEO_IC] // G, geometry[GEO_OC] // G
@@ -241,7 +144,7 @@ def forward(geometry):
     )  # fmt: skip
 
 
-@everywhere
+@shared
 def adjoint(geometry):
     N, G = geometry[GEO_N], geometry[GEO_G]
     C, F = geometry[GEO_OC] // G, geometry[GEO_IC] // G
@@ -453,7 +356,7 @@ def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, dtype)
     for i in range(F * V):
         shift = get(bias, i // V, dtype) if bias != 0 else dtype.type(0)
         store(sums, i * VL, broadcast(shift))
-    filters_group(conv, image, zeros, weight, top, left, 0, min(group, conv.C), sums, F, V, dtype)
+    filters_group(conv, image, zeros, weight, top, left, np.int64(0), min(group, conv.C), sums, F, V, dtype)
     if group < conv.C:
         memory = local(256, dtype)
         total = address(memory)
@@ -635,7 +538,7 @@ def conv_units(
             )  # fmt: skip
 
 
-@everywhere
+@shared
 def rows_of_worker(conv):
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
@@ -934,7 +837,7 @@ Sum = namedtuple(
 )
 
 
-@everywhere
+@shared
 def sum_of(geometry):
     # Few units: the sum itself is cut into chunks of rows. Nothing depends on the number of threads.
     G = geometry[GEO_G]
@@ -1073,7 +976,7 @@ def grad_weight_block(
     clear(partial, F * H * T * VL * size)
     clear(total, F * H * T * VL * size)
     while first < last:
-        ow = 0
+        ow = np.int64(0)  # a bare 0 is a type of its own, for which everything would be compiled once more
         while ow < OW:
             grad_weight_sums(
                 image, grad_output, zeros, partial, first, min(first + rows, last), ow, min(ow + FLUSH * VL, OW), kh, kw,
@@ -1113,10 +1016,10 @@ def grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulat
         while f < end:
             dy = grad_output + (group * F + f) * geometry[GEO_OH] * geometry[GEO_OW] * size
             out = grad_weight + (((chunk * G + group) * F + f) * C + c) * taps * size
-            kh = 0
+            kh = np.int64(0)
             while kh < KH:
                 H = 1
-                kw = 0
+                kw = np.int64(0)
                 while kw < KW:
                     if f + FILTERS <= end:
                         tile, T = FILTERS, 3 if KW - kw >= 3 else 1

@@ -16,10 +16,10 @@ from collections import namedtuple  # geometry names, as many a line as fit
 from functools import lru_cache
 
 import numpy as np
-from numba.extending import register_jitable
 
+from fastconv._numba._common import ceil_div, clamp
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
-from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
+from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, put,
     registers, rolled, store, unroll, unrolled, vmax, vmin,
@@ -45,25 +45,6 @@ CHUNK_FILTERS = 64  # the smallest chunk: a pixel's columns are packed again for
 MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
 TILE_ELEMENTS = MR * NV * VL_FLOAT
 
-# For what both the drivers, which are Python, and the tasks compute.
-everywhere = register_jitable(error_model="numpy")
-
-
-@everywhere
-def ceil_div(a, b):
-    """ceil(a / b) for b > 0, also for negative a."""
-    return -(-a // b)
-
-
-@helper
-def clamp(value, low, high):
-    """value within [low, high]; NaN stays NaN: both comparisons are false for it."""
-    if value < low:
-        return low
-    if value > high:
-        return high
-    return value
-
 
 Blocking = namedtuple(
     "Blocking",
@@ -75,7 +56,7 @@ Blocking = namedtuple(
 )
 
 
-@everywhere
+@shared
 def blocking(geometry):
     """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
     KH, KW, G, NR = geometry[GEO_KH], geometry[GEO_KW], max(geometry[GEO_G], 1), NV * VL_FLOAT
@@ -632,7 +613,7 @@ Transposed = namedtuple(
 )
 
 
-@everywhere
+@shared
 def transposed(b, geometry):
     CB = max(MR // max(b.T, 1), 1)
     channel_blocks = ceil_div(b.ICG, CB)
@@ -763,7 +744,7 @@ Outer = namedtuple(
 )
 
 
-@everywhere
+@shared
 def outer(b, geometry, VL):
     NR = NV * VL
     rows = (b.OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1

@@ -16,7 +16,7 @@ from fastconv._numba._pool_simd import (
     add_cells, divide, even, fold_max, insert, load_cells, load_inside, odd, pick, ramp, store_cells, store_first,
     sum_of_lanes, takes,
 )  # fmt: skip
-from fastconv._numba._simd import address, broadcast, get, itemsize, lanes, load, put, store
+from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, put, store
 from fastconv._problem import (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
@@ -96,17 +96,18 @@ def max_pool2d_backward_task(
     geometry: const_int64[::1],  # IN
 ):
     # A task is a run of planes; gradients are added in row-major order of the output.
+    dtype, size = grad_output.dtype, itemsize(grad_output.dtype)
     IC, cells = geometry[GEO_IC], geometry[GEO_IH] * geometry[GEO_IW]
     windows = geometry[GEO_OH] * geometry[GEO_OW]
     plane = task * planes_per_task(geometry)
     plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
     for plane in range(plane, plane_last):
-        grads = grad_output[plane // IC, plane % IC].reshape(windows)
-        where = indices[plane // IC, plane % IC].reshape(windows)
-        image = grad_input[plane // IC, plane % IC].reshape(cells)
-        image[:] = 0
+        grads, where = address(grad_output) + plane * windows * size, address(indices) + plane * windows * 8
+        image = address(grad_input) + plane * cells * size
+        clear(image, cells * size)
         for window in range(windows):
-            image[where[window]] += grads[window]
+            cell = get(where, window, np.int64)
+            put(image, cell, get(image, cell, dtype) + get(grads, window, dtype))
 
 
 def max_pool2d_backward(grad_output, indices, grad_input, workspace, geometry, n_threads):
@@ -126,17 +127,17 @@ def max_unpool2d_task(
     geometry: const_int64[::1],  # IN
 ):
     # A task is a run of planes; values are written in row-major order.
+    dtype, size = input.dtype, itemsize(input.dtype)
     IC, cells = geometry[GEO_IC], geometry[GEO_IH] * geometry[GEO_IW]
     windows = geometry[GEO_OH] * geometry[GEO_OW]
     plane = task * planes_per_task(geometry)
     plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
     for plane in range(plane, plane_last):
-        values = input[plane // IC, plane % IC].reshape(windows)
-        where = indices[plane // IC, plane % IC].reshape(windows)
-        image = output[plane // IC, plane % IC].reshape(cells)
-        image[:] = 0
+        values, where = address(input) + plane * windows * size, address(indices) + plane * windows * 8
+        image = address(output) + plane * cells * size
+        clear(image, cells * size)
         for window in range(windows):
-            image[where[window]] = values[window]
+            put(image, get(where, window, np.int64), get(values, window, dtype))
 
 
 def max_unpool2d(input, indices, output, workspace, geometry, n_threads):
@@ -155,22 +156,22 @@ def max_unpool2d_backward_task(
     geometry: const_int64[::1],  # IN
 ):
     # A task is a run of planes; from the last window to the first, only the first to come keeps a cell.
+    dtype, size = grad_output.dtype, itemsize(grad_output.dtype)
     IC, cells = geometry[GEO_IC], geometry[GEO_IH] * geometry[GEO_IW]
     windows = geometry[GEO_OH] * geometry[GEO_OW]
     plane = task * planes_per_task(geometry)
     plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
-    taken = workspace[worker * cells : (worker + 1) * cells]
-    taken[:] = 0
+    taken, zero, one = address(workspace) + worker * cells * size, dtype.type(0), dtype.type(1)
+    clear(taken, cells * size)
     for plane in range(plane, plane_last):
-        image = grad_output[plane // IC, plane % IC].reshape(cells)
-        where = indices[plane // IC, plane % IC].reshape(windows)
-        grads = grad_input[plane // IC, plane % IC].reshape(windows)
+        image, where = address(grad_output) + plane * cells * size, address(indices) + plane * windows * 8
+        grads = address(grad_input) + plane * windows * size
         for window in range(windows - 1, -1, -1):
-            cell = where[window]
-            grads[window] = image[cell] if taken[cell] == 0 else 0
-            taken[cell] = 1
+            cell = get(where, window, np.int64)
+            put(grads, window, get(image, cell, dtype) if get(taken, cell, dtype) == 0 else zero)
+            put(taken, cell, one)
         for window in range(windows):
-            taken[where[window]] = 0
+            put(taken, get(where, window, np.int64), zero)
 
 
 def max_unpool2d_backward_workspace(geometry, n_workers):

@@ -27,6 +27,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from fastconv._numba._common import ceil_div, clamp
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
@@ -56,22 +57,6 @@ PANEL_CHUNKS = 4  # tasks that a matrix product is split into
 LINE = 16  # elements between slabs, so that their distances are no multiples of a page
 MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors
 TAPS = 36 * VL_FLOAT  # and of 4 channels of 3 x 3
-
-
-@shared
-def ceil_div(a, b):
-    """ceil(a / b) for b > 0, also for negative a."""
-    return -(-a // b)
-
-
-@helper
-def clamp(value, least, most):
-    """value within [least, most]; NaN stays NaN: both comparisons are false for it."""
-    if value < least:
-        return least
-    if value > most:
-        return most
-    return value
 
 
 # --------------------------------------------------------------------------------------- one-dimensional transforms

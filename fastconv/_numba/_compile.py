@@ -1,0 +1,161 @@
+"""From a task to machine code. Imports Numba, so nothing but a compilation imports this module.
+
+The entry of a task (see `_jit`) is a small generated function that reads its arguments from the table and loops. It is
+compiled as a C callback, whose optimised LLVM module is then turned into an object file with one visible symbol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba.core import cgutils, registry, types
+from numba.extending import intrinsic
+
+from fastconv._numba import _store
+
+# A NumPy array's C structure: what heads every object, then `char *data; int nd; npy_intp *dimensions;`. All of NumPy's
+# ABI rests on it.
+_DATA = object.__basicsize__
+_DIMENSIONS = _DATA + 16
+
+_WORD = ir.IntType(64)
+
+
+def jit(function: Callable[..., Any], reassoc: bool = False) -> Any:
+    """``function`` for other compiled functions to call."""
+    # Contraction to FMA yes; NaN, Inf and signed zeros stay; sums are reordered only where a task asks for it. Nothing
+    # here owns memory, so nothing is counted; Python never calls these functions, so they need no wrappers.
+    return numba.njit(
+        error_model="numpy", fastmath={"contract", "reassoc"} if reassoc else {"contract"}, _nrt=False,
+        no_cpython_wrapper=True, no_cfunc_wrapper=True,
+    )(function)  # fmt: skip
+
+
+def _word_at(builder: ir.IRBuilder, address: ir.Value, offset: Any, llvm_type: ir.Type = _WORD) -> ir.Value:
+    offset = offset if isinstance(offset, ir.Value) else _WORD(offset)
+    return builder.load(builder.inttoptr(builder.add(address, offset), llvm_type.as_pointer()))
+
+
+def _array_reader(array_type: types.Array) -> Any:
+    """f(table, position): the array whose object stands there."""
+
+    @intrinsic
+    def read(typingctx, table, position):
+        def codegen(context, builder, signature, arguments):
+            item = _word_at(builder, arguments[0], builder.mul(arguments[1], _WORD(8)))
+            data, dimensions = _word_at(builder, item, _DATA), _word_at(builder, item, _DIMENSIONS)
+            size = _WORD(array_type.dtype.bitwidth // 8)
+            shape = [_word_at(builder, dimensions, 8 * axis) for axis in range(array_type.ndim)]
+            strides, n_items = [], _WORD(1)
+            for extent in reversed(shape):
+                strides.insert(0, builder.mul(n_items, size))
+                n_items = builder.mul(n_items, extent)
+            array = cgutils.create_struct_proxy(array_type)(context, builder)
+            array.data = builder.inttoptr(data, array.data.type)
+            array.meminfo = cgutils.get_null_value(array.meminfo.type)  # owned by the caller
+            array.parent = cgutils.get_null_value(array.parent.type)
+            array.nitems, array.itemsize = n_items, size
+            array.shape, array.strides = cgutils.pack_array(builder, shape), cgutils.pack_array(builder, strides)
+            return array._getvalue()
+
+        return array_type(types.int64, types.int64), codegen
+
+    return read
+
+
+def _number_reader(number: types.Number) -> Any:
+    """f(table, position): the number that stands there, an int64 or a float64, as ``number``."""
+
+    @intrinsic
+    def read(typingctx, table, position):
+        def codegen(context, builder, signature, arguments):
+            offset = builder.mul(arguments[1], _WORD(8))
+            if number == types.int64:
+                return _word_at(builder, arguments[0], offset)
+            value = _word_at(builder, arguments[0], offset, ir.DoubleType())
+            return builder.fptrunc(value, ir.FloatType()) if number == types.float32 else value
+
+        return number(types.int64, types.int64), codegen
+
+    return read
+
+
+_SOURCE = """
+def {name}(first, last, worker, table):
+    {reads}
+    for index in range(first, last):
+        task(index, {worker}{arguments})
+"""
+
+
+def compile_task(task: Any, dtype: np.dtype, file: str) -> int:
+    """Address of the entry for ``dtype``; its object file is kept for later processes."""
+    space: dict[str, Any] = {"task": jit(task.function, task.reassoc)}
+    reads = []
+    for position, (name, kind) in enumerate(task.kinds.items()):
+        element = numba.from_dtype(dtype if kind.dtype == "real" else np.dtype(kind.dtype))
+        if kind.ndim:
+            space[f"read_{name}"] = _array_reader(types.Array(element, kind.ndim, "C", readonly=kind.const))
+        else:
+            space[f"read_{name}"] = _number_reader(element)
+        reads.append(f"{name} = read_{name}(table, {position})")
+    name = f"{task.name}_{dtype.name}".replace(".", "_")
+    source = _SOURCE.format(
+        name=name,
+        reads="\n    ".join(reads),
+        worker="worker, " if task.has_worker else "",
+        arguments=", ".join(task.kinds),
+    )
+    exec(compile(source, file, "exec"), space)
+    words = (types.int64,) * 4
+    compiled = jit(space[name])
+    compiled.compile(words)
+    overload = compiled.overloads[words]
+    module = _alone(overload.library.get_llvm_str(), overload.fndesc.llvm_func_name, name)
+    foreign = [
+        each.name
+        for each in (*module.functions, *module.global_variables)
+        if each.is_declaration and not each.name.startswith("llvm.")
+    ]
+    if foreign:  # what raises, as under NUMBA_BOUNDSCHECK=1, runs only where Numba is
+        callback = numba.cfunc(types.void(*words), error_model="numpy", fastmath={"contract"}, _nrt=False)(space[name])
+        _alive.append(callback)
+        return callback.address
+    return _store.keep(_machine().emit_object(module), task.name, dtype.name, file)
+
+
+def _alone(source: str, function: str, name: str) -> binding.ModuleRef:
+    """LLVM module with one visible function ``name``(first, last, worker, table), which calls Numba's ``function``."""
+    own = ir.Module()
+    pointer, status = ir.IntType(8).as_pointer(), ir.IntType(32)
+    target = ir.Function(own, ir.FunctionType(status, [pointer, pointer, *[_WORD] * 4]), function)
+    entry = ir.Function(own, ir.FunctionType(ir.VoidType(), [_WORD] * 4), name)
+    builder = ir.IRBuilder(entry.append_basic_block())
+    places = [builder.bitcast(builder.alloca(pointer), pointer) for _ in range(2)]  # of a result and an exception: none
+    builder.call(target, [*places, *entry.args])
+    builder.ret_void()
+    module = binding.parse_assembly(source)
+    own.triple, own.data_layout = module.triple, module.data_layout
+    module.link_in(binding.parse_assembly(str(own)))
+    for each in (*module.functions, *module.global_variables):
+        if not each.is_declaration and each.name != name and not each.name.startswith("llvm."):
+            each.linkage = "internal"
+    passes = binding.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, binding.create_pass_builder(_machine(), binding.create_pipeline_tuning_options()))
+    return module
+
+
+_alive: list[Any] = []  # callbacks that run from Numba's own memory
+
+
+def _machine() -> binding.TargetMachine:
+    """What Numba itself generates code with."""
+    triple, cpu, features = registry.cpu_target.target_context.codegen().magic_tuple()
+    return binding.Target.from_triple(triple).create_target_machine(
+        cpu=cpu, features=features, opt=int(numba.config.OPT), reloc="static", codemodel="jitdefault", jit=True
+    )
