@@ -472,7 +472,7 @@ cdef inline void pack_panel(
 
 
 cdef inline void pack_flat(
-    const real* source,         # IN   pixels of kc channels, IHW apart
+    const real* plane,          # IN   pixels of kc channels, IHW apart
     real* packed,               # OUT  panels of [kc][NV * VL]
     Py_ssize_t kc,
     Py_ssize_t pixels,
@@ -481,20 +481,20 @@ cdef inline void pack_flat(
 ) noexcept nogil:
     # No hardware fetches along channels by itself: the next panel's cells are fetched as this one's are copied.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, whole = pixels // NR * NR, k, p = 0, j
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, k, _k, j
         const real* row
-    while p < whole:
-        row = source + p
-        for k in range(kc):
+    for _ in range(pixels // NR):
+        row = plane
+        for _k in range(kc):
             prefetch(row + NR)
             for j in range(_NV):
                 (<vec*> (packed + j * VL))[0] = (<const vec*> (row + j * VL))[0]
             packed += NR
             row += IHW
-        p += NR
+        plane += NR
     for k in range(kc):
-        for p in range(whole, pixels):  # nothing past the caller's array may be read
-            packed[k * NR + p - whole] = source[k * IHW + p]
+        for j in range(pixels % NR):  # nothing past the caller's array may be read
+            packed[k * NR + j] = plane[k * IHW + j]
 
 
 # ------------------------------------------------------------------------------------------- kernels: columns
@@ -870,7 +870,7 @@ cdef void conv2d_grad_input_task(
         real* columns = scratch + t.b_elements
         real shift
 
-    if not geometry[GEO_ACCUMULATE]:
+    if not geometry[GEO_ACCUMULATE] and IH * IW > 0:
         for c in range(channels):
             memset(&grad_input[n, g * b.ICG + c_from + c, 0, 0], 0, IH * IW * sizeof(real))
     for panel in range(ceil_div(b.P, NR)):

@@ -1,8 +1,9 @@
-"""Vectors for direct convolution, beside those of `_simd`: a row's border, every other lane.
+"""Vectors for convolution, beside those of `_simd`: a row's border, every other lane.
 
 load_inside(row, column, extent, dtype)     lane i: row[column + i]; zero, and not read, outside [0, extent)
 store_lanes(target, vector, first, last)    lanes [first, last)
 even(a, b), odd(a, b)                       every other lane of a, then of b
+every_other(a, b)                           the even lanes of a, the odd ones of b
 zip_low(a, b), zip_high(a, b)               the lower, the upper half of a and b, in turns
 """
 
@@ -89,5 +90,6 @@ def _shuffler(lane_of):
 
 even = _shuffler(lambda j, count: 2 * j)
 odd = _shuffler(lambda j, count: 2 * j + 1)
+every_other = _shuffler(lambda j, count: 2 * j + (2 * j >= count))
 zip_low = _shuffler(lambda j, count: j // 2 + j % 2 * count)
 zip_high = _shuffler(lambda j, count: count // 2 + j // 2 + j % 2 * count)

@@ -18,10 +18,11 @@ from functools import lru_cache
 import numpy as np
 
 from fastconv._numba._common import ceil_div, clamp
+from fastconv._numba._direct_simd import every_other
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
-    VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, put,
+    VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch, put,
     registers, rolled, store, unroll, unrolled, vmax, vmin,
 )  # fmt: skip
 from fastconv._problem import (
@@ -40,10 +41,14 @@ KC = 256
 # Of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
 BLOCK_PIXELS = 384 if VL_FLOAT == 16 else 192
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
-FEW_TASKS = 8  # with fewer, filters are split into chunks as well
+MOST_PIXELS = 1536  # of a block
+THREAD_TASKS = 4  # tasks a thread: with fewer, filters are split into chunks as well
 CHUNK_FILTERS = 64  # the smallest chunk: a pixel's columns are packed again for each
 MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
 TILE_ELEMENTS = MR * NV * VL_FLOAT
+
+# What a tile does with its sums: store them, as K goes on; add the bias; clamp as well.
+KEEP, SHIFT, CLAMP = 0, 1, 2
 
 
 Blocking = namedtuple(
@@ -57,8 +62,8 @@ Blocking = namedtuple(
 
 
 @shared
-def blocking(geometry):
-    """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
+def blocking(geometry, n_threads):
+    """Every size that a plan of loops needs. Threads only decide on chunks of filters, which no sum reaches across."""
     KH, KW, G, NR = geometry[GEO_KH], geometry[GEO_KW], max(geometry[GEO_G], 1), NV * VL_FLOAT
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
@@ -95,14 +100,17 @@ def blocking(geometry):
         NB = min(((pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * OW, P)
         NB = ceil_div(NB, NR) * NR
     else:
-        blocks = max(ceil_div(P, BLOCK_PIXELS), 1)
+        NB = BLOCK_PIXELS
+        if flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
+            NB = max(NB, min(KC * BLOCK_PIXELS // kc, MOST_PIXELS))
+        blocks = max(ceil_div(P, NB), 1)
         NB = ceil_div(ceil_div(P, blocks), NR) * NR
         blocks = ceil_div(P, max(NB, 1))
 
     chunks = 1
     tasks = geometry[GEO_N] * G * blocks
-    if 0 < tasks < FEW_TASKS:
-        chunks = max(min(ceil_div(FEW_TASKS, tasks), OCG // CHUNK_FILTERS), 1)
+    if n_threads > 1 and 0 < tasks < THREAD_TASKS * n_threads:
+        chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), OCG // CHUNK_FILTERS), 1)
     chunk_panels = ceil_div(panels, chunks)
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
@@ -128,15 +136,15 @@ def blocking(geometry):
 
 
 @lru_cache(maxsize=1024)
-def _planned(geometry):
+def _planned(geometry, n_threads):
     g = np.frombuffer(geometry, np.int64).tolist()
-    b = blocking(g)
+    b = blocking(g, n_threads)
     return b, transposed(b, g), {VL: outer(b, g, VL) for VL in (VL_FLOAT, VL_DOUBLE)}
 
 
-def plans(geometry):
+def plans(geometry, n_threads=1):
     """Blocking, Transposed, and Outer by vector length, for the drivers; kept, for in Python they cost 20 us."""
-    return _planned(geometry.tobytes())
+    return _planned(geometry.tobytes(), n_threads)
 
 
 # ----------------------------------------------------------------------------------------------------- the tile
@@ -148,66 +156,79 @@ def tile(
     kc,
     c,  # IN/OUT rows of pixels, ldc apart
     ldc,
-    accumulate,  # start from c, else from zero
-    bias,  # IN   (MR,), or 0: not the last block of K, so neither bias nor clamp
+    accumulate,  # add to c
+    finish,
+    bias,  # IN   (MR,)
     low,
     high,
     dtype,
-    nv,  # vectors in use; a constant of each compiled tile, so that acc stays in registers
+    rows,  # filters and
+    nv,  # vectors of pixels in use; constants of each compiled tile, so that acc stays in registers
 ):
     # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
     # broadcast filter stay in registers.
     outlined()
-    acc: registers[MR, nv]
+    acc: registers[rows, nv]
     x: registers[nv]
     VL, size = lanes(dtype), itemsize(dtype)
-    if accumulate:
-        for i in unroll(MR):
-            for j in unroll(nv):
-                acc[i, j] = load(c, i * ldc + j * VL, dtype)
-    else:
-        for i in unroll(MR):
-            for j in unroll(nv):
-                acc[i, j] = broadcast(dtype.type(0))
+    for i in unroll(rows):
+        for j in unroll(nv):
+            acc[i, j] = broadcast(dtype.type(0))
+    ahead = a + kc * MR * size  # the next panel of filters
     for _ in range(kc):
         rolled()
+        prefetch(ahead)
+        ahead += MR * size
         for j in unroll(nv):
             x[j] = load(b, j * VL, dtype)
-        for i in unroll(MR):
+        for i in unroll(rows):
             filter = broadcast(get(a, i, dtype))
             for j in unroll(nv):
                 acc[i, j] = fma(filter, x[j], acc[i, j])
         a += MR * size
         b += NV * VL * size
-    if bias != 0:
-        low_v = broadcast(low)
-        high_v = broadcast(high)
-        for i in unroll(MR):
+    if accumulate:
+        for i in unroll(rows):
+            for j in unroll(nv):
+                acc[i, j] = acc[i, j] + load(c, i * ldc + j * VL, dtype)
+    if finish != KEEP:
+        for i in unroll(rows):
             shift = broadcast(get(bias, i, dtype))
             for j in unroll(nv):
-                acc[i, j] = vmin(high_v, vmax(low_v, acc[i, j] + shift))
-    for i in unroll(MR):
+                acc[i, j] = acc[i, j] + shift
+    if finish == CLAMP:
+        low_v = broadcast(low)
+        high_v = broadcast(high)
+        for i in unroll(rows):
+            for j in unroll(nv):
+                acc[i, j] = vmin(high_v, vmax(low_v, acc[i, j]))
+    for i in unroll(rows):
         for j in unroll(nv):
             store(c, i * ldc + j * VL, acc[i, j])
 
 
-tile_1, tile_2 = helper(unrolled(tile, nv=1)), helper(unrolled(tile, nv=2))
-tile_NV = tile_2 if NV == 2 else helper(unrolled(tile, nv=NV))
+whole_tile = helper(unrolled(tile, rows=MR, nv=NV))
+tile_1, tile_2 = helper(unrolled(tile, rows=MR, nv=1)), helper(unrolled(tile, rows=MR, nv=2))
+tile_of_2, tile_of_4 = helper(unrolled(tile, rows=2, nv=NV)), helper(unrolled(tile, rows=4, nv=NV))
 
 
 @helper
-def tile_of(a, b, kc, c, ldc, accumulate, bias, low, high, nv, dtype):
-    """`tile` with the number of vectors as a constant."""
-    if nv == 1:
-        tile_1(a, b, kc, c, ldc, accumulate, bias, low, high, dtype)
-    elif nv == 2:
-        tile_2(a, b, kc, c, ldc, accumulate, bias, low, high, dtype)
+def part_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, rows, nv, dtype):
+    """MR rows of nv vectors, or 2 or 4 rows of NV vectors; what lies outside costs nothing then."""
+    if rows == 2:
+        tile_of_2(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
+    elif rows == 4:
+        tile_of_4(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
+    elif nv == 1:
+        tile_1(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
+    elif nv == 2 and NV > 2:
+        tile_2(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
     else:
-        tile_NV(a, b, kc, c, ldc, accumulate, bias, low, high, dtype)
+        whole_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
 
 
 @helper
-def edge_tile(a, b, kc, c, ldc, accumulate, bias, low, high, filters, pixels, dtype):
+def edge_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype):
     """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
     outlined()
     VL, size = lanes(dtype), itemsize(dtype)
@@ -217,12 +238,40 @@ def edge_tile(a, b, kc, c, ldc, accumulate, bias, low, high, filters, pixels, dt
     if accumulate:
         for i in range(filters):
             copy(whole + i * NR * size, c + i * ldc * size, pixels * size)
-    tile_of(a, b, kc, whole, NR, accumulate, bias, low, high, ceil_div(pixels, VL), dtype)
+    part_tile(a, b, kc, whole, NR, accumulate, finish, bias, low, high, MR, ceil_div(pixels, VL), dtype)
     for i in range(filters):
         copy(c + i * ldc * size, whole + i * NR * size, pixels * size)
 
 
 # -------------------------------------------------------------------------------------------- packing the columns
+
+
+@helper
+def copy_every_other(source, target, count, dtype):
+    """target[j] = source[2 * j] for j < count, without a scalar tail: the last vector overlaps the one before."""
+    VL = lanes(dtype)
+    if count < VL:
+        for j in range(count):
+            put(target, j, get(source, 2 * j, dtype))
+        return
+    j = 0
+    while True:
+        # The second load ends at the last element that is wanted
+        store(target, j, every_other(load(source, 2 * j, dtype), load(source, 2 * j + VL - 1, dtype)))
+        if j + VL >= count:
+            break
+        j = min(j + VL, count - VL)
+
+
+@helper
+def meets_tap(place, taps, stride, dil):
+    """Whether one of ``taps``, dil apart, falls on ``place`` modulo stride."""
+    if stride == 1 or (dil == 1 and taps >= stride):
+        return True
+    for tap in range(taps):
+        if (place - tap * dil) % stride == 0:
+            return True
+    return False
 
 
 @helper
@@ -241,44 +290,87 @@ def copy_rows(
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w, pad_left = geometry[GEO_DIL_H], geometry[GEO_DIL_W], geometry[GEO_PAD_LEFT]
     width, size = b.phase_width, itemsize(dtype)
-    for row in range(rows):
-        used = False
-        for kh in range(KH):  # rows between the taps of a strided kernel are never read
-            if row >= kh * dil_h and (row - kh * dil_h) % stride_h == 0:
-                used = True
-                break
-        if not used:
+    for phase in range(stride_w):
+        if not meets_tap(phase, KW, stride_w, dil_w):
             continue
-        ih = first_row + row
-        for phase in range(stride_w):
-            used = False
-            for kw in range(KW):
-                if (kw * dil_w) % stride_w == phase:
-                    used = True
-                    break
-            if not used:
+        # Cell j holds input column left + j * stride_w
+        left = phase - pad_left
+        first = min(max(ceil_div(-left, stride_w), 0), width) if left < 0 else 0
+        last = min(max(ceil_div(IW - left, stride_w), first), width) if left < IW else first
+        for row in range(rows):
+            if not meets_tap(row, KH, stride_h, dil_h):  # rows between the taps of a strided kernel are never read
                 continue
+            ih = first_row + row
             target = copied + (row * b.row_width + phase * width) * size
             if ih < 0 or ih >= IH:
                 clear(target, width * size)
                 continue
-            # Cell j holds input column left + j * stride_w
-            left = phase - pad_left
-            first = min(max(ceil_div(-left, stride_w), 0), width) if left < 0 else 0
-            last = min(max(ceil_div(IW - left, stride_w), first), width) if left < IW else first
             source = plane + (ih * IW + left) * size
-            if first > 0:
-                clear(target, first * size)
+            for j in range(first):
+                put(target, j, dtype.type(0))
             if stride_w == 1:
                 copy(target + first * size, source + first * size, (last - first) * size)
             elif stride_w == 2:
-                for j in range(first, last):
-                    put(target, j, get(source, 2 * j, dtype))
+                copy_every_other(source + 2 * first * size, target + first * size, last - first, dtype)
             else:
                 for j in range(first, last):
                     put(target, j, get(source, j * stride_w, dtype))
-            if last < width:
-                clear(target + last * size, (width - last) * size)
+            for j in range(last, width):
+                put(target, j, dtype.type(0))
+
+
+def pack_panel(
+    copied,  # IN
+    row_from,  # IN   (kc)
+    packed,  # OUT  [kc][NV * VL]
+    kc,
+    run_from,  # IN   (vectors)
+    run_to,  # IN   (vectors)
+    dtype,
+    vectors,  # a constant: the places of the runs then stay in registers
+):
+    source: registers[vectors]
+    target: registers[vectors]
+    VL, size = lanes(dtype), itemsize(dtype)
+    for j in unroll(vectors):
+        source[j] = run_from[j]
+        target[j] = run_to[j]
+    for k in range(kc):
+        row = copied + row_from[k] * size
+        for j in unroll(vectors):
+            store(packed, target[j], load(row, source[j], dtype))
+        packed += NV * VL * size
+
+
+pack_panel_2, pack_panel_3 = helper(unrolled(pack_panel, vectors=2)), helper(unrolled(pack_panel, vectors=3))
+pack_panel_4 = helper(unrolled(pack_panel, vectors=4))
+
+
+@helper
+def pack_flat(
+    plane,  # IN   pixels of kc channels, IHW apart
+    packed,  # OUT  panels of [kc][NV * VL]
+    kc,
+    pixels,
+    IHW,
+    dtype,
+):
+    outlined()
+    # No hardware fetches along channels by itself: the next panel's cells are fetched as this one's are copied.
+    VL, size = lanes(dtype), itemsize(dtype)
+    NR = NV * VL
+    for _ in range(pixels // NR):
+        row = plane
+        for _ in range(kc):
+            prefetch(row + NR * size)
+            for j in range(NV):
+                store(packed, j * VL, load(row, j * VL, dtype))
+            packed += NR * size
+            row += IHW * size
+        plane += NR * size
+    for k in range(kc):
+        for j in range(pixels % NR):  # nothing past the caller's array may be read
+            put(packed, k * NR + j, get(plane, k * IHW + j, dtype))
 
 
 @helper
@@ -297,8 +389,7 @@ def pack_block(
     """Rows k_from .. k_from + kc of the columns of ``pixels`` pixels."""
     outlined()
     # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
-    # what a vector writes past its run is overwritten by the next run, the next row, or lies in the slack behind the
-    # block.
+    # what a vector writes past its run is overwritten by the next run or row, or lies in the slack behind the block.
     VL, size = lanes(dtype), itemsize(dtype)
     NR = NV * VL
     IHW, KH, KW = geometry[GEO_IH] * geometry[GEO_IW], geometry[GEO_KH], geometry[GEO_KW]
@@ -306,21 +397,7 @@ def pack_block(
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
 
     if b.flat:
-        for panel in range(ceil_div(pixels, NR)):
-            source = image + (k_from * IHW + p_from + panel * NR) * size
-            there = min(pixels - panel * NR, NR)
-            whole = there // VL
-            for _ in range(kc):
-                if there == NR:
-                    for j in range(NV):
-                        store(packed, j * VL, load(source, j * VL, dtype))
-                else:
-                    for j in range(whole):
-                        store(packed, j * VL, load(source, j * VL, dtype))
-                    for j in range(whole * VL, there):  # nothing past the caller's array may be read
-                        put(packed, j, get(source, j, dtype))
-                source += IHW * size
-                packed += NR * size
+        pack_flat(image + (k_from * IHW + p_from) * size, packed, kc, pixels, IHW, dtype)
         return
 
     oh_from, c_from, c_to = p_from // b.OW, k_from // b.T, (k_from + kc - 1) // b.T + 1
@@ -330,8 +407,22 @@ def pack_block(
             image + c * IHW * size, copied + (c - c_from) * b.rows * b.row_width * size, b, geometry,
             oh_from * stride_h - geometry[GEO_PAD_TOP], rows, dtype,
         )  # fmt: skip
+    # Where the first pixel's cells of the block's rows of columns lie
+    row_from = local(KC, np.int64)
+    c = 0
+    kh = k_from % b.T // KW
+    kw = k_from % KW
+    for k in range(kc):
+        row = (c * b.rows + kh * dil_h) * b.row_width
+        row_from[k] = row + kw * dil_w % stride_w * b.phase_width + kw * dil_w // stride_w
+        kw += 1
+        if kw == KW:
+            kw = 0
+            kh += 1
+            if kh == KH:
+                kh = 0
+                c += 1
     run_to, run_from = local(MOST_VECTORS, np.int64), local(MOST_VECTORS, np.int64)
-    phase_step, column_step = dil_w % stride_w, dil_w // stride_w
     for panel in range(ceil_div(pixels, NR)):
         vectors = 0
         p = p_from + panel * NR
@@ -346,30 +437,18 @@ def pack_block(
                 vectors += 1
             done += length
             p += length
-        c = c_from
-        kh = k_from % b.T // KW
-        kw = k_from % KW
-        phase = kw * dil_w % stride_w
-        column = kw * dil_w // stride_w
-        for _ in range(kc):
-            row = ((c - c_from) * b.rows + kh * dil_h) * b.row_width
-            source = copied + (row + phase * b.phase_width + column) * size
-            for i in range(vectors):
-                store(packed, run_to[i], load(source, run_from[i], dtype))
-            packed += NR * size
-            # The next tap, counted up: a division costs more than the copies
-            kw += 1
-            phase += phase_step
-            column += column_step
-            if phase >= stride_w:
-                phase -= stride_w
-                column += 1
-            if kw == KW:
-                kw = phase = column = 0
-                kh += 1
-                if kh == KH:
-                    kh = 0
-                    c += 1
+        if vectors == 2:
+            pack_panel_2(copied, row_from, packed, kc, run_from, run_to, dtype)
+        elif vectors == 3:
+            pack_panel_3(copied, row_from, packed, kc, run_from, run_to, dtype)
+        elif vectors == 4:
+            pack_panel_4(copied, row_from, packed, kc, run_from, run_to, dtype)
+        else:
+            for k in range(kc):
+                for j in range(vectors):
+                    cells = load(copied, row_from[k] + run_from[j], dtype)
+                    store(packed, k * NR + run_to[j], cells)
+        packed += kc * NR * size
 
 
 # ------------------------------------------------------------------------------------------- kernels: columns
@@ -468,7 +547,7 @@ def col2im(cols, output, workspace, geometry, n_threads):
 
 
 def packed_weight_size(geometry):
-    """Elements of a packed weight: panels of MR filters, [G][panel][K][MR], the last of a group filled with zeros."""
+    """Elements of a packed weight: [G][block of K][panel][kc][MR], the last panel of a group filled up with zeros."""
     b = plans(geometry)[0]
     return int(geometry[GEO_G]) * b.panels * b.K * MR
 
@@ -481,20 +560,25 @@ def pack_weight_task(
     geometry: const_int64[::1],  # IN
 ):
     # A task is one panel of filters.
-    b = blocking(geometry)
+    b = blocking(geometry, 1)
     dtype = weight.dtype
     size, zero = itemsize(dtype), dtype.type(0)
     g, panel = task // b.panels, task % b.panels
     filters = min(b.OCG - panel * MR, MR)
-    target = address(packed) + task * b.K * MR * size
-    for i in range(MR):
-        if i < filters:
-            source = address(weight) + (g * b.OCG + panel * MR + i) * b.K * size
-            for k in range(b.K):
-                put(target, k * MR + i, get(source, k, dtype))
-        else:
-            for k in range(b.K):
-                put(target, k * MR + i, zero)
+    row = address(weight) + (g * b.OCG + panel * MR) * b.K * size
+    k_from = 0
+    while k_from < b.K:
+        kc = min(b.K - k_from, b.kc)
+        target = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
+        for k in range(kc):
+            if filters == MR:
+                for i in range(MR):
+                    put(target, i, get(row, i * b.K + k_from + k, dtype))
+            else:
+                for i in range(MR):
+                    put(target, i, get(row, i * b.K + k_from + k, dtype) if i < filters else zero)
+            target += MR * size
+        k_from += kc
 
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
@@ -505,7 +589,7 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
 
 def conv2d_workspace(geometry, n_workers):
     """Elements of workspace: for each worker the copied rows, the packed block, the rows that a fused pool reads."""
-    b = plans(geometry)[0]
+    b = plans(geometry, n_workers)[0]
     return n_workers * (b.copy_elements + b.b_elements + b.c_elements + b.ring_elements)
 
 
@@ -523,8 +607,9 @@ def conv2d_task(
     indices: int64[:, :, :, ::1],  # OUT
     workspace: real[::1],  # copy_elements + b_elements + c_elements of each worker
     geometry: const_int64[::1],  # IN
+    n_threads: index,
 ):
-    b = blocking(geometry)
+    b = blocking(geometry, n_threads)
     dtype = input.dtype
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
     NR, G = NV * VL, geometry[GEO_G]
@@ -538,6 +623,7 @@ def conv2d_task(
     b_block = copied + b.copy_elements * size
     c_block = b_block + b.b_elements * size
     shifts = local(MR, dtype)
+    shift = address(shifts)
 
     # c: this task's pixels of filter panel_from * MR
     if b.pooled_rows > 0:
@@ -561,28 +647,30 @@ def conv2d_task(
         kc = min(b.K - k_from, b.kc)
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0)
         last = k_block == b.k_blocks - 1
+        finish = KEEP if not last else CLAMP if low > -np.inf or high < np.inf else SHIFT
         if kc > 0:
             pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels, dtype)
         for panel in range(panel_from, panel_to):  # loop 2: filters
             filters = min(b.OCG - panel * MR, MR)
             kept = panel - panel_from if b.kept_panels > 1 or b.pooled_rows == 0 else 0
-            a = address(packed) + ((g * b.panels + panel) * b.K + k_from) * MR * size
-            shift = 0
+            a = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
             if last:
                 for i in range(MR):
                     shifts[i] = bias[g * b.OCG + panel * MR + i] if i < filters and bias.size > 0 else zero
-                shift = address(shifts)
             for j in range(ceil_div(pixels, NR)):  # loop 3: pixels
                 q = j * NR
                 map = c + (kept * MR * ldc + q) * size
                 panel_b = b_block + q * kc * size
-                if filters == MR and q + NR <= pixels:
-                    tile_NV(a, panel_b, kc, map, ldc, accumulate, shift, low, high, dtype)
+                if q + NR <= pixels and filters == MR:
+                    whole_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, dtype)
+                elif q + NR <= pixels and (filters == 2 or filters == 4):
+                    part_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, filters, NV, dtype)
                 elif filters == MR and (pixels - q) % VL == 0:
-                    tile_of(a, panel_b, kc, map, ldc, accumulate, shift, low, high, (pixels - q) // VL, dtype)
+                    nv = (pixels - q) // VL
+                    part_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, MR, nv, dtype)
                 else:
                     there = min(pixels - q, NR)
-                    edge_tile(a, panel_b, kc, map, ldc, accumulate, shift, low, high, filters, there, dtype)
+                    edge_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, filters, there, dtype)
             if last and b.pooled_rows > 0:
                 for i in range(filters):
                     map = c + (kept * MR + i) * ldc * size
@@ -596,10 +684,11 @@ def conv2d_task(
 
 def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    b = plans(geometry)[0]
+    b = plans(geometry, n_threads)[0]
     n_tasks = int(geometry[GEO_N] * geometry[GEO_G]) * b.blocks * b.chunks
     conv2d_task.run(
-        n_tasks, n_threads, input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry
+        n_tasks, n_threads, input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry,
+        n_threads,
     )
 
 
@@ -638,7 +727,7 @@ def transpose_weight_task(
     geometry: const_int64[::1],  # IN
 ):
     # A task is one block of channels.
-    b = blocking(geometry)
+    b = blocking(geometry, 1)
     t = transposed(b, geometry)
     dtype = weight.dtype
     size, zero = itemsize(dtype), dtype.type(0)
@@ -668,7 +757,7 @@ def conv2d_grad_input_task(
 ):
     # A task is one block of channels of one image: columns = weight^T @ grad_output, panel by panel, summed where they
     # lie.
-    b = blocking(geometry)
+    b = blocking(geometry, 1)
     t = transposed(b, geometry)
     dtype = grad_output.dtype
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
@@ -694,9 +783,10 @@ def conv2d_grad_input_task(
         for oc in range(b.OCG):
             copy(packed + oc * NR * size, source + (oc * b.P + p_from) * size, pixels * size)
         for j in range(t.tiles):
-            tile_NV(
-                a + j * b.OCG * MR * size, packed, b.OCG, columns + j * MR * NR * size, NR, False, 0, low, high, dtype
-            )
+            whole_tile(
+                a + j * b.OCG * MR * size, packed, b.OCG, columns + j * MR * NR * size, NR, False, KEEP, packed, low,
+                high, dtype,
+            )  # fmt: skip
         for c in range(channels):
             plane = image + c * IH * IW * size
             for tap in range(b.T):
@@ -776,7 +866,7 @@ def lay_out_task(
     dtype = input.dtype
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
     NR = NV * VL
-    b = blocking(geometry)
+    b = blocking(geometry, 1)
     o = outer(b, geometry, VL)
     copies = geometry[GEO_N] * geometry[GEO_IC]
     copied = address(workspace)
@@ -855,7 +945,7 @@ def conv2d_grad_weight_task(
     dtype = grad_weight.dtype
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
     NR, G, IC = NV * VL, geometry[GEO_G], geometry[GEO_IC]
-    b = blocking(geometry)
+    b = blocking(geometry, 1)
     o = outer(b, geometry, VL)
     KW, stride_w, dil_h, dil_w = geometry[GEO_KW], geometry[GEO_STRIDE_W], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     panel_from = task % o.panel_blocks * TASK_PANELS
