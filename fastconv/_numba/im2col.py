@@ -687,7 +687,18 @@ def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, works
     b = plans(geometry, n_threads)[0]
     n_tasks = int(geometry[GEO_N] * geometry[GEO_G]) * b.blocks * b.chunks
     conv2d_task.run(
-        n_tasks, n_threads, input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry,
+        n_tasks,
+        n_threads,
+        input,
+        packed,
+        bias,
+        act_min,
+        act_max,
+        output,
+        pooled,
+        indices,
+        workspace,
+        geometry,
         n_threads,
     )
 
