@@ -18,6 +18,7 @@ BACKENDS = ("cython", "numba", "reference")  # in order of preference
 STEMS = ("pad", "im2col", "direct", "winograd", "pool")
 ISAS = ("baseline", "x86_64_v3", "x86_64_v4")  # ascending; the Cython back end is compiled once for each
 
+NO_SETTINGS: tuple[str | None, str | None] = (None, None)  # back end and ISA
 _local = threading.local()
 
 
@@ -158,15 +159,15 @@ def _automatic() -> str:
 
 def resolve(backend: str = "auto") -> Kernels:
     """The kernels that a call with ``backend=`` gets in this Python thread."""
-    isa = getattr(_local, "isa", None)
+    own, isa = settings()
     if backend == "auto":
-        backend = getattr(_local, "backend", None) or _automatic()
+        backend = own or _automatic()
     return kernels(backend, isa if backend == "cython" else None)
 
 
 def settings() -> tuple[str | None, str | None]:
     """This Python thread's (backend, isa), as `config` set them: part of every plan's key."""
-    return getattr(_local, "backend", None), getattr(_local, "isa", None)
+    return getattr(_local, "settings", NO_SETTINGS)
 
 
 class config:
@@ -211,12 +212,14 @@ class config:
         count = _threads.swap_local(None)
         self._saved.append((backend, isa, count))
         _threads.swap_local(count if self._count is None else self._count)
-        _local.backend = {None: backend, "auto": None}.get(self._backend, self._backend)
-        _local.isa = isa if self._isa is None else self._isa
+        _local.settings = (
+            {None: backend, "auto": None}.get(self._backend, self._backend), isa if self._isa is None else self._isa
+        )  # fmt: skip
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _local.backend, _local.isa, count = self._saved.pop()
+        *own, count = self._saved.pop()
+        _local.settings = tuple(own)
         _threads.swap_local(count)
 
 

@@ -60,7 +60,7 @@ class Plan:
         self.backend, self.isa = kernels.backend, kernels.isa
         self._kernels, self._step, self._notes = kernels, step, notes
         self._run = step.run
-        self._dtype = np.dtype(problem.dtype)
+        self._dtype, self._dtype_name = np.dtype(problem.dtype), problem.dtype
         self._no_bias = np.empty(0, self._dtype)
         self._parallel = problem.macs >= SMALL_WORK
         self._serial_elements = step.workspace(1)
@@ -90,9 +90,14 @@ class Plan:
         workspace: np.ndarray | None = None,
     ) -> np.ndarray:
         """Run on checked arrays: C-contiguous, of the problem's shapes and dtype; a bias of None is none."""
+        if operands[-1] is None:
+            operands = (*operands[:-1], self._no_bias)
         if out is None:
             out = np.empty(self.output_shape, self._dtype)
-        self.run(tuple(self._no_bias if array is None else array for array in operands), (out,), workspace)
+        if self._parallel or workspace is not None:
+            self.run(operands, (out,), workspace)  # type: ignore[arg-type]  # None can only come last
+        else:  # what `run` does, without the call
+            self._run(*operands, out, _arena.workspace(self._serial_elements, self._dtype_name), 1)
         return out
 
     def run(
@@ -105,7 +110,7 @@ class Plan:
         else:
             n_workers, elements = 1, self._serial_elements
         if workspace is None:
-            space = _arena.workspace(elements, self.problem.dtype)
+            space = _arena.workspace(elements, self._dtype_name)
         else:
             space = workspace.view(self._dtype)
             if space.size < elements:

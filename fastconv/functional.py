@@ -14,6 +14,8 @@ import numpy as np
 from fastconv import _backends, _threads
 from fastconv._algorithms import NO_INDICES
 from fastconv._arrays import (
+    FLOAT32,
+    FLOAT64,
     NO_BIAS,
     as_floats,
     as_indices,
@@ -267,18 +269,23 @@ def _conv(
     backend: str,
     out: Any,
 ) -> np.ndarray:
-    x = as_floats(function, "input", input)
-    packed = type(weight) is PackedWeight
-    w = weight.source if packed else as_floats(function, "weight", weight)
-    b = None if bias is None else as_floats(function, "bias", bias)
-    bias_shape = None if b is None else b.shape
-    one_dtype = x.dtype is w.dtype and (b is None or b.dtype is x.dtype)
-    if not one_dtype:
+    # Written out for the sake of small calls: for plain arrays of a known plan nothing is called here but what reads this
+    # thread's settings
+    x, w, b = input, weight, bias
+    packed = False
+    plain = (
+        type(x) is type(w) is np.ndarray and (x.dtype is FLOAT32 or x.dtype is FLOAT64) and w.dtype is x.dtype
+        and (b is None or (type(b) is np.ndarray and b.dtype is x.dtype))
+    )  # fmt: skip
+    if not plain:
+        x = as_floats(function, "input", input)
+        packed = type(weight) is PackedWeight
+        w = weight.source if packed else as_floats(function, "weight", weight)
+        b = None if bias is None else as_floats(function, "bias", bias)
         same_dtype(function, input=x, weight=w, bias=b)
-
-    # Written out for the sake of small calls: on a hit nothing is called here but what reads this thread's settings
+    bias_shape = None if b is None else b.shape
     key = (
-        function, x.shape, w.shape, x.dtype, bias_shape, packed,
+        function, x.shape, w.shape, x.dtype.char, bias_shape, packed,
         stride if type(stride) is int else _freeze(stride), padding if type(padding) is int else _freeze(padding),
         dilation if type(dilation) is int else _freeze(dilation), groups if type(groups) is int else _freeze(groups),
         padding_mode, activation if activation is None else _freeze(activation), algorithm, backend,
@@ -296,7 +303,7 @@ def _conv(
     if packed:
         w = weight.packed_for(plan)
     elif (
-        out is None and axes == 2 and x.ndim == 4 and one_dtype and x.dtype.isnative
+        plain and out is None and axes == 2 and x.ndim == 4
         and x.flags.carray and w.flags.carray and (b is None or b.flags.carray)
     ):  # fmt: skip
         return plan(x, w, b)  # what `_run` does for arrays that kernels can read as they are
