@@ -1,9 +1,12 @@
 """Kernel level: one call of one compiled kernel, workspace and packed weights made beforehand."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from fastconv import _arena, _backends
 from fastconv._algorithms import NO_IMAGE, NO_INDICES
+from fastconv._problem import PoolProblem
 
 from . import _common
 from ._common import Data
@@ -54,6 +57,38 @@ class Conv2d(_Kernel):
         )  # fmt: skip
 
     def time_forward(self, kernel, algorithm, name, threads):
+        self.call()
+
+
+class Unit(_Kernel):
+    """Convolution, ReLU and max-pool in one pass; the weights packed where the algorithm packs."""
+
+    params = (_common.KERNELS, _common.FORWARD, ("article.unit32", "units.vgg16_2", "smoke.unit"), _common.THREADS)
+    param_names = ("backend", "algorithm", "shape", "threads")
+
+    def setup(self, kernel, algorithm, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        problem = _common.conv_problem(shape)
+        pool = PoolProblem.from_args(
+            "benchmark", problem.output_shape, problem.dtype, shape.pool, shape.pool_stride, shape.pool_padding
+        )
+        problem = replace(problem, pool=pool)
+        _common.require_algorithm(algorithm, problem)
+        self.geometry = problem.geometry(tile=WINOGRAD_TILE)
+        weight = self.data.weight
+        if algorithm != "direct":
+            stem = getattr(self.k, algorithm)
+            packed = np.empty(stem.packed_weight_size(self.geometry), weight.dtype)
+            self.bind(algorithm, "pack_weight", weight, packed)
+            weight = packed
+        pooled = np.empty(shape.output_shape, weight.dtype)
+        self.bind(
+            algorithm, "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
+            NO_IMAGE["float32"], pooled, NO_INDICES,
+        )  # fmt: skip
+
+    def time_unit(self, kernel, algorithm, name, threads):
         self.call()
 
 

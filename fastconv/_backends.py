@@ -111,6 +111,11 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if refusal(name) is None)
 
 
+def numba_warmup() -> ModuleType:
+    """What compiles Numba's kernels by name."""
+    return importlib.import_module("fastconv._numba._warmup")
+
+
 # ------------------------------------------------------------------------------------- which one is used
 
 

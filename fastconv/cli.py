@@ -1,5 +1,5 @@
 """The command `fastconv`: ``demo`` shows the unit on a photograph, ``train`` and ``cost`` train networks, ``see``, ``explain``
-and ``fetch`` look at trained ones, ``info`` prints the configuration.
+and ``fetch`` look at trained ones, ``warmup`` compiles the Numba kernels beforehand, ``info`` prints the configuration.
 """
 
 from __future__ import annotations
@@ -76,6 +76,13 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--size", type=_positive, default=64, metavar="N", help="of the images of a FOLDER (default: 64)"
         )
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile the Numba kernels beforehand",
+        description="Compiles Numba kernels and keeps them, so that the first call of every later process is quick: "
+        "the float32 kernels of convolution and pooling forward, with --all every kernel.",
+    )
+    warmup.add_argument("--all", action="store_true", dest="everything", help="gradients and float64 too")
     commands.add_parser("info", help="print back ends, instruction sets and threads")
     from fastconv.see import _commands as see_commands
 
@@ -89,11 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = dict(vars(namespace))
     command = arguments.pop("command")
     import fastconv
-    from fastconv import _demo
+    from fastconv import _demo, _warmup
     from fastconv.see import _commands as see_commands
 
     # What the environment asks for can be wrong in every command; inside the demo a ValueError would be our own.
-    problems: tuple[type[Exception], ...] = (_demo.DemoError, fastconv.BackendUnavailable, see_commands.Refusal)
+    problems: tuple[type[Exception], ...] = (
+        _demo.DemoError, _warmup.WarmupError, fastconv.BackendUnavailable, see_commands.Refusal,
+    )  # fmt: skip
     if command in ("info", "train", "cost"):
         problems = (*problems, ValueError, OSError, ImportError, FloatingPointError)
     try:
@@ -101,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if _demo.run(arguments["image"], arguments["backend"], arguments["out"]) else 1
         if command == "info":
             fastconv.show_config()
+            return 0
+        if command == "warmup":
+            _warmup.run(arguments["everything"])
             return 0
         if command in ("train", "cost"):
             from fastconv import _commands

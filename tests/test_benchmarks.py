@@ -20,6 +20,7 @@ if str(ROOT) not in sys.path:  # an installed fastconv is tested, the benchmarks
 from benchmarks import _common, shapes  # noqa: E402
 from benchmarks.peers import case as peers_case  # noqa: E402
 from benchmarks.peers import contestants, report  # noqa: E402
+from fastconv import _backends  # noqa: E402
 
 KINDS = ("time_", "timeraw_", "peakmem_", "track_")
 FILES = sorted(path.stem for path in (ROOT / "benchmarks").glob("bench_*.py"))
@@ -220,3 +221,17 @@ def test_offline_pages_without_pages(tmp_path, capsys):
 
     assert offline_pages.main([str(tmp_path)]) == 2
     assert "run asv publish first" in capsys.readouterr().err
+
+
+def test_parity(capsys):
+    from benchmarks import parity
+
+    if _backends.refusal("numba") or _backends.refusal("cython"):
+        pytest.skip("parity compares the two compiled back ends, and one of them does not run here")
+    wanted = ["grad_weight im2col", "max_pool2d"]
+    assert parity.main(["--shape", "smoke.1x1", "smoke.maxpool", "--operation", *wanted, "--seconds", "0"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows if "smoke" in row[1]] == [f"| {name}" for name in wanted]
+    assert all(float(row[4].strip(" |")) > 0 for row in rows if "smoke" in row[1])
+    assert parity.main(["--shape", "nothing"]) == 2
+    assert "shape 'nothing': it must be a name" in capsys.readouterr().err

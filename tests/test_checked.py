@@ -32,6 +32,17 @@ from test_pool import Pool, exact_max, max_pool, run
 
 engine, reference = Engine(sys.argv[1]), Engine("reference")
 count = 0
+ran = set()
+if engine.backend == "numba":
+    from fastconv._numba import _jit
+
+    run_task = _jit.Task.run
+
+    def recorded(task, *arguments):
+        ran.add(task.name)
+        run_task(task, *arguments)
+
+    _jit.Task.run = recorded
 CONVS = ["one-cell", "same-3x3", "crop-and-pad", "dilation-3x2", "stride-beyond-kernel", "groups-7-filters",
          "depthwise-stride2", "multiplier2", "rows-9", "rows-17", "pixels-17", "filters-9", "batch-empty",
          "no-channels", "no-filters", "no-rows", "padding-beyond-kernel", "strided-rows-17"]
@@ -100,6 +111,11 @@ for case in (Pool("", (2, 2, 7, 9), 2), Pool("", (1, 2, 6, 19), 3, 2, 1, 1, True
         actual, exact = (run(each, kernel, shape, *arrays, geometry=p.geometry()) for each in (engine, reference))
         assert_within(actual, exact, 4e-7 * (1 + abs(exact)), kernel)
         count += 1
+case, data = BY_NAME["same-3x3"], solved(BY_NAME["same-3x3"], "float32", "integers")
+data = {**data, "w": np.where(np.arange(data["w"].size).reshape(data["w"].shape) == 4, np.inf, data["w"]).astype("float32")}
+assert_same(*(convolution.call(each, "direct", "conv2d_grad_input", case.problem(), data) for each in (engine, reference)))
+if engine.backend == "numba":
+    assert ran == {task.name for task in _jit.tasks}, {task.name for task in _jit.tasks} - ran
 assert not unraisable, unraisable[:3]
 print("fine", count, sys.modules[f"fastconv._{engine.backend}.{engine.isa + '.' if engine.isa else ''}direct"].__file__)
 """

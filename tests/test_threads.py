@@ -1,5 +1,6 @@
 """Threads: same bits for every count, several Python threads at once, the GIL, fork, and other people's settings."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -328,11 +329,26 @@ print(len(right), numba.threading_layer())
 """
 
 
-def test_numbas_workqueue_layer_is_guarded():
-    """It aborts the process when two Python threads enter it at once; the first calls compile at once, too."""
+@pytest.fixture(params=["omp", "tbb", "workqueue"])
+def layer(request):
+    """Numba's threading layers, those that are installed."""
     engine_or_skip("numba")
-    run = python(LAYERS, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
-    assert run.stdout == "2 workqueue\n", run.stderr[-2000:]
+    if importlib.util.find_spec(f"numba.np.ufunc.{request.param}pool") is None and request.param != "workqueue":
+        pytest.skip(f"{request.param}: Numba was built without it")
+    if request.param == "tbb" and importlib.util.find_spec("tbb") is None:
+        pytest.skip("tbb is not installed")
+    return request.param
+
+
+def test_two_python_threads_on_each_of_numbas_layers(layer):
+    """workqueue ends the process when two Python threads enter it at once; the first calls come at once, too."""
+    run = python(LAYERS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
+    assert run.stdout == f"2 {layer}\n", run.stderr[-2000:]
+
+
+def test_fork_on_each_of_numbas_layers(layer):
+    run = python(FORK, "numba", "", NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
+    assert run.stdout == "fine\n", run.stderr[-2000:]
 
 
 # ------------------------------------------------------------------------------------------------------- settings

@@ -93,7 +93,7 @@ class Task:
         self.kinds: dict[str, Kind] = {name: parameter.annotation for name, parameter in parameters.items()}
         kinds = list(self.kinds.values())
         self._dtype_from = next(i for i, kind in enumerate(kinds) if kind.dtype == "real" and kind.ndim)
-        self._objects = [bool(kind.ndim) for kind in kinds]
+        self._numbers = [i for i, kind in enumerate(kinds) if not kind.ndim]
         self._pack = struct.Struct("".join("d" if kind == real else "q" for kind in kinds)).pack
         self._entries: dict[np.dtype, Callable[..., None]] = {}
         tasks.append(self)
@@ -127,7 +127,10 @@ class Task:
                 self.function(task, *worker, *values)
             return
         entry = self._entries.get(dtype) or self.entry(dtype)
-        table = self._pack(*[id(a) if known else a for a, known in zip(arguments, self._objects, strict=True)])
+        words = list(map(id, arguments))
+        for i in self._numbers:
+            words[i] = arguments[i]
+        table = self._pack(*words)
         if n_threads > 1 and n_tasks > 1:
             importlib.import_module("fastconv._numba._parallel").run(n_tasks, n_threads, entry, table)
         else:

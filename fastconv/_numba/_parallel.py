@@ -59,7 +59,8 @@ _drive.__name__ = _drive.__qualname__ = f"drive_{_stamp}"
 _driver: Any = None
 
 
-def _compiled() -> Any:
+def driver() -> Any:
+    """The compiled loop."""
     global _driver
     with _late.lock:
         if _driver is None:
@@ -85,13 +86,13 @@ def layer() -> str | None:
 
 def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: bytes) -> None:
     """Run tasks 0 ... n_tasks - 1 on up to ``n_threads`` threads, whoever is free next."""
-    driver = _driver or _compiled()
+    loop = _driver or driver()
     n_workers = min(n_threads, n_tasks, numba.config.NUMBA_NUM_THREADS)
     words = ctypes.create_string_buffer(table, len(table))
     before = numba.get_num_threads()  # of this Python thread: the user's own setting
     numba.set_num_threads(n_workers)
     try:
         with nullcontext() if layer() in ("omp", "tbb") else _one_at_a_time:
-            driver(n_tasks, n_workers, ctypes.cast(entry, ctypes.c_void_p).value, ctypes.addressof(words))
+            loop(n_tasks, n_workers, ctypes.cast(entry, ctypes.c_void_p).value, ctypes.addressof(words))
     finally:
         numba.set_num_threads(before)

@@ -17,7 +17,7 @@ type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its
     local(count, dtype)               array on the stack, alive until the function returns; count is a literal. Give it
                                       a name: as Python it dies with its last reference
     prefetch(address)                 a hint to load a cache line
-    outlined()                        keeps the function that calls it from being inlined
+    outlined(), inlined()             keeps the function that calls it from being inlined; has it inlined everywhere
     rolled()                          keeps the loop that calls it from being unrolled
     unrolled(function, **constants)   source with every ``for i in unroll(n)`` written out, see there
 
@@ -231,13 +231,21 @@ def local(typingctx, count, dtype):
     return result(count, dtype), codegen
 
 
-@_with_python(lambda: None)
-def outlined(typingctx):
-    def codegen(context, builder, signature, arguments):
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
+def _attribute(name: str) -> Callable[..., Any]:
+    """f() that gives the function that calls it an attribute of LLVM."""
 
-    return types.none(), codegen
+    @_with_python(lambda: None)
+    def mark(typingctx):
+        def codegen(context, builder, signature, arguments):
+            builder.function.attributes.add(name)
+            return context.get_dummy_value()
+
+        return types.none(), codegen
+
+    return mark
+
+
+outlined, inlined = _attribute("noinline"), _attribute("alwaysinline")
 
 
 @_with_python(lambda: None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,18 @@ def folders() -> list[Path]:
         return [Path(chosen) / "fastconv"]
     user = os.environ.get("FASTCONV_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fastconv")
     return [_HERE / "__pycache__", Path(user).expanduser()]
+
+
+def writable_folder() -> Path | None:
+    """The folder where `keep` writes; None if there is none."""
+    for folder in folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None
 
 
 @cache
@@ -83,29 +96,25 @@ def load(task: str, dtype: str, file: str) -> int | None:
 
 def keep(code: bytes, task: str, dtype: str, file: str) -> int:
     """Write the object file ``code`` if any folder can be written; the address of the entry in it."""
-    for folder in folders():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+    folder = writable_folder()
+    if folder is not None:
+        with suppress(OSError):  # a full disc
             handle, temporary = tempfile.mkstemp(dir=folder)
             with open(handle, "wb") as stream:
                 stream.write(hashlib.sha256(code).digest() + code)
             os.replace(temporary, folder / _file_name(task, dtype, file))  # whole or not at all
-            break
-        except OSError:
-            continue
     return _address(code, task, dtype)
 
 
-@cache
-def _engine() -> Any:
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
-    return binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+_engines: list[Any] = []  # each holds one object file's code
 
 
 def _address(code: bytes, task: str, dtype: str) -> int:
-    engine = _engine()
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
+    _engines.append(engine)
     return int(engine.get_function_address(f"{task}_{dtype}".replace(".", "_")))

@@ -18,12 +18,12 @@ from functools import lru_cache
 import numpy as np
 
 from fastconv._numba._common import ceil_div, clamp
-from fastconv._numba._direct_simd import even, load_inside, odd, store_lanes, zip_high, zip_low
+from fastconv._numba._direct_simd import even, in_order, load_inside, odd, out_of_order, store_lanes, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
-    VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, put,
-    registers, store, unroll, unrolled, vmax, vmin,
+    VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, inlined, itemsize, lanes, load, local, outlined,
+    put, registers, rolled, store, unroll, unrolled, vmax, vmin,
 )  # fmt: skip
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
@@ -51,14 +51,20 @@ def sum_lanes(v, dtype):
     return total
 
 
+# How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _direct_simd);
+# every stride-th one. A mode is a constant of each compiled function.
+PLAIN, MASKED, PAIRS, GATHER = range(4)
+
+
+@shared
+def mode_of(stride):
+    return MASKED if stride == 1 else PAIRS if stride == 2 else GATHER
+
+
 @helper
-def load_strided(row, column, stride, extent, dtype):
+def gather(row, column, stride, extent, dtype):
     """Lane i: row[column + i * stride]; zero where that column is outside [0, extent)."""
     outlined()
-    if stride == 2:
-        a = load_inside(row, column, extent, dtype)
-        b = load_inside(row, column + lanes(dtype), extent, dtype)
-        return even(a, b)
     lane = local(16, dtype)
     for i in range(lanes(dtype)):
         lane[i] = get(row, column, dtype) if 0 <= column < extent else dtype.type(0)
@@ -67,10 +73,14 @@ def load_strided(row, column, stride, extent, dtype):
 
 
 @helper
-def load_columns(row, column, stride, extent, dtype):
-    if stride == 1:
+def load_columns(row, column, stride, extent, mode, dtype):
+    if mode == PLAIN:
+        return load(row, column, dtype)
+    if mode == MASKED:
         return load_inside(row, column, extent, dtype)
-    return load_strided(row, column, stride, extent, dtype)
+    if mode == PAIRS:
+        return even(load_inside(row, column, extent, dtype), load_inside(row, column + lanes(dtype), extent, dtype))
+    return gather(row, column, stride, extent, dtype)
 
 
 @helper
@@ -163,81 +173,93 @@ def adjoint(geometry):
 
 
 def depthwise_block(
-    rows,  # IN   addresses of K + 1 image rows, or K with stride 2
+    rows,  # IN   addresses of K + 1 image rows
     taps,  # IN   K x K
     column,  # of the image, at tap 0
     extent,
     shift,
-    sums,  # OUT  a vector of one output row, then of the next
+    act_min,
+    act_max,
+    out,  # OUT  V vectors of one output row
+    below,  # OUT  and of the next
     dtype,
     K,
+    V,
+    mode,  # PLAIN or MASKED
 ):
-    outlined()
+    acc: registers[2, V]
     size, VL = itemsize(dtype), lanes(dtype)
-    acc: registers[2]
-    acc[0] = broadcast(shift)
-    acc[1] = broadcast(shift)
+    for v in unroll(V):
+        acc[0, v] = broadcast(shift)
+        acc[1, v] = broadcast(shift)
     for kw in unroll(K):
-        acc[0] = fma(load_inside(rows[0], column + kw, extent, dtype), broadcast(get(taps, kw, dtype)), acc[0])
+        tap = broadcast(get(taps, kw, dtype))
+        for v in unroll(V):
+            acc[0, v] = fma(load_columns(rows[0], column + kw + v * VL, 1, extent, mode, dtype), tap, acc[0, v])
     for kh in range(1, K):
         row = rows[kh]
         for kw in unroll(K):
-            x = load_inside(row, column + kw, extent, dtype)
-            acc[1] = fma(x, broadcast(get(taps, kw, dtype)), acc[1])
-            acc[0] = fma(x, broadcast(get(taps, K + kw, dtype)), acc[0])
+            above = broadcast(get(taps, kw, dtype))
+            tap = broadcast(get(taps, K + kw, dtype))
+            for v in unroll(V):
+                x = load_columns(row, column + kw + v * VL, 1, extent, mode, dtype)
+                acc[0, v] = fma(x, tap, acc[0, v])
+                acc[1, v] = fma(x, above, acc[1, v])
         taps += K * size
     for kw in unroll(K):
-        acc[1] = fma(load_inside(rows[K], column + kw, extent, dtype), broadcast(get(taps, kw, dtype)), acc[1])
-    store(sums, 0, acc[0])
-    store(sums, VL, acc[1])
+        above = broadcast(get(taps, kw, dtype))
+        for v in unroll(V):
+            acc[1, v] = fma(load_columns(rows[K], column + kw + v * VL, 1, extent, mode, dtype), above, acc[1, v])
+    low, high = broadcast(act_min), broadcast(act_max)
+    for v in unroll(V):
+        store(out, v * VL, vmin(high, vmax(low, acc[0, v])))
+        store(below, v * VL, vmin(high, vmax(low, acc[1, v])))
 
 
 def strided_depthwise_block(
-    rows,
+    rows,  # IN   addresses of K image rows
     taps,
     column,
     extent,
     shift,
-    sums,  # OUT  a vector of one output row
+    act_min,
+    act_max,
+    out,  # OUT  a vector of one output row
+    below,  # there is no next
     dtype,
     K,
+    V,  # 1
+    mode,
 ):
-    outlined()
     size, VL = itemsize(dtype), lanes(dtype)
     acc = broadcast(shift)
     for kh in range(K):
         row = rows[kh]
         for pair in unroll((K + 1) // 2):
-            x = load_inside(row, column + 2 * pair, extent, dtype)
-            y = load_inside(row, column + 2 * pair + VL, extent, dtype)
+            x = load_columns(row, column + 2 * pair, 1, extent, mode, dtype)
+            y = load_columns(row, column + 2 * pair + VL, 1, extent, mode, dtype)
             acc = fma(even(x, y), broadcast(get(taps, 2 * pair, dtype)), acc)
             if 2 * pair + 1 < K:
                 acc = fma(odd(x, y), broadcast(get(taps, 2 * pair + 1, dtype)), acc)
         taps += K * size
-    store(sums, 0, acc)
+    low, high = broadcast(act_min), broadcast(act_max)
+    acc = in_order(acc, acc)
+    store(out, 0, vmin(high, vmax(low, acc)))
 
 
-depthwise_3, depthwise_5, depthwise_7 = (helper(unrolled(depthwise_block, K=K)) for K in (3, 5, 7))
-strided_depthwise_3, strided_depthwise_5 = (helper(unrolled(strided_depthwise_block, K=K)) for K in (3, 5))
+# depthwise_<K>_<V>_<stride>_<mode>: in an unrolled function ``depthwise: registers[...]`` makes depthwise[...] its name
+DEPTHWISE = ((3, 1, 1), (5, 2, 1), (7, 2, 1), (3, 1, 2), (5, 1, 2))  # K, V, stride
+globals().update(
+    {
+        f"depthwise_{K}_{v}_{stride}_{mode}": helper(
+            unrolled(depthwise_block if stride == 1 else strided_depthwise_block, K=K, V=v, mode=mode)
+        )
+        for K, V, stride in DEPTHWISE
+        for v, mode in ((V, PLAIN), (1, MASKED))
+    }
+)
 
 
-@helper
-def depthwise_sums(rows, taps, column, extent, shift, sums, K, stride, dtype):
-    """The block with the kernel's extent as a constant."""
-    if stride == 2:
-        if K == 3:
-            strided_depthwise_3(rows, taps, column, extent, shift, sums, dtype)
-        else:
-            strided_depthwise_5(rows, taps, column, extent, shift, sums, dtype)
-    elif K == 3:
-        depthwise_3(rows, taps, column, extent, shift, sums, dtype)
-    elif K == 5:
-        depthwise_5(rows, taps, column, extent, shift, sums, dtype)
-    else:
-        depthwise_7(rows, taps, column, extent, shift, sums, dtype)
-
-
-@helper
 def depthwise_rows(
     conv,
     image,  # IN   one plane
@@ -250,35 +272,53 @@ def depthwise_rows(
     first,
     last,
     dtype,
+    K,
+    V,
+    stride,
 ):
     # With stride 1 two output rows at a time: they share K - 1 image rows.
-    outlined()
-    K, stride = conv.K, conv.stride_w
+    inlined()
+    depthwise: registers[8, 3, 3, 2]
     IH, IW, OW, pad_left = conv.IH, conv.IW, conv.OW, conv.pad_left
     size, VL = itemsize(dtype), lanes(dtype)
-    step = 2 if stride == 1 else 1
+    width, step = V * VL, 2 if stride == 1 else 1
+    reach = K - 1 + stride * width
     accumulate = conv.accumulate != 0
+    infinity = dtype.type(np.inf)
     rows = local(8, np.int64)
-    taps = local(49, dtype)
+    taps_memory = local(49, dtype)
     memory = local(32, dtype)
-    sums = address(memory)
+    taps, sums = address(taps_memory), address(memory)
     for kh in range(K):
         for kw in range(K):
-            taps[kh * K + kw] = get(weight, kh * conv.to_kh + kw * conv.to_kw, dtype)
+            put(taps, kh * K + kw, get(weight, kh * conv.to_kh + kw * conv.to_kw, dtype))
     oh = first
     while oh < last:
         for kh in range(K + 1):
             ih = oh * stride - conv.pad_top + kh
             rows[kh] = image + ih * IW * size if 0 <= ih < IH else zeros
         row = out + (oh - first) * OW * size
+        whole = not accumulate and (stride == 2 or oh + 1 < last)
+        # A vector that is wider than the row may run into the next one, which is written later
+        lane = VL if OW >= VL or (not accumulate and (last - oh - step) * OW >= VL) else OW
         ow = 0
         while ow < OW:
+            column = ow * stride - pad_left
+            if whole and column >= 0 and column + reach <= IW and ow + width <= OW:
+                # Most of the row: nothing to mask
+                end = min(OW - width, (IW - reach + pad_left) // stride)
+                while ow <= end:
+                    depthwise[K, V, stride, PLAIN](
+                        rows, taps, ow * stride - pad_left, IW, shift, act_min, act_max, row + ow * size,
+                        row + (OW + ow) * size, dtype,
+                    )  # fmt: skip
+                    ow += width
+                continue
             block = min(ow, max(OW - VL, 0))
-            column = block * stride - pad_left
-            depthwise_sums(rows, address(taps), column, IW, shift, sums, K, stride, dtype)
+            depthwise[K, 1, stride, MASKED](
+                rows, taps, block * stride - pad_left, IW, shift, -infinity, infinity, sums, sums + VL * size, dtype
+            )
             skip = ow - block if accumulate else 0  # lanes that the vector before has added to already
-            # A vector that is wider than the row may run into the next one, which is written later
-            lane = VL if OW >= VL or (not accumulate and (last - oh - step) * OW >= VL) else OW
             epilogue(row + block * size, load(sums, 0, dtype), skip, lane, accumulate, act_min, act_max, dtype)
             if stride == 1 and oh + 1 < last:
                 epilogue(
@@ -286,6 +326,28 @@ def depthwise_rows(
                 )
             ow += VL
         oh += step
+
+
+globals().update(
+    {
+        f"depthwise_rows_{K}_{stride}": helper(unrolled(depthwise_rows, K=K, V=V, stride=stride))
+        for K, V, stride in DEPTHWISE
+    }
+)
+
+
+def depthwise_rows_of(conv, image, zeros, weight, shift, act_min, act_max, out, first, last, dtype):
+    """`depthwise_rows` with the kernel's extent and stride as constants."""
+    inlined()
+    depthwise_rows: registers[8, 3]
+    for i in unroll(len(DEPTHWISE)):
+        if conv.K == DEPTHWISE[i][0] and conv.stride_w == DEPTHWISE[i][2]:
+            depthwise_rows[DEPTHWISE[i][0], DEPTHWISE[i][2]](
+                conv, image, zeros, weight, shift, act_min, act_max, out, first, last, dtype
+            )
+
+
+depthwise_rows_of = helper(unrolled(depthwise_rows_of))
 
 
 def filters_block(
@@ -301,6 +363,7 @@ def filters_block(
     dtype,
     F,
     V,
+    mode,
 ):
     outlined()
     acc: registers[F, V]
@@ -316,39 +379,50 @@ def filters_block(
         for kh in range(KH):
             ih = top + kh * dil_h
             row = image + (c * IH + ih) * IW * size if 0 <= ih < IH else zeros
-            taps = weight + (c * to_channel + kh * to_kh) * size
-            for kw in range(KW):
+            taps, column = weight + (c * to_channel + kh * to_kh) * size, left
+            for _ in range(KW):
+                rolled()
                 for v in unroll(V):
-                    x[v] = load_columns(row, left + kw * dil_w + v * VL * stride_w, stride_w, IW, dtype)
+                    x[v] = load_columns(row, column + v * VL * stride_w, stride_w, IW, mode, dtype)
                 for f in unroll(F):
                     tap = broadcast(get(taps, f * to_filter, dtype))
                     for v in unroll(V):
                         acc[f, v] = fma(x[v], tap, acc[f, v])
                 taps += to_kw * size
+                column += dil_w
     for f in unroll(F):
         for v in unroll(V):
             store(sums, (f * V + v) * VL, acc[f, v])
 
 
-filters_4x2, filters_4x1 = helper(unrolled(filters_block, F=4, V=2)), helper(unrolled(filters_block, F=4, V=1))
-filters_1x4, filters_1x1 = helper(unrolled(filters_block, F=1, V=4)), helper(unrolled(filters_block, F=1, V=1))
+# filters_<F>_<V>_<mode>
+FILTER_TILES = ((4, 2), (4, 1), (1, 4), (1, 1))
+globals().update(
+    {
+        f"filters_{F}_{V}_{mode}": helper(unrolled(filters_block, F=F, V=V, mode=mode))
+        for F, V in FILTER_TILES
+        for mode in (PLAIN, MASKED, PAIRS, GATHER)
+    }
+)
+
+
+def filters_group(conv, image, zeros, weight, top, left, c_first, c_last, sums, F, V, mode, dtype):
+    """`filters_block` with F, V and mode as constants."""
+    filters: registers[5, 5, 4]
+    for i in unroll(len(FILTER_TILES)):
+        if F == FILTER_TILES[i][0] and V == FILTER_TILES[i][1]:
+            for m in unroll(4):
+                if mode == m:
+                    filters[FILTER_TILES[i][0], FILTER_TILES[i][1], m](
+                        conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype
+                    )
+
+
+filters_group = helper(unrolled(filters_group))
 
 
 @helper
-def filters_group(conv, image, zeros, weight, top, left, c_first, c_last, sums, F, V, dtype):
-    """`filters_block` with F and V as constants."""
-    if F == 4 and V == 2:
-        filters_4x2(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype)
-    elif F == 4:
-        filters_4x1(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype)
-    elif V == 4:
-        filters_1x4(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype)
-    else:
-        filters_1x1(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype)
-
-
-@helper
-def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, dtype):
+def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype):
     # Channels in groups of about DEPTH products; their sums are added up.
     outlined()
     size, VL = itemsize(dtype), lanes(dtype)
@@ -356,7 +430,7 @@ def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, dtype)
     for i in range(F * V):
         shift = get(bias, i // V, dtype) if bias != 0 else dtype.type(0)
         store(sums, i * VL, broadcast(shift))
-    filters_group(conv, image, zeros, weight, top, left, np.int64(0), min(group, conv.C), sums, F, V, dtype)
+    filters_group(conv, image, zeros, weight, top, left, np.int64(0), min(group, conv.C), sums, F, V, mode, dtype)
     if group < conv.C:
         memory = local(256, dtype)
         total = address(memory)
@@ -364,11 +438,14 @@ def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, dtype)
         c = group
         while c < conv.C:
             clear(sums, F * V * VL * size)
-            filters_group(conv, image, zeros, weight, top, left, c, min(c + group, conv.C), sums, F, V, dtype)
+            filters_group(conv, image, zeros, weight, top, left, c, min(c + group, conv.C), sums, F, V, mode, dtype)
             for i in range(F * V):
                 store(total, i * VL, load(total, i * VL, dtype) + load(sums, i * VL, dtype))
             c += group
         copy(sums, total, F * V * VL * size)
+    if mode == PAIRS:
+        for i in range(F * V):
+            store(sums, i * VL, in_order(load(sums, i * VL, dtype), load(sums, i * VL, dtype)))
 
 
 @helper
@@ -390,6 +467,7 @@ def filters_rows(
 ):
     OW, size, VL = conv.OW, itemsize(dtype), lanes(dtype)
     width = V * VL
+    reach = conv.dil_w * (conv.KW - 1) + width
     accumulate = conv.accumulate != 0
     memory = local(256, dtype)
     sums = address(memory)
@@ -399,7 +477,10 @@ def filters_rows(
         while ow < OW:
             block = min(ow, max(OW - width, 0))
             left = block * conv.stride_w - conv.pad_left
-            filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, dtype)
+            mode = mode_of(conv.stride_w)
+            if mode == MASKED and left >= 0 and left + reach <= conv.IW:
+                mode = PLAIN
+            filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype)
             skip = ow - block if accumulate else 0
             lane = VL if OW >= VL or (not accumulate and (last - oh - 1) * OW >= VL) else OW
             for f in range(F):
@@ -436,7 +517,7 @@ def conv_rows(
         n = 1
         if conv.K:
             shift = get(bias, 0, dtype) if bias != 0 else dtype.type(0)
-            depthwise_rows(conv, image, zeros, weight, shift, act_min, act_max, out, first, last, dtype)
+            depthwise_rows_of(conv, image, zeros, weight, shift, act_min, act_max, out, first, last, dtype)
         else:
             V = 1
             if f + FILTERS <= n_filters:
@@ -680,6 +761,7 @@ def strided_block(
     dtype,
 ):
     """One vector of cells that are stride_w apart."""
+    inlined()
     size, VL = itemsize(dtype), lanes(dtype)
     acc, total, depth = broadcast(shift), broadcast(dtype.type(0)), 0
     for c in range(C):
@@ -870,6 +952,7 @@ def grad_weight_run(
     F,
     H,
     T,
+    mode,  # MASKED, PAIRS or GATHER
 ):
     outlined()
     acc: registers[F, H, T]
@@ -895,7 +978,7 @@ def grad_weight_run(
         ow = ow_first
         while ow < ow_last:
             column = ow * stride_w + left
-            if stride_w == 1 and column >= 0 and column + reach <= IW and ow + VL <= OW:
+            if mode == MASKED and column >= 0 and column + reach <= IW and ow + VL <= OW:
                 for f in unroll(F):
                     dy[f] = load(grads, f * OH * OW + ow, dtype)
                 for h in unroll(H):
@@ -906,11 +989,13 @@ def grad_weight_run(
             else:
                 for f in unroll(F):
                     dy[f] = load_inside(grads + f * OH * OW * size, ow, OW, dtype)
+                    if mode == PAIRS:
+                        dy[f] = out_of_order(dy[f], dy[f])
                 # Lanes behind the row's last output are zeros on both sides
                 end = (min(OW - ow, VL) - 1) * stride_w + 1 + column
-                for h in unroll(H):
-                    for t in unroll(T):
-                        x = load_columns(rows[h], column + t * dil_w, stride_w, min(IW, end + t * dil_w), dtype)
+                for t in unroll(T):
+                    for h in unroll(H):
+                        x = load_columns(rows[h], column + t * dil_w, stride_w, min(IW, end + t * dil_w), mode, dtype)
                         for f in unroll(F):
                             acc[f, h, t] = fma(x, dy[f], acc[f, h, t])
             ow += VL
@@ -925,27 +1010,31 @@ def grad_weight_run(
                 store(sums, at, load(sums, at, dtype) + acc[f, h, t])
 
 
-run_4x1x3 = helper(unrolled(grad_weight_run, F=4, H=1, T=3))
-run_4x1x1 = helper(unrolled(grad_weight_run, F=4, H=1, T=1))
-run_1x3x3 = helper(unrolled(grad_weight_run, F=1, H=3, T=3))
-run_1x1x5 = helper(unrolled(grad_weight_run, F=1, H=1, T=5))
-run_1x1x1 = helper(unrolled(grad_weight_run, F=1, H=1, T=1))
+# run_<F>_<H>_<T>_<mode>
+RUNS = ((4, 1, 3), (4, 1, 1), (1, 3, 3), (1, 1, 5), (1, 1, 1))
+globals().update(
+    {
+        f"run_{F}_{H}_{T}_{mode}": helper(unrolled(grad_weight_run, F=F, H=H, T=T, mode=mode))
+        for F, H, T in RUNS
+        for mode in (MASKED, PAIRS, GATHER)
+    }
+)
 
 
-@helper
 def grad_weight_sums(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, F, H, T, dtype):
-    """`grad_weight_run` with F, H and T as constants."""
-    if F == 4:
-        if T == 3:
-            run_4x1x3(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
-        else:
-            run_4x1x1(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
-    elif T == 3:
-        run_1x3x3(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
-    elif T == 5:
-        run_1x1x5(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
-    else:
-        run_1x1x1(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype)
+    """`grad_weight_run` with F, H, T and mode as constants."""
+    run: registers[5, 4, 6, 4]
+    mode = mode_of(geometry[GEO_STRIDE_W])
+    for i in unroll(len(RUNS)):
+        if F == RUNS[i][0] and H == RUNS[i][1] and T == RUNS[i][2]:
+            for m in unroll(3):
+                if mode == m + 1:
+                    run[RUNS[i][0], RUNS[i][1], RUNS[i][2], m + 1](
+                        image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype
+                    )
+
+
+grad_weight_sums = helper(unrolled(grad_weight_sums))
 
 
 @helper

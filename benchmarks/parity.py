@@ -1,0 +1,122 @@
+"""``python -m benchmarks.parity``: every kernel of both compiled back ends in turns, and how near Numba comes to Cython."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from fastconv import _backends
+
+from . import bench_kernels, shapes
+from ._timing import cpus_for
+from .shapes import CLASSES, Shape
+
+# What is timed: the class of bench_kernels whose call it is, its parameter between back end and shape, for which layers
+OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], str]] = {
+    **{f"forward {name}": (bench_kernels.Conv2d, (name,), "conv") for name in ("im2col", "direct", "winograd")},
+    **{f"unit {name}": (bench_kernels.Unit, (name,), "unit") for name in ("im2col", "direct", "winograd")},
+    "pack im2col": (bench_kernels.PackWeight, (), "conv"),
+    **{f"grad_input {name}": (bench_kernels.Conv2dGradInput, (name,), "conv") for name in ("im2col", "direct")},
+    **{f"grad_weight {name}": (bench_kernels.Conv2dGradWeight, (name,), "conv") for name in ("im2col", "direct")},
+    "max_pool2d": (bench_kernels.MaxPool2d, (), "pool"),
+    "max_pool2d_backward": (bench_kernels.MaxPool2dBackward, (), "pool"),
+    "avg_pool2d": (bench_kernels.AvgPool2d, (), "pool"),
+}
+MOST_MACS = (
+    250_000_000  # of a layer that the kernels made for small layers are timed on: direct, and columns turned back
+)
+FOR_SMALL = ("forward direct", "unit direct", "grad_input im2col", "grad_input direct", "grad_weight direct")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
+    parser.add_argument("--class", dest="classes", nargs="+", choices=tuple(CLASSES), help="classes of layers")
+    parser.add_argument("--shape", dest="names", nargs="+", metavar="NAME", help="layers or networks, e.g. vgg16 smoke")
+    parser.add_argument("--operation", nargs="+", choices=tuple(OPERATIONS), default=tuple(OPERATIONS), metavar="OPERATION",
+                        help=", ".join(OPERATIONS))  # fmt: skip
+    parser.add_argument("--isa", help="level of the Cython back end (default: the one in use)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="default: 1")
+    parser.add_argument("--seconds", type=float, default=0.1, help="for each kernel and layer (default: 0.1)")
+    return parser.parse_args(argv)
+
+
+def kind(shape: Shape) -> str:
+    return "pool" if not shape.kernel else "unit" if shape.pool else "conv"
+
+
+def in_turns(first: Callable[[], Any], second: Callable[[], Any], threads: int, seconds: float) -> tuple[float, float]:
+    """Best times of two calls that take turns, at least five each: CPU time of one thread, wall time of several."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    best = [math.inf, math.inf]
+    end, rounds = time.perf_counter() + seconds, 0
+    gc.disable()
+    try:
+        while rounds < 5 or time.perf_counter() < end:
+            for i, call in enumerate((first, second)):
+                start = clock()
+                call()
+                best[i] = min(best[i], clock() - start)
+            rounds += 1
+    finally:
+        gc.enable()
+    return best[0], best[1]
+
+
+def cells(
+    chosen: Iterable[Shape], threads: int, options: argparse.Namespace
+) -> Iterator[tuple[str, Shape, float, float]]:
+    """(operation, layer, seconds of Cython, seconds of Numba); what an algorithm refuses is left out."""
+    cython = f"cython-{options.isa or _backends.best_isa()}"
+    for shape in chosen:
+        for operation in options.operation:
+            benchmark, parameters, made_for = OPERATIONS[operation]
+            if kind(shape) != made_for or (operation in FOR_SMALL and shape.macs > MOST_MACS):
+                continue
+            pair = benchmark(), benchmark()
+            try:
+                for each, kernel in zip(pair, (cython, "numba"), strict=True):
+                    each.setup(kernel, *parameters, shape.name, threads)
+            except NotImplementedError:
+                continue
+            yield operation, shape, *in_turns(pair[0].call, pair[1].call, threads, options.seconds)
+
+
+def mean(ratios: list[float]) -> float:
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
+    reason = _backends.refusal("numba") or _backends.refusal("cython", options.isa)
+    try:
+        chosen = shapes.select(options.names, options.classes)
+        for threads in options.threads:
+            cpus_for(threads)
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        print(f"benchmarks.parity: {reason}", file=sys.stderr)
+        return 2
+    for threads in options.threads:
+        found: dict[tuple[str, str], list[tuple[float, str]]] = {}
+        print(f"## {threads} thread{'s' * (threads > 1)}: best time of each in turns, float32, batch 1\n")
+        print("| operation | layer | cython, us | numba, us | cython / numba |\n|---|---|--:|--:|--:|")
+        for operation, shape, cython, numba in cells(chosen, threads, options):
+            print(f"| {operation} | {shape.name} {shape} | {cython * 1e6:.1f} | {numba * 1e6:.1f} | "
+                  f"{cython / numba:.2f} |", flush=True)  # fmt: skip
+            found.setdefault((operation, shape.layer_class), []).append((cython / numba, shape.name))
+        print("\n| operation | class | layers | geometric mean | worst | |\n|---|---|--:|--:|--:|---|")
+        for (operation, layer_class), ratios in found.items():
+            print(f"| {operation} | {CLASSES[layer_class]} | {len(ratios)} | {mean([ratio for ratio, _ in ratios]):.2f} | "
+                  f"{min(ratios)[0]:.2f} | {min(ratios)[1]} |")  # fmt: skip
+        print()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

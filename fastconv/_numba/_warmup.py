@@ -1,0 +1,41 @@
+"""The kernels by name, for `fastconv warmup`."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+
+from fastconv._numba import _jit, _store
+
+STEMS = ("direct", "im2col", "winograd", "pool", "pad")
+DRIVER = "_parallel"  # what runs tasks on several threads is compiled, too
+FIRST = (
+    "direct.conv2d_task", "im2col.pack_weight_task", "im2col.conv2d_task", "winograd.pack_weight_task",
+    "winograd.conv2d_task", "winograd.input_task", "winograd.multiply_task", "winograd.output_task",
+    "pool.max_pool2d_task", "pool.avg_pool2d_task", "pad.pad2d_task",
+)  # fmt: skip
+
+folder = _store.writable_folder
+
+
+def _tasks() -> dict[str, _jit.Task]:
+    for stem in STEMS:
+        importlib.import_module(f"fastconv._numba.{stem}")
+    return {task.name: task for task in _jit.tasks}
+
+
+def kernels(everything: bool) -> list[tuple[str, str]]:
+    """(name, dtype) of every task, or of those that first calls in float32 meet; the longest to compile first."""
+    names = list(_tasks()) if everything else FIRST
+    order = sorted(names, key=lambda name: (not name.endswith(".conv2d_task"), STEMS.index(name.partition(".")[0])))
+    dtypes = ("float32", "float64") if everything else ("float32",)
+    return [*((name, dtype) for name in order for dtype in dtypes), (DRIVER, "")]
+
+
+def compile(name: str, dtype: str) -> None:
+    """Compile a kernel and keep it, unless it is there."""
+    if name == DRIVER:
+        importlib.import_module("fastconv._numba._parallel").driver()
+    else:
+        _tasks()[name].entry(np.dtype(dtype))

@@ -1,0 +1,171 @@
+"""The Numba back end's own business: what is compiled is kept, found again and never taken for something else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv import _backends, _warmup, cli
+from test_pad import problem_of
+
+if _backends.refusal("numba"):
+    pytest.skip(f"numba: {_backends.refusal('numba')}", allow_module_level=True)
+
+from fastconv._numba import _jit, _late, _store, pad
+from fastconv._numba import _warmup as kernels
+
+if _late.PLAIN_PYTHON:
+    pytest.skip("NUMBA_DISABLE_JIT is set: nothing is compiled", allow_module_level=True)
+
+ROOT = Path(fc.__file__).parent.parent
+GEOMETRY = problem_of((1, 1, 2, 3), (1, 1, 1, 1), "replicate", "float32").geometry()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Compiled code goes here."""
+    monkeypatch.setattr(_store, "folders", lambda: [tmp_path / "kernels"])
+    return tmp_path / "kernels"
+
+
+def pads():
+    """Copy an image with its border by a task that no one has loaded yet: what it should and what it does give."""
+    x, out = np.arange(6, dtype="float32").reshape(1, 1, 2, 3), np.zeros((1, 1, 4, 5), "float32")
+    task = _jit.Task(pad.pad2d_task.function, False)
+    _jit.tasks.remove(task)
+    task.run(1, 1, x, out, GEOMETRY)
+    return np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), "edge"), out
+
+
+def test_compiled_code_is_kept_and_loads_without_numba(folder):
+    expected, actual = pads()
+    assert np.array_equal(actual, expected)
+    (file,) = folder.iterdir()
+    before = file.stat().st_mtime_ns
+    assert np.array_equal(pads()[1], expected) and file.stat().st_mtime_ns == before
+    code = """
+import sys
+import numpy as np
+from fastconv._numba import _store, pad
+from pathlib import Path
+_store.folders = lambda: [Path(sys.argv[1])]
+from fastconv import ConvProblem
+border = ConvProblem.from_args("t", (1, 1, 2, 3), (1, 1, 1, 1), "float32", padding=1, padding_mode="replicate").border()
+out = np.zeros((1, 1, 4, 5), "float32")
+pad.pad2d(np.arange(6, dtype="float32").reshape(1, 1, 2, 3), out, out[0, 0, 0, :0], border.geometry(), 1)
+print(out.sum(), "numba" in sys.modules)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert run.stdout == f"{expected.sum()} False\n", run.stderr[-2000:]
+
+
+def test_damaged_code_is_compiled_again(folder):
+    expected, _ = pads()
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:20], whole[:-5], whole[:40] + b"?" + whole[41:]):
+        file.write_bytes(damaged)
+        assert _store.load("pad.pad2d_task", "float32", pad.__file__) is None
+    assert np.array_equal(pads()[1], expected)
+    assert _store.load("pad.pad2d_task", "float32", pad.__file__) is not None
+
+
+def test_no_folder_to_write_to_is_no_obstacle(folder, capsys):
+    folder.write_text("a file, where the folder should be")
+    expected, actual = pads()
+    assert np.array_equal(actual, expected) and folder.is_file()
+    assert cli.main(["warmup"]) == 2
+    assert capsys.readouterr().err == (
+        "fastconv warmup: no folder for compiled kernels can be written: set NUMBA_CACHE_DIR to one that can\n"
+    )
+
+
+def names():
+    for function in (_store._common, _store._file_name, _store.numba_version):
+        function.cache_clear()
+    return _store._file_name("pad.pad2d_task", "float32", pad.__file__)
+
+
+def test_an_upgrade_never_meets_old_code(tmp_path, monkeypatch):
+    """The file's name changes with everything that the code depends on, and with nothing else."""
+    here = tmp_path / "package" / "_numba"
+    here.mkdir(parents=True)
+    for path in _store._HERE.glob("_*.py"):
+        (here / path.name).write_bytes(path.read_bytes())
+    (here.parent / "_problem.py").write_bytes((_store._HERE.parent / "_problem.py").read_bytes())
+    first = names()
+    with monkeypatch.context() as patch:
+        patch.setattr(_store, "_HERE", here)
+        assert names() == first
+        for name in ("_simd.py", "_common.py", "../_problem.py"):
+            source = (here / name).read_text()
+            (here / name).write_text(source + "\n# changed\n")
+            assert names() != first, name
+            (here / name).write_text(source)
+        assert names() == first
+    for attribute, value in (("VECTOR_BYTES", 128), ("numba_version", lambda: "9"), ("llvmlite_version", "9")):
+        with monkeypatch.context() as patch:
+            if attribute == "numba_version":
+                value.cache_clear = lambda: None
+            patch.setattr(_store, attribute, value)
+            assert names() != first, attribute
+    monkeypatch.setenv("NUMBA_OPT", "1")
+    assert names() != first
+    monkeypatch.delenv("NUMBA_OPT")
+    assert names() == first
+
+
+def test_every_file_of_the_back_end_counts():
+    """A kernel's own file and the shared ones, whose names start with _, are all that a kernel is made of."""
+    stems = {f"{stem}.py" for stem in _backends.STEMS}
+    assert {path.name for path in _store._HERE.glob("*.py") if not path.name.startswith("_")} == stems
+
+
+# ----------------------------------------------------------------------------------------------------------- warmup
+
+
+def test_warmup_knows_every_kernel():
+    every = {name for name, _ in kernels.kernels(everything=True)} - {kernels.DRIVER}
+    assert every == {task.name for task in _jit.tasks}
+    assert set(kernels.FIRST) < every
+    assert {dtype for _, dtype in kernels.kernels(everything=False)} == {"float32", ""}
+
+
+def test_warmup(monkeypatch, capsys):
+    monkeypatch.setattr(kernels, "kernels", lambda everything: [("pad.pad2d_task", "float32")])
+    assert cli.main(["warmup", "--all"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"1 kernels are ready in {kernels.folder()}") and "1/1" in err
+
+
+def test_warmup_without_numba(monkeypatch, capsys):
+    monkeypatch.setattr(_warmup._backends, "refusal", lambda name: "numba is not installed")
+    assert cli.main(["warmup"]) == 2
+    assert capsys.readouterr() == ("", "fastconv warmup: numba is not installed\n")
+
+
+# ------------------------------------------------------------------------------------------------------ narrow hosts
+
+NARROW = """
+import numpy as np
+import fastconv as fc
+from fastconv._numba import direct
+x = np.arange(2 * 3 * 5 * 19, dtype="float32").reshape(2, 3, 5, 19)
+cols = fc.im2col(x, 3, padding=1, backend="reference")
+back = [fc.col2im(cols, (5, 19), 3, padding=1, backend=name) for name in ("numba", "reference")]
+print(direct.VL_FLOAT, np.array_equal(*back))
+"""
+
+
+def test_vectors_follow_the_cpu_that_numba_compiles_for(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", NARROW], capture_output=True, text=True, cwd=ROOT, timeout=300,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": "generic"},
+    )  # fmt: skip
+    assert run.stdout == "4 True\n", run.stderr[-2000:]
