@@ -1263,9 +1263,15 @@ cdef Outer outer(const Blocking* b, const int64_t* geometry) noexcept nogil:
 def conv2d_grad_weight_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     """Elements of workspace: V and Y' of a chunk, D where there are several; copied rows, or a block of results."""
     cdef:
-        Blocking b = blocking(&geometry[0], VL_FLOAT)
-        Outer o = outer(&b, &geometry[0])
-    return o.v_elements + o.y_elements + o.kept_elements + n_workers * o.worker_elements
+        Blocking b
+        Outer o
+        Py_ssize_t most = 0, i
+        Py_ssize_t[2] lengths = [VL_FLOAT, _VL_DOUBLE]
+    for i in range(2):  # chunks of the two are of different sizes
+        b = blocking(&geometry[0], lengths[i])
+        o = outer(&b, &geometry[0])
+        most = max(most, o.v_elements + o.y_elements + o.kept_elements + n_workers * o.worker_elements)
+    return most
 
 
 cdef inline void transform_grad_output(

@@ -842,9 +842,7 @@ def conv2d_task(
             columns = min(ceil_div(b.OW - column, b.m), b.columns)
             at = Block(row, rows, column, columns, rows * columns)
             for block in range(b.channel_blocks):  # loop 1: channels
-                input_block(
-                    image, v + block * b.tiles * b.VL * size, b.v_step, block, copied, at, b, geometry, dtype
-                )
+                input_block(image, v + block * b.tiles * b.VL * size, b.v_step, block, copied, at, b, geometry, dtype)
             for xi in range(b.T * b.T):  # loop 2: cells
                 multiply(
                     u + xi * b.u_step * size, v + xi * b.v_step * size, c + xi * b.m_step * size, 0, b.panels,
@@ -1031,8 +1029,11 @@ def outer(b, geometry):
 
 def conv2d_grad_weight_workspace(geometry, n_workers):
     """Elements of workspace: V and Y' of a chunk, D where there are several; copied rows, or a block of results."""
-    o = outer(plan(geometry), geometry.tolist())
-    return o.v_elements + o.y_elements + o.kept_elements + n_workers * o.worker_elements
+    most = 0
+    for itemsize in (4, 8):  # chunks of the two are of different sizes
+        o = outer(plan(geometry, itemsize), geometry.tolist())
+        most = max(most, o.v_elements + o.y_elements + o.kept_elements + n_workers * o.worker_elements)
+    return most
 
 
 def transform_grad_output(
