@@ -352,6 +352,49 @@ cdef inline void weight_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize
     out[(m + 1) * out_step] = x2
 
 
+cdef inline void grad_output_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
+    """out = A cells: T vectors from m."""
+    cdef:
+        vec[6] x
+        vec even, odd
+        int i, k
+    for k in range(m):
+        x[k] = cells[k * step]
+    out[0] = x[0]
+    out[(m + 1) * out_step] = x[m - 1]
+    for i in range(m // 2):
+        even = x[0]
+        odd = constant(point(m, i), &even) * x[1]
+        for k in range(2, m):
+            if k % 2:
+                odd = odd + constant(power(m, i, k), &even) * x[k]
+            else:
+                even = even + constant(power(m, i, k), &even) * x[k]
+        out[(2 * i + 1) * out_step] = even + odd
+        out[(2 * i + 2) * out_step] = even - odd
+
+
+cdef inline void grad_weight_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
+    """out = G^T cells: 3 vectors from T."""
+    cdef:
+        vec x0, x1, x2, sum, difference
+        int i
+    x0 = constant(scale(m, -1), &x0) * cells[0]
+    x2 = cells[(m + 1) * step]
+    for i in range(m // 2):
+        sum = constant(scale(m, i), &sum) * (cells[(2 * i + 1) * step] + cells[(2 * i + 2) * step])
+        difference = cells[(2 * i + 1) * step] - cells[(2 * i + 2) * step]
+        x0 = x0 + sum
+        x2 = x2 + constant(square(m, i), &sum) * sum
+        if i == 0:
+            x1 = constant(point(m, i) * scale(m, i), &sum) * difference
+        else:
+            x1 = x1 + constant(point(m, i) * scale(m, i), &sum) * difference
+    out[0] = x0
+    out[out_step] = x1
+    out[2 * out_step] = x2
+
+
 # ---------------------------------------------------------------------------------------------------------- blocking
 
 
@@ -438,27 +481,29 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
 
 
 cdef void copy_rows(
-    const real* image,          # IN   VL channels, or fewer, of one image
-    real* copied,               # OUT  [rows * m + 2][columns * m + 2][VL]
-    Py_ssize_t channels,
-    const Block* at,
-    const Blocking* b,
-    const int64_t* geometry,
+    const real* image,          # IN   VL planes, or fewer
+    real* copied,               # OUT  [height][width][VL]
+    Py_ssize_t planes,
+    Py_ssize_t plane,           # from one plane to the next
+    Py_ssize_t IW,              # from one row to the next
+    Py_ssize_t top,
+    Py_ssize_t left,
+    Py_ssize_t height,
+    Py_ssize_t width,
+    Py_ssize_t row_end,         # cells from here on are not read
+    Py_ssize_t column_end,
     vec* unused,
 ) noexcept nogil:
-    """The cells that a block of tiles reads, channels last; zero outside the image and where no output reads them."""
+    """The cells of a window on the planes, planes last; zero outside 0 .. row_end, 0 .. column_end."""
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), IW = geometry[GEO_IW]
-        Py_ssize_t plane = geometry[GEO_IH] * IW, pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t width = at.columns * b.m + 2, left = at.column - pad_left, row, ih, first, last, p, j, c
-        Py_ssize_t row_end = min(geometry[GEO_IH], b.OH + 2 - pad_top), column_end = min(IW, b.OW + 2 - pad_left)
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), row, ih, first, last, p, j, c
         vec[4] z
         const real* source
         real* target
     first = min(max(-left, 0), width)
     last = min(max(column_end - left, first), width)
-    for row in range(at.rows * b.m + 2):
-        ih = at.row - pad_top + row
+    for row in range(height):
+        ih = top + row
         target = copied + row * width * VL
         if ih < 0 or ih >= row_end or first == last:
             memset(target, 0, width * VL * sizeof(real))
@@ -466,7 +511,7 @@ cdef void copy_rows(
         source = image + ih * IW + left
         memset(target, 0, first * VL * sizeof(real))
         memset(target + last * VL, 0, (width - last) * VL * sizeof(real))
-        if channels == VL and last - first >= quad:
+        if planes == VL and last - first >= quad:
             p = first
             while True:  # the last square overlaps the one before
                 for j in range(quad):
@@ -479,23 +524,23 @@ cdef void copy_rows(
                 p = min(p + quad, last - quad)
         else:
             for p in range(first, last):
-                for c in range(channels):
+                for c in range(planes):
                     target[p * VL + c] = source[c * plane + p]
-                for c in range(channels, VL):
+                for c in range(planes, VL):
                     target[p * VL + c] = 0
 
 
 cdef inline void transform_input(
     const real* copied,         # IN
     real* v,                    # OUT  [xi][...][tile][VL], first tile
+    Py_ssize_t v_step,          # from one xi to the next
     const Block* at,
-    const Blocking* b,
     int m,
     vec* unused,
 ) noexcept nogil:
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), width = at.columns * m + 2, row, column
-        Py_ssize_t step = b.v_step // VL
+        Py_ssize_t step = v_step // VL
         int i, T = m + 2
         const vec* source
         vec[MOST_CELLS] half
@@ -511,8 +556,8 @@ cdef inline void transform_input(
 
 cdef void input_block(
     const real* image,          # IN   channels of one group of one image
-    real* v,                    # OUT  [xi][channel block][tile][VL]
-    Py_ssize_t first_tile,
+    real* v,                    # OUT  [xi][...][tile][VL], first tile of the block of channels
+    Py_ssize_t v_step,
     Py_ssize_t block,           # of channels
     real* copied,
     const Block* at,
@@ -520,18 +565,20 @@ cdef void input_block(
     const int64_t* geometry,
     vec* unused,
 ) noexcept nogil:
-    cdef Py_ssize_t VL = sizeof(vec) // sizeof(real)
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
     copy_rows(
-        image + block * VL * geometry[GEO_IH] * geometry[GEO_IW], copied, min(b.ICG - block * VL, VL), at, b, geometry,
-        unused,
+        image + block * VL * IH * IW, copied, min(b.ICG - block * VL, VL), IH * IW, IW, at.row - pad_top,
+        at.column - pad_left, at.rows * b.m + 2, at.columns * b.m + 2, min(IH, b.OH + 2 - pad_top),
+        min(IW, b.OW + 2 - pad_left), unused,
     )
-    v += (block * b.tiles + first_tile) * VL
     if b.m == 2:
-        transform_input(<const real*> copied, v, at, b, 2, unused)
+        transform_input(<const real*> copied, v, v_step, at, 2, unused)
     elif b.m == 4:
-        transform_input(<const real*> copied, v, at, b, 4, unused)
+        transform_input(<const real*> copied, v, v_step, at, 4, unused)
     else:
-        transform_input(<const real*> copied, v, at, b, 6, unused)
+        transform_input(<const real*> copied, v, v_step, at, 6, unused)
 
 
 # ------------------------------------------------------------------------------------------------- matrix product
@@ -970,7 +1017,9 @@ cdef void conv2d_task(
             at.columns = min(ceil_div(b.OW - at.column, b.m), b.columns)
             at.tiles = at.rows * at.columns
             for block in range(b.channel_blocks):                                          # loop 1: channels
-                input_block(image, v, 0, block, copied, &at, b, geometry, unused)
+                input_block(
+                    image, v + block * b.tiles * b.VL, b.v_step, block, copied, &at, b, geometry, unused
+                )
             for xi in range(b.T * b.T):                                                    # loop 2: cells
                 multiply(
                     u + xi * b.u_step, <const real*> v + xi * b.v_step, c + xi * b.m_step, 0, b.panels, at.tiles, b,
@@ -1006,10 +1055,10 @@ cdef void input_task(
     const int64_t* geometry,
     vec* unused,
 ) noexcept nogil:
-    cdef Py_ssize_t n = task // b.channel_blocks
+    cdef Py_ssize_t n = task // b.channel_blocks, block = task % b.channel_blocks
     input_block(
-        input + n * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW], v, n * at.tiles, task % b.channel_blocks,
-        copied, at, b, geometry, unused,
+        input + n * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW],
+        v + (block * b.tiles + n * at.tiles) * b.VL, b.v_step, block, copied, at, b, geometry, unused,
     )
 
 
@@ -1154,4 +1203,356 @@ def conv2d(
                 output_task(
                     task, <const real*> c, x_chunk, weight, shifts_chunk, <real> act_min, <real> act_max, out_chunk,
                     &at, &b, geo, doubles,
+                )
+
+
+# ------------------------------------------------------------------------------ kernels: gradient of the weight
+
+# The same products from the other side, with Y' = A dY A^T of every tile of grad_output:
+#
+#     D[xi] (ICG x OCG) = V[xi]^T (ICG x tiles) @ Y'[xi] (tiles x OCG);     grad_weight = G^T D G
+#
+#     Y'[xi][panel of NV*VL filters][tile][NV*VL]       D[block][xi][TASK_TILES * MR channels][TASK_PANELS * NV*VL]
+#
+# Tiles come in chunks, images or rows of one. The first driver transforms a chunk, the second multiplies: a task owns a
+# block of D and adds every chunk to it in order, and turns it to grad_weight after the last. A term of the sum is a tile.
+cdef enum:
+    CHUNK_ELEMENTS = 1 << 20   # of V and Y' together: they stay in the third-level cache; more if D is larger, so that
+                               # D, which is read and written for every chunk, need not be kept
+    TASK_TILES = 4             # tiles of MR channels in a task, and
+    TASK_PANELS = 2            # panels of filters: V[xi] and Y'[xi] of a task stay in the second-level cache
+
+
+cdef struct Outer:
+    Py_ssize_t images, rows, tiles, image_chunks, row_chunks     # of a chunk; chunks
+    Py_ssize_t filter_vectors, tile_blocks, panel_blocks, ldd    # of VL filters; blocks of D, from channel to channel
+    Py_ssize_t v_step, y_step, d_step                            # from one xi to the next
+    Py_ssize_t v_elements, y_elements, d_elements, kept_elements, copy_elements, result_elements, worker_elements
+
+
+cdef Outer outer(const Blocking* b, const int64_t* geometry) noexcept nogil:
+    cdef:
+        Outer o
+        Py_ssize_t N = geometry[GEO_N], cells = b.T * b.T, plane = b.tile_rows * b.tile_columns, most, d_all
+    o.filter_vectors = ceil_div(b.OCG, b.VL)
+    o.tile_blocks = ceil_div(b.ICG, TASK_TILES * _MR)
+    o.panel_blocks = ceil_div(b.panels, TASK_PANELS)
+    o.ldd = TASK_PANELS * b.NR
+    o.d_step = TASK_TILES * _MR * o.ldd + LINE
+    o.d_elements = cells * o.d_step
+    d_all = o.tile_blocks * o.panel_blocks * o.d_elements
+    most = max(CHUNK_ELEMENTS, d_all) // max(cells * (b.channel_blocks * b.VL + b.panels * b.NR), 1)
+    o.images = max(min(most // max(plane, 1), N), 1)
+    o.image_chunks = ceil_div(N, o.images)
+    o.images = ceil_div(N, max(o.image_chunks, 1))
+    o.rows = max(min(most // max(b.tile_columns, 1), b.tile_rows), 1)
+    o.row_chunks = ceil_div(b.tile_rows, o.rows)
+    o.rows = ceil_div(b.tile_rows, max(o.row_chunks, 1))
+    o.tiles = o.images * o.rows * b.tile_columns
+    o.v_step = b.channel_blocks * o.tiles * b.VL + LINE
+    o.y_step = b.panels * o.tiles * b.NR + LINE
+    o.v_elements = cells * o.v_step
+    o.y_elements = cells * o.y_step
+    o.kept_elements = d_all if o.image_chunks * o.row_chunks > 1 else 0
+    o.copy_elements = lines((o.rows * b.m + 2) * (b.tile_columns * b.m + 2) * b.VL)
+    o.result_elements = TASK_TILES * _MR * 9 * o.ldd
+    o.worker_elements = max(o.copy_elements, o.result_elements + (0 if o.kept_elements else o.d_elements))
+    return o
+
+
+def conv2d_grad_weight_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
+    """Elements of workspace: V and Y' of a chunk, D where there are several; copied rows, or a block of results."""
+    cdef:
+        Blocking b
+        Outer o
+        Py_ssize_t most = 0, i
+        Py_ssize_t[2] lengths = [VL_FLOAT, _VL_DOUBLE]
+    for i in range(2):  # chunks of the two are of different sizes
+        b = blocking(&geometry[0], lengths[i])
+        o = outer(&b, &geometry[0])
+        most = max(most, o.v_elements + o.y_elements + o.kept_elements + n_workers * o.worker_elements)
+    return most
+
+
+cdef inline void transform_grad_output(
+    const real* copied,         # IN   [rows * m][columns * m][VL]
+    real* y,                    # OUT  [xi][...][tile][NV * VL], first tile
+    Py_ssize_t y_step,
+    const Block* at,
+    int m,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), width = at.columns * m, row, column, step = y_step // VL
+        int i, T = m + 2
+        const vec* source
+        vec[MOST_CELLS] half
+    for row in range(at.rows):
+        for column in range(at.columns):
+            source = <const vec*> (copied + (row * width + column) * m * VL)
+            for i in range(m):
+                grad_output_1d(source + i, width, &half[i], m, m)
+            for i in range(T):
+                grad_output_1d(&half[i * m], 1, <vec*> y + i * T * step, step, m)
+            y += _NV * VL
+
+
+cdef void transform_task(
+    Py_ssize_t task,
+    const real* input,            # IN   first image of the chunk, first channel of the group
+    const real* grad_output,      # IN   first image of the chunk, first filter of the group
+    real* v,                      # OUT
+    real* y,                      # OUT
+    real* copied,
+    const Block* at,
+    const Blocking* b,
+    const Outer* o,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    # Of each image first the blocks of VL channels, then those of VL filters.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), n = task // (b.channel_blocks + o.filter_vectors), P = b.OH * b.OW
+        Py_ssize_t block = task % (b.channel_blocks + o.filter_vectors)
+    if block < b.channel_blocks:
+        input_block(
+            input + n * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW],
+            v + (block * o.tiles + n * at.tiles) * VL, o.v_step, block, copied, at, b, geometry, unused,
+        )
+        return
+    block -= b.channel_blocks
+    copy_rows(
+        grad_output + (n * geometry[GEO_OC] + block * VL) * P, copied, min(b.OCG - block * VL, VL), P, b.OW, at.row, 0,
+        at.rows * b.m, at.columns * b.m, b.OH, b.OW, unused,
+    )
+    y += ((block // _NV * o.tiles + n * at.tiles) * _NV + block % _NV) * VL
+    if b.m == 2:
+        transform_grad_output(<const real*> copied, y, o.y_step, at, 2, unused)
+    elif b.m == 4:
+        transform_grad_output(<const real*> copied, y, o.y_step, at, 4, unused)
+    else:
+        transform_grad_output(<const real*> copied, y, o.y_step, at, 6, unused)
+
+
+cdef inline void outer_tile(
+    const real** cells,         # IN   MR channels of the first tile, VL elements from tile to tile
+    const real* y,              # IN   [tile][NV * VL]
+    Py_ssize_t tiles,
+    real* d,                    # IN/OUT  MR rows of filters, ldd apart
+    Py_ssize_t ldd,
+    bint first,                 # nothing is there yet
+    int nv,                     # a constant at each call
+    vec* unused,
+) noexcept nogil:
+    # The same registers as `tile`; MR pointers move through V together, one tile a step.
+    cdef:
+        vec[_MR][_NV] acc
+        vec[_NV] x
+        vec cell
+        const real* at[_MR]
+        Py_ssize_t t, i, j, VL = sizeof(vec) // sizeof(real)
+    for i in range(_MR):
+        at[i] = cells[i]
+        for j in range(nv):
+            if first:
+                fill(&acc[i][j], <real> 0)
+            else:
+                acc[i][j] = (<const vec*> (d + i * ldd + j * VL))[0]
+    for t in range(tiles):
+        for j in range(nv):
+            x[j] = (<const vec*> (y + j * VL))[0]
+        for i in range(_MR):
+            fill(&cell, at[i][t * VL])
+            for j in range(nv):
+                acc[i][j] = acc[i][j] + cell * x[j]
+        y += _NV * VL
+    for i in range(_MR):
+        for j in range(nv):
+            (<vec*> (d + i * ldd + j * VL))[0] = acc[i][j]
+
+
+cdef inline void transform_products(
+    const real* d,              # IN   [xi][channel][filter], first of each
+    real* results,              # OUT  [channel][9][filter]
+    Py_ssize_t channels,
+    Py_ssize_t vectors,         # of filters
+    Py_ssize_t ldd,
+    Py_ssize_t d_step,
+    int m,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), c, j, step = d_step // VL
+        int i, T = m + 2
+        const vec* cells
+        vec[24] half
+    for c in range(channels):
+        for j in range(vectors):
+            cells = <const vec*> (d + c * ldd + j * VL)
+            for i in range(T):
+                grad_weight_1d(cells + i * step, T * step, &half[i], T, m)
+            for i in range(3):
+                grad_weight_1d(
+                    &half[i * T], 1, <vec*> (results + (c * 9 + i * 3) * ldd + j * VL), ldd // VL, m
+                )
+
+
+cdef void store_filters(
+    const real* results,        # IN   [row][filter]: rows of one filter stand together in grad_weight
+    real* out,                  # OUT  the first row of the first filter, K from filter to filter
+    Py_ssize_t rows,
+    Py_ssize_t filters,
+    Py_ssize_t ldd,
+    Py_ssize_t K,
+    bint accumulate,
+    vec* unused,
+) noexcept nogil:
+    """Rows of VL filters turned, 4 or 2 at once."""
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), vector, square, squares, k, r, i, j
+        vec[4] z
+        vec old
+        real value
+    for vector in range(ceil_div(filters, VL)):
+        k = vector * VL
+        squares = rows // quad if filters - k >= VL else 0
+        for square in range(squares):
+            r = square * quad
+            for j in range(quad):
+                z[j] = (<const vec*> (results + (r + j) * ldd + k))[0]
+            transpose(&z[0])
+            for j in range(quad):
+                if accumulate:
+                    load_lanes(&old, <const real*> out + (k + j) * K + r, quad * K)
+                    z[j] = z[j] + old
+                store_lanes(out + (k + j) * K + r, quad * K, z[j])
+        for i in range(k, min(k + VL, filters)):
+            for r in range(squares * quad, rows):
+                value = results[r * ldd + i]
+                if accumulate:
+                    value = value + out[i * K + r]
+                out[i * K + r] = value
+
+
+cdef void conv2d_grad_weight_task(
+    Py_ssize_t task,
+    const real* v,                # IN
+    const real* y,                # IN
+    real* kept,                   # IN/OUT  D of all blocks, where there are several chunks
+    real* grad_weight,            # OUT  of the group
+    real* scratch,
+    Py_ssize_t tiles,
+    bint first,
+    bint last,
+    const Blocking* b,
+    const Outer* o,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL
+        Py_ssize_t panel_from = task % o.panel_blocks * TASK_PANELS, c_from = task // o.panel_blocks * TASK_TILES * _MR
+        Py_ssize_t panels = min(TASK_PANELS, b.panels - panel_from), channels = min(TASK_TILES * _MR, b.ICG - c_from)
+        Py_ssize_t filters = min(b.OCG - panel_from * NR, TASK_PANELS * NR), K = b.ICG * 9, xi, panel, tile_index, i, c
+        const real* cells[_MR]
+        const real* filters_of
+        real* d = kept + task * o.d_elements if o.kept_elements else scratch + o.result_elements
+        real* target
+    for xi in range(b.T * b.T):
+        for panel in range(panels):
+            filters_of = y + xi * o.y_step + (panel_from + panel) * o.tiles * NR
+            for tile_index in range(ceil_div(channels, _MR)):
+                for i in range(_MR):
+                    c = c_from + min(tile_index * _MR + i, channels - 1)  # past the end: the last channel again
+                    cells[i] = v + xi * o.v_step + c // VL * o.tiles * VL + c % VL
+                target = d + xi * o.d_step + tile_index * _MR * o.ldd + panel * NR
+                if b.OCG - (panel_from + panel) * NR > VL or _NV == 1:
+                    outer_tile(cells, filters_of, tiles, target, o.ldd, first, _NV, unused)
+                else:
+                    outer_tile(cells, filters_of, tiles, target, o.ldd, first, 1, unused)
+    if not last:
+        return
+    if b.m == 2:
+        transform_products(<const real*> d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, 2, unused)
+    elif b.m == 4:
+        transform_products(<const real*> d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, 4, unused)
+    else:
+        transform_products(<const real*> d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, 6, unused)
+    store_filters(
+        <const real*> scratch, grad_weight + (panel_from * NR * b.ICG + c_from) * 9, channels * 9, filters, o.ldd, K,
+        geometry[GEO_ACCUMULATE] != 0, unused,
+    )
+
+
+def conv2d_grad_weight(
+    const real[:, :, :, ::1] input,
+    const real[:, :, :, ::1] grad_output,
+    real[:, :, :, ::1] grad_weight,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """The adjoint in the weight: grad_weight (OC, ICG, 3, 3), added to what is there with accumulate."""
+    cdef:
+        Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
+        Outer o = outer(&b, &geometry[0])
+        Block at
+        Py_ssize_t task, N = geometry[GEO_N], G = geometry[GEO_G], n_tasks, g, n, images, chunk
+        Py_ssize_t chunks = o.image_chunks * o.row_chunks
+        const real* x = (
+            &input[0, 0, 0, 0]
+            if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
+        )
+        const real* dy = (
+            &grad_output[0, 0, 0, 0]
+            if grad_output.shape[0] and grad_output.shape[1] and grad_output.shape[2] and grad_output.shape[3] else NULL
+        )
+        const real* x_chunk
+        const real* dy_chunk
+        real* dw = &grad_weight[0, 0, 0, 0] if grad_weight.shape[0] and grad_weight.shape[1] else NULL
+        real* v = &workspace[0]
+        real* y = v + o.v_elements
+        real* kept = y + o.y_elements
+        real* scratch = kept + o.kept_elements
+        const int64_t* geo = &geometry[0]
+        vf* floats = NULL
+        vd* doubles = NULL
+    if chunks == 0:
+        if not geometry[GEO_ACCUMULATE] and dw != NULL:
+            memset(dw, 0, G * b.OCG * b.ICG * 9 * sizeof(real))
+        return
+    at.column = 0
+    at.columns = b.tile_columns
+    for chunk in range(G * chunks):
+        g = chunk // chunks
+        n = chunk % chunks // o.row_chunks * o.images
+        images = min(o.images, N - n)
+        at.row = chunk % o.row_chunks * o.rows * b.m
+        at.rows = min(o.rows, b.tile_rows - chunk % o.row_chunks * o.rows)
+        at.tiles = at.rows * at.columns
+        x_chunk = x + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
+        dy_chunk = dy + (n * G + g) * b.OCG * b.OH * b.OW
+        n_tasks = images * (b.channel_blocks + o.filter_vectors)
+        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            if real is float:
+                transform_task(
+                    task, x_chunk, dy_chunk, v, y, scratch + threadid() * o.worker_elements, &at, &b, &o, geo, floats
+                )
+            else:
+                transform_task(
+                    task, x_chunk, dy_chunk, v, y, scratch + threadid() * o.worker_elements, &at, &b, &o, geo, doubles
+                )
+        n_tasks = o.tile_blocks * o.panel_blocks
+        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            if real is float:
+                conv2d_grad_weight_task(
+                    task, <const real*> v, <const real*> y, kept, dw + g * b.OCG * b.ICG * 9,
+                    scratch + threadid() * o.worker_elements, images * at.tiles, chunk % chunks == 0,
+                    chunk % chunks == chunks - 1, &b, &o, geo, floats,
+                )
+            else:
+                conv2d_grad_weight_task(
+                    task, <const real*> v, <const real*> y, kept, dw + g * b.OCG * b.ICG * 9,
+                    scratch + threadid() * o.worker_elements, images * at.tiles, chunk % chunks == 0,
+                    chunk % chunks == chunks - 1, &b, &o, geo, doubles,
                 )

@@ -72,13 +72,13 @@ def grad_input(engine, stem, problem, grad_output, w, bias=None, start=None, cla
     return out.array
 
 
-def grad_weight(engine, stem, problem, x, grad_output, start=None, n_threads=1):
+def grad_weight(engine, stem, problem, x, grad_output, start=None, n_threads=1, tile=0):
     out = Guarded(problem.weight_shape, x.dtype)
     if start is not None:
         out.array[...] = start
     engine.run(
         stem, "conv2d_grad_weight", x, grad_output, out.array,
-        geometry=problem.geometry(accumulate=start is not None), n_threads=n_threads,
+        geometry=problem.geometry(accumulate=start is not None, tile=tile), n_threads=n_threads,
     )  # fmt: skip
     out.check(f"{engine.name} {stem}.conv2d_grad_weight")
     return out.array

@@ -19,7 +19,9 @@ from fastconv._algorithms import winograd
 from fastconv._problem import WINOGRAD_POINTS, ConvProblem
 from fastconv._reference.winograd import _matrices
 from problems import BY_NAME, CASES, Conv, integers, normals, solved
-from tolerance import ZERO_MEAN, assert_same, assert_within, winograd_bound, winograd_factor
+from tolerance import (
+    ZERO_MEAN, assert_same, assert_within, winograd_bound, winograd_factor, winograd_grad_weight_bound,
+)  # fmt: skip
 
 STEM = "winograd"
 TILES = tuple(WINOGRAD_POINTS)
@@ -245,6 +247,80 @@ def test_threads_do_not_change_bits(engine, name, tile):
         assert_same(results[n], results[0], f"{engine.name} F({tile}) on {n + 1} threads")
 
 
+# ------------------------------------------------------------------------------------- the gradient of the weight
+
+# More than one chunk: of images, of rows, of the rows of a group; and blocks of D about whole ones
+GRADIENTS = [
+    *(BY_NAME[name] for name in ("article", "same-3x3", "four-sides", "crop", "groups2", "batch5", "rows-1", "tall",
+                                 "padding-beyond-kernel", "batch-empty", "no-channels", "no-filters", "no-rows")),
+    *(NAMED[name] for name in ("plane-1x2", "plane-5x6", "deep-blocks", "many-filters", "channels-9", "channels-17")),
+    Conv("rows-of-chunks", 1, 3, 150, 149, 4, 3, 3, padding=1),
+    Conv("images-of-chunks", 13, 2, 41, 39, 3, 3, 3, padding=1),
+    Conv("groups-of-chunks", 2, 4, 95, 101, 2, 3, 3, padding=(0, 2), groups=2, double=True),
+    *(Conv(f"blocks-{n}", 1, n, 5, 4, n + 9, 3, 3, padding=1) for n in (23, 24, 25)),
+]  # fmt: skip
+GRADIENT_RUNS = [(case, "float32") for case in GRADIENTS] + [(c, "float64") for c in GRADIENTS if c.double]
+
+
+@pytest.mark.parametrize(("case", "dtype"), GRADIENT_RUNS, ids=[f"{c.name}-{dtype}" for c, dtype in GRADIENT_RUNS])
+@tiles
+def test_grad_weight_against_scipy(engine, case, dtype, tile):
+    problem, what = case.problem(dtype), f"{engine.name} F({tile}) grad_weight {case.name}"
+    data = solved(case, dtype, "integers")
+    actual = convolution.grad_weight(engine, STEM, problem, data["x"], data["grad_output"], tile=tile)
+    if tile == 2:
+        assert_same(actual, data["grad_weight"].astype(dtype), what)
+    limit = winograd_grad_weight_bound(problem, tile, data["x"], data["grad_output"])
+    assert_within(actual, data["grad_weight"], limit, what)
+    data = solved(case, dtype, "normals")
+    for roundings in (None, ZERO_MEAN):
+        actual = convolution.grad_weight(engine, STEM, problem, data["x"], data["grad_output"], tile=tile)
+        limit = winograd_grad_weight_bound(problem, tile, data["x"], data["grad_output"], roundings)
+        assert_within(actual, data["grad_weight"], limit, what)
+
+
+@pytest.mark.parametrize("case", [case for case in GRADIENTS if case.name in ("article", "blocks-25", "groups-of-chunks")],
+                         ids=lambda case: case.name)  # fmt: skip
+def test_grad_weight_is_added(engine, case):
+    problem, data = case.problem(), solved(case, "float32", "integers")
+    start = integers(problem.weight_shape, "float32", 5, 20)
+    for n_threads in (1, 2, 3):
+        actual = convolution.grad_weight(
+            engine, STEM, problem, data["x"], data["grad_output"], start, n_threads, tile=2
+        )  # fmt: skip
+        assert_same(actual, (data["grad_weight"] + start).astype("float32"), f"{engine.name} on {n_threads} threads")
+
+
+@pytest.mark.parametrize("case", [case for case in GRADIENTS if case.name in ("batch5", "blocks-25", "images-of-chunks")],
+                         ids=lambda case: case.name)  # fmt: skip
+def test_threads_do_not_change_bits_of_grad_weight(engine, case):
+    problem, data = case.problem(), solved(case, "float32", "normals")
+    one, *more = (
+        convolution.grad_weight(engine, STEM, problem, data["x"], data["grad_output"], n_threads=n, tile=4)
+        for n in (1, 2, 3)
+    )
+    for n, other in enumerate(more, 2):
+        assert_same(other, one, f"{engine.name} on {n} threads")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("spot", ["x", "grad_output"])
+def test_grad_weight_of_non_finite_data(engine, spot, value):
+    """NaN and Inf appear exactly where the definition puts them; data near the largest float overflow nowhere."""
+    data, problem = solved(NAMED["same-3x3"], "float32", "integers"), NAMED["same-3x3"].problem()
+    plan = fc.plan_conv2d(problem, "winograd_f4", op="grad_weight")
+    changed = {**data, spot: data[spot].copy()}
+    changed[spot].reshape(-1)[[0, -1]] = value
+    with np.errstate(invalid="ignore"):
+        exact = convolution.definition(problem, changed["x"], data["w"], changed["grad_output"])["grad_weight"]
+        actual = plan(changed["x"], changed["grad_output"])
+    assert_same(convolution._pattern(actual), convolution._pattern(exact))
+    large = np.sign(data["x"]) * np.float32(2.0**126)
+    actual = plan(large, np.sign(data["grad_output"]) * np.float32(2.0**-7))
+    exact = convolution.definition(problem, np.sign(data["x"]), data["w"], np.sign(data["grad_output"]))["grad_weight"]
+    assert_same(actual, (exact * 2.0**119).astype("float32"))
+
+
 # ------------------------------------------------------------------------------------------------ the algorithm
 
 
@@ -260,7 +336,7 @@ def problem_of(shape=(1, 4, 9, 10), weight=(6, 4, 3, 3), *more, **named):
         (problem_of(stride=(1, 2)), "grad_input", r"stride is \(1, 2\), it needs 1"),
         (problem_of(dilation=3), "forward", "dilation is 3, it needs 1"),
         (problem_of(weight=(6, 4, 3, 1)), "forward", "the kernel is 3 x 1, it needs 3 x 3"),
-        (problem_of(), "grad_weight", "it has no gradient of the weight"),
+        (problem_of(dilation=2), "grad_weight", "dilation is 2, it needs 1"),
     ],
 )
 def test_refusals(algorithm, problem, op, reason):
@@ -281,6 +357,10 @@ def test_forced(engine, name, algorithm):
     back = fc.plan_conv2d(BY_NAME[name].problem(), algorithm, op="grad_input")(data["grad_output"], data["w"], None)
     limit = winograd_factor(tile) * 60 * 1.2e-7 * np.abs(data["w"]).sum() * abs(data["grad_output"]).max(initial=0)
     assert_within(back, data["grad_input"], np.full(back.shape, limit), "grad_input")
+    weight = fc.plan_conv2d(BY_NAME[name].problem(), algorithm, op="grad_weight")(data["x"], data["grad_output"])
+    tile = 2 if algorithm == "winograd" else tile  # 2 or 4: the bound of 4 is the larger
+    limit = winograd_grad_weight_bound(problem, max(tile, 4), data["x"], data["grad_output"])
+    assert_within(weight, data["grad_weight"], limit, "grad_weight")
     if algorithm == "winograd_f2":
         data, whole = solved(BY_NAME[name], "float32", "integers"), BY_NAME[name].problem()
         back = fc.plan_conv2d(whole, algorithm, op="grad_input")(data["grad_output"], data["w"], None)

@@ -45,7 +45,15 @@ multiplication of the weight's, T of the output transform; and once through the 
 
 Underflow adds at most a smallest subnormal s where a value was rounded: to the image's part, as if max|d_c| were s, to
 the weight's, as if every |w_c| were, or to a product. "auto" takes a tile of 6 never, as its F^2 is 9 times that of 4.
-On zero-mean random data no chain counts for more than 2 eps, as above. F(2)'s coefficients are 0, 1 and 1/2: integers
+On zero-mean random data no chain counts for more than 2 eps, as above.
+
+Its gradient of the weight, G^T [sum over tiles of (B^T d B) * (A y A^T)] G, is the same form, in which a cell of y and
+the weight have changed places: with y_t the gradient's cells of tile t, and d_t the image's,
+
+    |actual - exact| <= F^2 * (6 * T + 6 + tiles) * eps * sum over tiles of max|d_t| * sum|y_t|
+
+where a term passes, twice, through at most T additions of each transform, and through a rounded coefficient, two
+multiplications by one of the last. F(2)'s coefficients are 0, 1 and 1/2: integers
 and their quarters, exact. A tile that is computed again by the definition is within its bound, which is smaller.
 
 **Integers** whose sums stay below 2**24 are exact in any order: bitwise equal.
@@ -95,25 +103,48 @@ def winograd_factor(tile):
     return float((a_t @ (b_t.sum(1)[:, None] * g)).max()) ** 2
 
 
-def winograd_bound(problem, tile, x, w, roundings=None):
-    """The bound above for every result; ``roundings`` in place of the longest chain."""
-    info, T = np.finfo(x.dtype), tile + 2
-    if roundings is None:
-        roundings = 4 * T + 10 + problem.ICG
-    rows, columns = -(-problem.OH // tile), -(-problem.OW // tile)
+def _largest_of_tiles(problem, tile, x):
+    """max|d_c| of every tile, (N, G, ICG, rows, columns)."""
+    T, rows, columns = tile + 2, -(-problem.OH // tile), -(-problem.OW // tile)
     image = oracle.padded(
         oracle.wide(abs(x)), (problem.pad_top, problem.pad_bottom, problem.pad_left, problem.pad_right)
     )
     whole = np.zeros((*image.shape[:2], rows * tile + 2, columns * tile + 2), image.dtype)
     whole[:, :, : image.shape[2], : image.shape[3]] = image
     largest = np.lib.stride_tricks.sliding_window_view(whole, (T, T), (2, 3))[:, :, ::tile, ::tile].max((4, 5))
-    largest = largest.reshape(problem.N, problem.G, problem.ICG, rows, columns)
+    return largest.reshape(problem.N, problem.G, problem.ICG, rows, columns)
+
+
+def winograd_bound(problem, tile, x, w, roundings=None):
+    """The bound above for every result; ``roundings`` in place of the longest chain."""
+    info, T = np.finfo(x.dtype), tile + 2
+    if roundings is None:
+        roundings = 4 * T + 10 + problem.ICG
+    largest = _largest_of_tiles(problem, tile, x)
+    rows, columns = largest.shape[3:]
     weight = oracle.wide(abs(w)).sum((2, 3)).reshape(problem.G, problem.OCG, problem.ICG)
     eps, tiny = float(info.eps), float(info.smallest_subnormal)
     limit = eps * np.einsum("ngchw,goc->ngohw", largest, weight)
     limit += tiny * (weight.sum(2)[:, :, None, None] + 9 * largest.sum(2)[:, :, None] + problem.ICG)
     limit = limit.reshape(problem.N, problem.OC, rows, columns) * (winograd_factor(tile) * roundings)
     return limit.repeat(tile, 2).repeat(tile, 3)[:, :, : problem.OH, : problem.OW]
+
+
+def winograd_grad_weight_bound(problem, tile, x, grad_output, roundings=None):
+    """The same for the gradient of the weight."""
+    info, T = np.finfo(x.dtype), tile + 2
+    rows, columns = -(-problem.OH // tile), -(-problem.OW // tile)
+    tiles = problem.N * rows * columns
+    if roundings is None:
+        roundings = 6 * T + 6 + tiles
+    largest = _largest_of_tiles(problem, tile, x)
+    whole = np.zeros((problem.N, problem.OC, rows * tile, columns * tile), largest.dtype)
+    whole[:, :, : problem.OH, : problem.OW] = abs(grad_output)
+    grads = whole.reshape(problem.N, problem.G, problem.OCG, rows, tile, columns, tile).sum((4, 6))
+    eps, tiny = float(info.eps), float(info.smallest_subnormal)
+    limit = eps * np.einsum("ngchw,ngohw->goc", largest, grads)
+    limit += tiny * (grads.sum((0, 3, 4))[:, :, None] + tile**2 * largest.sum((0, 3, 4))[:, None] + tiles)
+    return (winograd_factor(tile) * roundings * limit).reshape(problem.OC, problem.ICG, 1, 1)
 
 
 def assert_within(actual, exact, limit, what=""):

@@ -153,10 +153,46 @@ def weight_1d(cells, step, out, out_step, dtype, m):
     store(out + (m + 1) * out_step, 0, x2)
 
 
+def grad_output_1d(cells, step, out, out_step, dtype, m):
+    """out = A cells: T vectors from m."""
+    x: registers[6]
+    for k in unroll(m):
+        x[k] = load(cells + k * step, 0, dtype)
+    store(out, 0, x[0])
+    store(out + (m + 1) * out_step, 0, x[m - 1])
+    for i in unroll(m // 2):
+        even = x[0]
+        odd = broadcast(dtype.type(POINT[m * 3 + i])) * x[1]
+        for k in unroll(m // 2 - 1):
+            even = fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + 2 * k + 2])), x[2 * k + 2], even)
+            odd = fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + 2 * k + 3])), x[2 * k + 3], odd)
+        store(out + (2 * i + 1) * out_step, 0, even + odd)
+        store(out + (2 * i + 2) * out_step, 0, even - odd)
+
+
+def grad_weight_1d(cells, step, out, out_step, dtype, m):
+    """out = G^T cells: 3 vectors from T."""
+    x0 = broadcast(dtype.type(SCALE_0[m])) * load(cells, 0, dtype)
+    x1 = broadcast(dtype.type(0))
+    x2 = load(cells + (m + 1) * step, 0, dtype)
+    for i in unroll(m // 2):
+        plus = load(cells + (2 * i + 1) * step, 0, dtype)
+        minus = load(cells + (2 * i + 2) * step, 0, dtype)
+        total = broadcast(dtype.type(SCALE[m * 3 + i])) * (plus + minus)
+        x0 = x0 + total
+        x1 = fma(broadcast(dtype.type(POINT[m * 3 + i] * SCALE[m * 3 + i])), plus - minus, x1)
+        x2 = fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + 2])), total, x2)
+    store(out, 0, x0)
+    store(out + out_step, 0, x1)
+    store(out + 2 * out_step, 0, x2)
+
+
 # In an unrolled function ``input_1d: registers[6]`` makes input_1d[m] the name of one of these.
 input_1d_2, input_1d_4, input_1d_6 = (helper(unrolled(input_1d, m=m)) for m in POINTS)
 output_1d_2, output_1d_4, output_1d_6 = (helper(unrolled(output_1d, m=m)) for m in POINTS)
 weight_1d_2, weight_1d_4, weight_1d_6 = (helper(unrolled(weight_1d, m=m)) for m in POINTS)
+grad_output_1d_2, grad_output_1d_4, grad_output_1d_6 = (helper(unrolled(grad_output_1d, m=m)) for m in POINTS)
+grad_weight_1d_2, grad_weight_1d_4, grad_weight_1d_6 = (helper(unrolled(grad_weight_1d, m=m)) for m in POINTS)
 
 # ---------------------------------------------------------------------------------------------------------- blocking
 
@@ -247,26 +283,28 @@ def plan(geometry, itemsize=4):
 
 
 def copy_rows(
-    image,  # IN   VL channels, or fewer, of one image
-    copied,  # OUT  [rows * m + 2][columns * m + 2][VL]
-    channels,
-    at,
-    b,
-    geometry,
+    image,  # IN   VL planes, or fewer
+    copied,  # OUT  [height][width][VL]
+    planes,
+    plane,  # from one plane to the next
+    IW,  # from one row to the next
+    top,
+    left,
+    height,
+    width,
+    row_end,  # cells from here on are not read
+    column_end,
     dtype,
 ):
-    """The cells that a block of tiles reads, channels last; zero outside the image and where no output reads them."""
+    """The cells of a window on the planes, planes last; zero outside 0 .. row_end, 0 .. column_end."""
     outlined()
     z: registers[4]
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
-    quad, IW = 16 // size, geometry[GEO_IW]
-    plane, pad_top, pad_left = geometry[GEO_IH] * IW, geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    width, left = at.columns * b.m + 2, at.column - pad_left
-    row_end, column_end = min(geometry[GEO_IH], b.OH + 2 - pad_top), min(IW, b.OW + 2 - pad_left)
+    quad = 16 // size
     first = min(max(-left, 0), width)
     last = min(max(column_end - left, first), width)
-    for row in range(at.rows * b.m + 2):
-        ih = at.row - pad_top + row
+    for row in range(height):
+        ih = top + row
         target = copied + row * width * VL * size
         if ih < 0 or ih >= row_end or first == last:
             clear(target, width * VL * size)
@@ -274,7 +312,7 @@ def copy_rows(
         source = image + (ih * IW + left) * size
         clear(target, first * VL * size)
         clear(target + last * VL * size, (width - last) * VL * size)
-        if channels == VL and last - first >= 4:
+        if planes == VL and last - first >= 4:
             p = first
             while True:  # the last four overlap those before
                 for j in unroll(4):
@@ -287,9 +325,9 @@ def copy_rows(
                 p = min(p + 4, last - 4)
         else:
             for p in range(first, last):
-                for c in range(channels):
+                for c in range(planes):
                     put(target, p * VL + c, get(source, c * plane + p, dtype))
-                for c in range(channels, VL):
+                for c in range(planes, VL):
                     put(target, p * VL + c, zero)
 
 
@@ -299,8 +337,8 @@ copy_rows = helper(unrolled(copy_rows))
 def transform_input(
     copied,  # IN
     v,  # OUT  [xi][...][tile][VL], first tile
+    v_step,  # from one xi to the next
     at,
-    b,
     dtype,
     m,
 ):
@@ -308,7 +346,7 @@ def transform_input(
     input_1d: registers[6]
     size = itemsize(dtype)
     vector = lanes(dtype) * size
-    width, step = (at.columns * m + 2) * vector, b.v_step * size
+    width, step = (at.columns * m + 2) * vector, v_step * size
     memory = local(MOST_CELLS, dtype)
     half = address(memory)
     for row in range(at.rows):
@@ -329,8 +367,8 @@ transform_input_2, transform_input_4, transform_input_6 = (helper(unrolled(trans
 @helper
 def input_block(
     image,  # IN   channels of one group of one image
-    v,  # OUT  [xi][channel block][tile][VL]
-    first_tile,
+    v,  # OUT  [xi][...][tile][VL], first tile of the block of channels
+    v_step,
     block,  # of channels
     copied,
     at,
@@ -339,15 +377,19 @@ def input_block(
     dtype,
 ):
     VL, size = lanes(dtype), itemsize(dtype)
-    image += block * VL * geometry[GEO_IH] * geometry[GEO_IW] * size
-    copy_rows(image, copied, min(b.ICG - block * VL, VL), at, b, geometry, dtype)
-    v += (block * b.tiles + first_tile) * VL * size
+    IH, IW = geometry[GEO_IH], geometry[GEO_IW]
+    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    copy_rows(
+        image + block * VL * IH * IW * size, copied, min(b.ICG - block * VL, VL), IH * IW, IW, at.row - pad_top,
+        at.column - pad_left, at.rows * b.m + 2, at.columns * b.m + 2, min(IH, b.OH + 2 - pad_top),
+        min(IW, b.OW + 2 - pad_left), dtype,
+    )  # fmt: skip
     if b.m == 2:
-        transform_input_2(copied, v, at, b, dtype)
+        transform_input_2(copied, v, v_step, at, dtype)
     elif b.m == 4:
-        transform_input_4(copied, v, at, b, dtype)
+        transform_input_4(copied, v, v_step, at, dtype)
     else:
-        transform_input_6(copied, v, at, b, dtype)
+        transform_input_6(copied, v, v_step, at, dtype)
 
 
 # ------------------------------------------------------------------------------------------------- matrix product
@@ -785,7 +827,7 @@ def conv2d_task(
             columns = min(ceil_div(b.OW - column, b.m), b.columns)
             at = Block(row, rows, column, columns, rows * columns)
             for block in range(b.channel_blocks):  # loop 1: channels
-                input_block(image, v, 0, block, copied, at, b, geometry, dtype)
+                input_block(image, v + block * b.tiles * b.VL * size, b.v_step, block, copied, at, b, geometry, dtype)
             for xi in range(b.T * b.T):  # loop 2: cells
                 multiply(
                     u + xi * b.u_step * size, v + xi * b.v_step * size, c + xi * b.m_step * size, 0, b.panels,
@@ -833,12 +875,13 @@ def input_task(
     size = itemsize(dtype)
     b = blocking(geometry, lanes(dtype))
     first, g, images, at = chunk_of(chunk, b, geometry)
-    n = task // b.channel_blocks
+    n, block = task // b.channel_blocks, task % b.channel_blocks
     plane = geometry[GEO_IH] * geometry[GEO_IW]
     copied = address(workspace) + (b.v_elements + b.m_elements + worker * b.worker_elements) * size
     input_block(
-        address(input) + (first * b.ICG + n * geometry[GEO_IC]) * plane * size, address(workspace), n * at.tiles,
-        task % b.channel_blocks, copied, at, b, geometry, dtype,
+        address(input) + (first * b.ICG + n * geometry[GEO_IC]) * plane * size,
+        address(workspace) + (block * b.tiles + n * at.tiles) * b.VL * size, b.v_step, block, copied, at, b, geometry,
+        dtype,
     )  # fmt: skip
 
 
@@ -913,3 +956,328 @@ def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, works
         output_task.run(
             images * b.panels, n_threads, chunk, input, packed, bias, act_min, act_max, output, workspace, geometry
         )
+
+
+# ------------------------------------------------------------------------------ kernels: gradient of the weight
+
+# The same products from the other side, with Y' = A dY A^T of every tile of grad_output:
+#
+#     D[xi] (ICG x OCG) = V[xi]^T (ICG x tiles) @ Y'[xi] (tiles x OCG);     grad_weight = G^T D G
+#
+#     Y'[xi][panel of NV*VL filters][tile][NV*VL]       D[block][xi][TASK_TILES * MR channels][TASK_PANELS * NV*VL]
+#
+# Tiles come in chunks, images or rows of one. The first driver transforms a chunk, the second multiplies: a task owns a
+# block of D and adds every chunk to it in order, and turns it to grad_weight after the last. A term of the sum is a tile.
+
+CHUNK_ELEMENTS = 1 << 20  # of V and Y' together: they stay in the third-level cache; more if D is larger, so that D,
+# which is read and written for every chunk, need not be kept
+TASK_TILES = 4  # tiles of MR channels in a task, and
+TASK_PANELS = 2  # panels of filters: V[xi] and Y'[xi] of a task stay in the second-level cache
+
+Outer = namedtuple(
+    "Outer",
+    "images rows tiles image_chunks row_chunks "  # of a chunk; chunks
+    "filter_vectors tile_blocks panel_blocks ldd "  # of VL filters; blocks of D, from channel to channel
+    "v_step y_step d_step "  # from one xi to the next
+    "v_elements y_elements d_elements kept_elements result_elements worker_elements",
+)
+
+
+@shared
+def outer(b, geometry):
+    N, cells, plane = geometry[GEO_N], b.T * b.T, b.tile_rows * b.tile_columns
+    filter_vectors = ceil_div(b.OCG, b.VL)
+    tile_blocks, panel_blocks = ceil_div(b.ICG, TASK_TILES * MR), ceil_div(b.panels, TASK_PANELS)
+    ldd = TASK_PANELS * b.NR
+    d_step = TASK_TILES * MR * ldd + LINE
+    d_elements = cells * d_step
+    d_all = tile_blocks * panel_blocks * d_elements
+    most = max(CHUNK_ELEMENTS, d_all) // max(cells * (b.channel_blocks * b.VL + b.panels * b.NR), 1)
+    images = max(min(most // max(plane, 1), N), 1)
+    image_chunks = ceil_div(N, images)
+    images = ceil_div(N, max(image_chunks, 1))
+    rows = max(min(most // max(b.tile_columns, 1), b.tile_rows), 1)
+    row_chunks = ceil_div(b.tile_rows, rows)
+    rows = ceil_div(b.tile_rows, max(row_chunks, 1))
+    tiles = images * rows * b.tile_columns
+    v_step = b.channel_blocks * tiles * b.VL + LINE
+    y_step = b.panels * tiles * b.NR + LINE
+    kept_elements = d_all if image_chunks * row_chunks > 1 else 0
+    copy_elements = lines((rows * b.m + 2) * (b.tile_columns * b.m + 2) * b.VL)
+    result_elements = TASK_TILES * MR * 9 * ldd
+    worker_elements = max(copy_elements, result_elements + (0 if kept_elements > 0 else d_elements))
+    return Outer(
+        images, rows, tiles, image_chunks, row_chunks, filter_vectors, tile_blocks, panel_blocks, ldd, v_step, y_step,
+        d_step, cells * v_step, cells * y_step, d_elements, kept_elements, result_elements, worker_elements,
+    )  # fmt: skip
+
+
+def conv2d_grad_weight_workspace(geometry, n_workers):
+    """Elements of workspace: V and Y' of a chunk, D where there are several; copied rows, or a block of results."""
+    most = 0
+    for itemsize in (4, 8):  # chunks of the two are of different sizes
+        o = outer(plan(geometry, itemsize), geometry.tolist())
+        most = max(most, o.v_elements + o.y_elements + o.kept_elements + n_workers * o.worker_elements)
+    return most
+
+
+def transform_grad_output(
+    copied,  # IN   [rows * m][columns * m][VL]
+    y,  # OUT  [xi][...][tile][NV * VL], first tile
+    y_step,
+    at,
+    dtype,
+    m,
+):
+    outlined()
+    grad_output_1d: registers[6]
+    size = itemsize(dtype)
+    vector = lanes(dtype) * size
+    width, step = at.columns * m * vector, y_step * size
+    memory = local(MOST_CELLS, dtype)
+    half = address(memory)
+    for row in range(at.rows):
+        for column in range(at.columns):
+            source = copied + row * m * width + column * m * vector
+            for i in range(m):
+                rolled()
+                grad_output_1d[m](source + i * vector, width, half + i * vector, m * vector, dtype)
+            for i in range(m + 2):
+                rolled()
+                grad_output_1d[m](half + i * m * vector, vector, y + i * (m + 2) * step, step, dtype)
+            y += NV * vector
+
+
+transform_grad_output_2, transform_grad_output_4, transform_grad_output_6 = (
+    helper(unrolled(transform_grad_output, m=m)) for m in POINTS
+)  # fmt: skip
+
+
+@helper
+def part_of(chunk, b, o, geometry):
+    """The chunk's first image times groups plus its group, its group, its images, its rows of one plane."""
+    G, chunks = geometry[GEO_G], o.image_chunks * o.row_chunks
+    g, n, part = chunk // chunks, chunk % chunks // o.row_chunks * o.images, chunk % o.row_chunks * o.rows
+    rows = min(o.rows, b.tile_rows - part)
+    at = Block(part * b.m, rows, 0, b.tile_columns, rows * b.tile_columns)
+    return n * G + g, g, min(o.images, geometry[GEO_N] - n), at
+
+
+@task
+def transform_task(
+    task: index,
+    worker: index,
+    chunk: index,
+    input: const_real[:, :, :, ::1],  # IN
+    grad_output: const_real[:, :, :, ::1],  # IN
+    workspace: real[::1],  # OUT
+    geometry: const_int64[::1],  # IN
+):
+    # Of each image first the blocks of VL channels, then those of VL filters.
+    dtype = input.dtype
+    VL, size = lanes(dtype), itemsize(dtype)
+    b = blocking(geometry, VL)
+    o = outer(b, geometry)
+    first, g, images, at = part_of(chunk, b, o, geometry)
+    n, block = task // (b.channel_blocks + o.filter_vectors), task % (b.channel_blocks + o.filter_vectors)
+    v = address(workspace)
+    y = v + o.v_elements * size
+    copied = y + (o.y_elements + o.kept_elements + worker * o.worker_elements) * size
+    if block < b.channel_blocks:
+        plane = geometry[GEO_IH] * geometry[GEO_IW]
+        input_block(
+            address(input) + (first * b.ICG + n * geometry[GEO_IC]) * plane * size,
+            v + (block * o.tiles + n * at.tiles) * VL * size, o.v_step, block, copied, at, b, geometry, dtype,
+        )  # fmt: skip
+        return
+    block -= b.channel_blocks
+    P = b.OH * b.OW
+    copy_rows(
+        address(grad_output) + (first * b.OCG + n * geometry[GEO_OC] + block * VL) * P * size, copied,
+        min(b.OCG - block * VL, VL), P, b.OW, at.row, 0, at.rows * b.m, at.columns * b.m, b.OH, b.OW, dtype,
+    )  # fmt: skip
+    y += ((block // NV * o.tiles + n * at.tiles) * NV + block % NV) * VL * size
+    if b.m == 2:
+        transform_grad_output_2(copied, y, o.y_step, at, dtype)
+    elif b.m == 4:
+        transform_grad_output_4(copied, y, o.y_step, at, dtype)
+    else:
+        transform_grad_output_6(copied, y, o.y_step, at, dtype)
+
+
+def outer_tile(
+    v,  # IN   the blocks of channels, from the first tile on
+    block_step,  # from one block to the next
+    c_from,  # first channel
+    c_last,  # that stands for those past the end
+    y,  # IN   [tile][NV * VL]
+    tiles,
+    d,  # IN/OUT  MR rows of filters, ldd apart
+    ldd,
+    first,  # nothing is there yet
+    dtype,
+    nv,  # a constant of each compiled tile
+):
+    # The same registers as `tile`; MR addresses move through V together, one tile a step.
+    outlined()
+    acc: registers[MR, NV]
+    x: registers[NV]
+    at: registers[MR]
+    VL, size = lanes(dtype), itemsize(dtype)
+    for i in unroll(MR):
+        c = min(c_from + i, c_last)
+        at[i] = v + (c // VL * block_step + c % VL) * size
+        for j in unroll(nv):
+            acc[i, j] = broadcast(dtype.type(0))
+            if not first:
+                acc[i, j] = load(d, i * ldd + j * VL, dtype)
+    for t in range(tiles):
+        rolled()
+        for j in unroll(nv):
+            x[j] = load(y, j * VL, dtype)
+        for i in unroll(MR):
+            cell = broadcast(get(at[i], t * VL, dtype))
+            for j in unroll(nv):
+                acc[i, j] = fma(cell, x[j], acc[i, j])
+        y += NV * VL * size
+    for i in unroll(MR):
+        for j in unroll(nv):
+            store(d, i * ldd + j * VL, acc[i, j])
+
+
+outer_tile_whole, outer_tile_one = (helper(unrolled(outer_tile, nv=nv)) for nv in (NV, 1))
+
+
+def transform_products(
+    d,  # IN   [xi][channel][filter], first of each
+    results,  # OUT  [channel][9][filter]
+    channels,
+    vectors,  # of filters
+    ldd,
+    d_step,
+    dtype,
+    m,
+):
+    outlined()
+    grad_weight_1d: registers[6]
+    size = itemsize(dtype)
+    vector, line, step = lanes(dtype) * size, ldd * size, d_step * size
+    memory = local(MOST_CELLS, dtype)
+    half = address(memory)
+    for c in range(channels):
+        for j in range(vectors):
+            cells = d + c * line + j * vector
+            for i in range(m + 2):
+                rolled()
+                grad_weight_1d[m](cells + i * step, (m + 2) * step, half + i * vector, (m + 2) * vector, dtype)
+            for i in range(3):
+                rolled()
+                target = results + (c * 9 + i * 3) * line + j * vector
+                grad_weight_1d[m](half + i * (m + 2) * vector, vector, target, line, dtype)
+
+
+transform_products_2, transform_products_4, transform_products_6 = (
+    helper(unrolled(transform_products, m=m)) for m in POINTS
+)  # fmt: skip
+
+
+def store_filters(
+    results,  # IN   [row][filter]: rows of one filter stand together in grad_weight
+    out,  # OUT  the first row of the first filter, K from filter to filter
+    rows,
+    filters,
+    ldd,
+    K,
+    accumulate,
+    dtype,
+):
+    """Rows of VL filters turned, 4 at once."""
+    outlined()
+    z: registers[4]
+    VL, size = lanes(dtype), itemsize(dtype)
+    quad = 16 // size
+    for vector in range(ceil_div(filters, VL)):
+        k = vector * VL
+        squares = rows // 4 if filters - k >= VL else 0
+        for square in range(squares):
+            r = square * 4
+            for j in unroll(4):
+                z[j] = load(results, (r + j) * ldd + k, dtype)
+            z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
+            for j in unroll(4):
+                offset = r + j // quad * quad + (k + j % quad) * K
+                if accumulate:
+                    z[j] = z[j] + load_lanes(out, offset, quad * K, dtype)
+                store_lanes(out, offset, quad * K, z[j])
+        for i in range(k, min(k + VL, filters)):
+            for r in range(squares * 4, rows):
+                value = get(results, r * ldd + i, dtype)
+                if accumulate:
+                    value = value + get(out, i * K + r, dtype)
+                put(out, i * K + r, value)
+
+
+store_filters = helper(unrolled(store_filters))
+
+
+@task
+def conv2d_grad_weight_task(
+    task: index,
+    worker: index,
+    chunk: index,
+    grad_weight: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # IN/OUT
+    geometry: const_int64[::1],  # IN
+):
+    dtype = grad_weight.dtype
+    VL, size = lanes(dtype), itemsize(dtype)
+    b = blocking(geometry, VL)
+    o = outer(b, geometry)
+    _, g, images, at = part_of(chunk, b, o, geometry)
+    chunks, NR, tiles = o.image_chunks * o.row_chunks, NV * VL, images * at.tiles
+    panel_from, c_from = task % o.panel_blocks * TASK_PANELS, task // o.panel_blocks * TASK_TILES * MR
+    panels, channels = min(TASK_PANELS, b.panels - panel_from), min(TASK_TILES * MR, b.ICG - c_from)
+    filters, K = min(b.OCG - panel_from * NR, TASK_PANELS * NR), b.ICG * 9
+    v = address(workspace)
+    y = v + o.v_elements * size
+    kept = y + o.y_elements * size
+    scratch = kept + (o.kept_elements + worker * o.worker_elements) * size
+    d = kept + task * o.d_elements * size if o.kept_elements > 0 else scratch + o.result_elements * size
+    for xi in range(b.T * b.T):
+        for panel in range(panels):
+            filters_of = y + (xi * o.y_step + (panel_from + panel) * o.tiles * NR) * size
+            for tile_index in range(ceil_div(channels, MR)):
+                c = c_from + tile_index * MR
+                target = d + (xi * o.d_step + tile_index * MR * o.ldd + panel * NR) * size
+                tile_of_v, last, begin = v + xi * o.v_step * size, c_from + channels - 1, chunk % chunks == 0
+                if b.OCG - (panel_from + panel) * NR > VL:
+                    outer_tile_whole(tile_of_v, o.tiles * VL, c, last, filters_of, tiles, target, o.ldd, begin, dtype)
+                else:
+                    outer_tile_one(tile_of_v, o.tiles * VL, c, last, filters_of, tiles, target, o.ldd, begin, dtype)
+    if chunk % chunks != chunks - 1:
+        return
+    if b.m == 2:
+        transform_products_2(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
+    elif b.m == 4:
+        transform_products_4(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
+    else:
+        transform_products_6(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
+    out = address(grad_weight) + ((g * b.OCG + panel_from * NR) * b.ICG + c_from) * 9 * size
+    store_filters(scratch, out, channels * 9, filters, o.ldd, K, geometry[GEO_ACCUMULATE] != 0, dtype)
+
+
+def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):
+    """The adjoint in the weight: grad_weight (OC, ICG, 3, 3), added to what is there with accumulate."""
+    b = plan(geometry, input.itemsize)
+    o = outer(b, geometry.tolist())
+    chunks = o.image_chunks * o.row_chunks
+    if chunks == 0:
+        if not geometry[GEO_ACCUMULATE]:
+            grad_weight[...] = 0
+        return
+    for chunk in range(int(geometry[GEO_G]) * chunks):
+        images = min(o.images, int(geometry[GEO_N]) - chunk % chunks // o.row_chunks * o.images)
+        n_transforms = images * (b.channel_blocks + o.filter_vectors)
+        transform_task.run(n_transforms, n_threads, chunk, input, grad_output, workspace, geometry)
+        n_tasks = o.tile_blocks * o.panel_blocks
+        conv2d_grad_weight_task.run(n_tasks, n_threads, chunk, grad_weight, workspace, geometry)

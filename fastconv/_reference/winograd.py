@@ -12,6 +12,10 @@ For points p_0 ... p_m, and infinity, in the order of ``WINOGRAD_POINTS``: 0, th
     G   (T x 3)   G[j, k] = p_j ** k / prod over l != j of (p_j - p_l); the row of infinity is (0, 0, 1)
     B^T (T x T)   row j holds the coefficients of prod over l != j of (x - p_l), that of infinity of prod over all l
 
+The gradient of the weight is the adjoint of that, in w: with y the gradient's m x m cells of a tile ::
+
+    grad_w_c = G^T [ sum over tiles of (B^T d_c B) * (A y A^T) ] G
+
 A tile that comes out with a value that is not finite is computed again as a sum of products, so that NaN and Inf stand
 where the definition puts them. Extents as in ``direct``; ``packed`` is 1-D of ``packed_weight_size`` elements.
 """
@@ -54,6 +58,14 @@ def _arrays(tile, dtype):
     return tuple(np.array([[float(cell) for cell in row] for row in matrix], dtype) for matrix in _matrices(tile))
 
 
+def _windows(image, g):
+    """The T x T cells under every tile of a padded image, (N, IC, rows, columns, T, T)."""
+    m, T = g.tile, g.tile + 2
+    whole = np.zeros((g.N, g.IC, -(-g.OH // m) * m + 2, -(-g.OW // m) * m + 2), image.dtype)
+    whole[:, :, : image.shape[2], : image.shape[3]] = image
+    return np.lib.stride_tricks.sliding_window_view(whole, (T, T), (2, 3))[:, :, ::m, ::m]
+
+
 def packed_weight_size(geometry):
     """Elements of a packed weight: the transformed one, (T, T, OC, ICG), and the weight itself."""
     g = unpack(geometry)
@@ -79,9 +91,7 @@ def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, works
     weight = packed[split:].reshape(g.G, OCG, ICG * 9)
     rows, columns = -(-g.OH // m), -(-g.OW // m)
     image = padded(input, g)
-    whole = np.zeros((g.N, g.IC, rows * m + 2, columns * m + 2), input.dtype)  # to whole tiles
-    whole[:, :, : image.shape[2], : image.shape[3]] = image
-    windows = np.lib.stride_tricks.sliding_window_view(whole, (T, T), (2, 3))[:, :, ::m, ::m]
+    windows = _windows(image, g)
     with np.errstate(invalid="ignore", over="ignore"):
         cells = np.moveaxis(B_T @ windows @ B_T.T, (4, 5), (0, 1))  # (T, T, N, IC, rows, columns)
         cells = cells.reshape(T, T, g.N, g.G, ICG, rows * columns)
@@ -96,3 +106,22 @@ def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, works
             tiles = np.where(wrong, direct.reshape(g.N, g.OC, rows, m, columns, m).swapaxes(3, 4), tiles)
     conv = tiles.swapaxes(3, 4).reshape(g.N, g.OC, rows * m, columns * m)[:, :, : g.OH, : g.OW]
     conv_epilogue(conv, bias, act_min, act_max, output, pooled, indices, g)
+
+
+def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):
+    """The adjoint in the weight: grad_weight (OC, ICG, 3, 3), added to what is there with accumulate."""
+    g = unpack(geometry)
+    m, T, ICG, OCG = g.tile, g.tile + 2, g.IC // g.G, g.OC // g.G
+    A_T, G, B_T = _arrays(m, input.dtype)
+    rows, columns = -(-g.OH // m), -(-g.OW // m)
+    whole = np.zeros((g.N, g.OC, rows * m, columns * m), input.dtype)  # to whole tiles
+    whole[:, :, : g.OH, : g.OW] = grad_output
+    tiles = whole.reshape(g.N, g.OC, rows, m, columns, m).swapaxes(3, 4)
+    with np.errstate(invalid="ignore", over="ignore"):
+        cells = np.moveaxis(B_T @ _windows(padded(input, g), g) @ B_T.T, (4, 5), (0, 1))
+        grads = np.moveaxis(A_T.T @ tiles @ A_T, (4, 5), (0, 1))  # both (T, T, N, channels, rows, columns)
+        cells = cells.reshape(T, T, g.N, g.G, ICG, rows * columns)
+        grads = grads.reshape(T, T, g.N, g.G, OCG, rows * columns)
+        products = (grads @ cells.swapaxes(4, 5)).sum(2).reshape(T, T, g.OC, ICG)
+        summed = G.T @ np.moveaxis(products, (0, 1), (2, 3)) @ G
+        grad_weight[...] = grad_weight + summed if g.accumulate else summed

@@ -107,6 +107,11 @@ class Tape(threading.local):
 tape = Tape()
 
 
+def watched() -> bool:
+    """Whether somebody reads what every layer of the running forward gives, not only what backward needs."""
+    return tape.running is not None and type(tape.running) is not Frame
+
+
 def recording() -> bool:
     """Whether what the running forward saves will be kept."""
     return tape.running is not None and tape.running is not IDLE
@@ -173,13 +178,17 @@ class BackwardPass:
     def __init__(self, frame: Frame, rule: str, accumulate: bool, needs_input: bool) -> None:
         self.rule = rule
         self.needs_input = needs_input  # whether the caller of the running layer wants the gradient of its input
+        self.owned = False  # whether nobody else knows the gradient that the running layer got: it may write there
         self.needs_parameters = rule == "gradient"
         self._frame = frame
         self._accumulate = accumulate
         self._written: set[tuple[int, str]] = set()
 
-    def __call__(self, layer: Any, grad_output: Any, needs_input: bool = True) -> Any:
-        """Gradient of the input of ``layer``, from its last forward in the frame that is left."""
+    def __call__(self, layer: Any, grad_output: Any, needs_input: bool = True, owned: bool = False) -> Any:
+        """Gradient of the input of ``layer``, from its last forward in the frame that is left.
+
+        ``owned``: `grad_output` is the caller's own and not needed any more, so the layer may overwrite it.
+        """
         stack = self._frame.stacks.get(layer)
         if not stack:
             raise _nothing_recorded(layer)
@@ -190,11 +199,11 @@ class BackwardPass:
             raise ValueError(f"{function}: grad_output has shape {grad.shape}: it must be the output's, {entry.shape}")
         if grad.dtype.newbyteorder("=") != entry.dtype:
             raise TypeError(f"{function}: grad_output is {grad.dtype}: it must be the output's dtype, {entry.dtype}")
-        outer, self.needs_input = self.needs_input, needs_input
+        outer, (self.needs_input, self.owned) = (self.needs_input, self.owned), (needs_input, owned)
         try:
             grad_input = layer._backward(ready(grad, grad.shape), entry.saved, self)
         finally:
-            self.needs_input = outer
+            self.needs_input, self.owned = outer
         self._frame.pop(layer)
         return grad_input
 

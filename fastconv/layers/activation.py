@@ -37,7 +37,7 @@ class ReLU(Elementwise):
         return output, output  # x > 0 where y > 0, and the next layer keeps y anyway
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
-        return _rectified(grad_output, None if run.rule == "deconvnet" else saved > 0, run.rule)
+        return _rectified(grad_output, None if run.rule == "deconvnet" else saved > 0, run)
 
 
 class ReLU6(Elementwise):
@@ -64,15 +64,21 @@ class ReLU6(Elementwise):
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         passed = None if run.rule == "deconvnet" else (saved > 0) & (saved < 6)
-        return _rectified(grad_output, passed, run.rule)
+        return _rectified(grad_output, passed, run)
 
 
-def _rectified(grad: np.ndarray, passed: np.ndarray | None, rule: str) -> np.ndarray:
+def _rectified(grad: np.ndarray, passed: np.ndarray | None, run: BackwardPass) -> np.ndarray:
     """What a rectifier sends back; ``passed`` is where its input was in its linear range."""
-    zero = grad.dtype.type(0)
-    if rule != "gradient":
-        grad = np.maximum(grad, zero)
-    return grad if passed is None else np.where(passed, grad, zero)
+    out = grad if run.owned else None
+    if run.rule != "gradient":
+        grad = out = np.maximum(grad, grad.dtype.type(0), out=out)
+    if passed is None or grad.size == 0:
+        return grad
+    with np.errstate(invalid="ignore"):
+        product = np.multiply(grad, passed, out=out)  # an eighth of the time of where, which branches on every cell
+    if np.isnan(product.min()):  # 0 * Inf
+        product[~passed] = 0
+    return product
 
 
 class LeakyReLU(Elementwise):

@@ -11,7 +11,14 @@ import numpy as np
 from fastconv._problem import integer
 from fastconv.layers._base import Layer, axis_of, floats
 from fastconv.layers._summary import Signal
-from fastconv.layers._tape import BackwardPass
+from fastconv.layers._tape import BackwardPass, tape, watched
+from fastconv.layers.activation import ReLU
+from fastconv.layers.convolution import Conv2d
+from fastconv.layers.linear import Linear
+from fastconv.layers.normalisation import BatchNorm2d
+from fastconv.layers.pooling import AvgPool2d, MaxPool2d
+
+NEW_GRADIENTS = (Conv2d, BatchNorm2d, MaxPool2d, AvgPool2d, Linear)  # whose _backward gives an array of its own
 
 
 class _Container(Layer):
@@ -45,10 +52,10 @@ class _Container(Layer):
     def named_children(self) -> Iterator[tuple[str, Layer]]:
         yield from self._layers.items()
 
-    def _apply(self, name: str, input: Any) -> Any:
+    def _apply(self, name: str, input: Any, **options: Any) -> Any:
         """Call one of the layers; an error says which."""
         try:
-            return self._layers[name](input)
+            return self._layers[name](input, **options)
         except (TypeError, ValueError) as error:
             error.add_note(f"which is layer {name!r} of {type(self).__name__}")
             raise
@@ -122,17 +129,28 @@ class Sequential(_Container):
         output = input
         if not self._layers:
             output = floats(type(self).__name__, "input", input)
-        for name in self._layers:
-            output = self._apply(name, output)
+        rectified = False
+        for (name, layer), after in zip(self._layers.items(), [*self._layers.values()][1:] + [None], strict=True):
+            if rectified:
+                rectified = False
+                continue
+            rectified = type(layer) is Conv2d and type(after) is ReLU and not isinstance(output, Signal) and not watched()
+            if not rectified:
+                output = self._apply(name, output)
+                continue
+            # The convolution rectifies what it stores: one pass over the maps, and one array, less
+            output = self._apply(name, output, activation="relu")
+            if tape.running is not None:
+                tape.running.push(after, output, output)
         return output, None
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         layers = list(self._layers.values())
-        needs_input = run.needs_input
-        grad = grad_output
+        needs_input, owned, grad = run.needs_input, run.owned, grad_output
         for _, layer in reversed(list(pairwise(layers))):
-            grad = run(layer, grad)
-        return run(layers[0], grad, needs_input) if layers else grad
+            grad = run(layer, grad, owned=owned)
+            owned = type(layer) in NEW_GRADIENTS
+        return run(layers[0], grad, needs_input, owned) if layers else grad
 
     def _trace(self, *signals: Any, **options: Any) -> tuple[Any, int]:
         return self._forward(*signals)[0] if self._layers else signals[0], 0

@@ -210,11 +210,11 @@ class Conv2d(_Conv):
         vars(self).update(state)
         self._mode_changed()
 
-    def _forward(self, input: Any) -> tuple[Any, Any]:
+    def _forward(self, input: Any, *, activation: Any = None) -> tuple[Any, Any]:
         x = self._input(input)
         output = functional.conv2d(
             x, self._pack or self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
-            padding_mode=self.padding_mode,
+            padding_mode=self.padding_mode, activation=activation,
         )  # fmt: skip
         return output, (x, self.weight)
 

@@ -10,7 +10,7 @@ from fastconv._problem import flag
 from fastconv.layers import _initial
 from fastconv.layers._base import Elementwise, Layer, batch, count, floats, number, same_dtype
 from fastconv.layers._summary import Signal
-from fastconv.layers._tape import BackwardPass
+from fastconv.layers._tape import BackwardPass, recording
 
 
 class BatchNorm2d(Layer):
@@ -100,11 +100,15 @@ class BatchNorm2d(Layer):
         variance: Any
         mean, variance = self._statistics(x) if of_batch else (self.running_mean, self.running_var)
         scale = 1 / np.sqrt(variance + self.eps)
-        normalised = (x - _column(mean)) * _column(scale)
+        normalised = x - _column(mean)
+        normalised *= _column(scale)
         saved = (normalised, scale, self.weight, of_batch)
         if self.weight is None:
             return normalised, saved
-        return normalised * _column(self.weight) + _column(self.bias), saved
+        # Where nothing is kept, in place
+        output = np.multiply(normalised, _column(self.weight), out=None if recording() else normalised)
+        output += _column(self.bias)
+        return output, saved
 
     def _statistics(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and biased variance of the batch; in train mode the running ones follow."""
@@ -115,7 +119,8 @@ class BatchNorm2d(Layer):
                 "channel"
             )
         mean = x.mean(axis=(0, 2, 3))
-        variance = np.square(x - _column(mean)).mean(axis=(0, 2, 3))
+        centred = x - _column(mean)
+        variance = np.square(centred, out=centred).mean(axis=(0, 2, 3))
         if self.training and self.running_mean is not None:
             assert self.running_var is not None and self.num_batches_tracked is not None
             self.num_batches_tracked += 1
@@ -129,7 +134,8 @@ class BatchNorm2d(Layer):
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         normalised, scale, weight, of_batch = saved
         sum_grad = grad_output.sum(axis=(0, 2, 3))
-        sum_product = (grad_output * normalised).sum(axis=(0, 2, 3))
+        products = grad_output * normalised
+        sum_product = products.sum(axis=(0, 2, 3))
         if run.needs_parameters and weight is not None:
             run.store(self, weight=sum_product, bias=sum_grad)
         if not run.needs_input:
@@ -138,7 +144,11 @@ class BatchNorm2d(Layer):
         if not of_batch:
             return grad_output * factor
         count = grad_output.size // grad_output.shape[1]
-        return factor * (grad_output - _column(sum_grad / count) - normalised * _column(sum_product / count))
+        grad_input = np.multiply(normalised, _column(sum_product / count), out=products)
+        np.subtract(grad_output, grad_input, out=grad_input)
+        grad_input -= _column(sum_grad / count)
+        grad_input *= factor
+        return grad_input
 
     def _trace(self, signal: Signal) -> tuple[Signal, int]:
         if len(signal.shape) != 4 or signal.shape[1] != self.num_features:

@@ -65,7 +65,7 @@ class Injected(BackwardPass):
         self._target, self._seed = target, seed
         self._done = False
 
-    def __call__(self, layer: Any, grad_output: Any, needs_input: bool = True) -> Any:
+    def __call__(self, layer: Any, grad_output: Any, needs_input: bool = True, owned: bool = False) -> Any:
         if layer is self._target and not self._done:
             grad_output, self._done = self._seed, True
         return super().__call__(layer, grad_output, needs_input)
