@@ -54,7 +54,7 @@ def test_anatomy_draws_what_explain_says(tmp_path):
     # 32 kernels and 32 maps of one filter of a second layer, as they are
     unit = Sequential(Conv2d(3, 32, 3, padding=1, rng=0), ReLU(), MaxPool2d(2), Conv2d(32, 64, 3, padding=1, rng=1))
     figure = anatomy(unit, image, "3", [7])
-    drawn = [axes.images[0].get_array().data for axes in figure.axes]
+    drawn = [image.get_array().data for image in figure.axes[0].images]
     found = explain(unit[3], unit[:3](image), 7)
     small = [array for array in drawn if array.shape == (3, 3)]
     maps = [array for array in drawn if array.shape == (16, 16)]
