@@ -90,6 +90,12 @@ class LayerHealth:
         """Mean share of active positions."""
         return float(np.mean([one.active for one in self.filters]))
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many filters have each fault, without those that none has."""
+        found = {fault: sum(fault in one.faults for one in self.filters) for fault in FAULTS}
+        return {fault: count for fault, count in found.items() if count}
+
 
 @dataclass(frozen=True)
 class Health:
@@ -231,6 +237,28 @@ def uneven(weight: np.ndarray) -> float:
     return (found / expected - 1) / math.sqrt(2 / (len(rows) - 1)) if expected else math.nan
 
 
+def outlier(weight: np.ndarray) -> float:
+    r"""How far the largest singular value lies beyond that of independent weights, in standard errors.
+
+    Of a matrix n x d of independent weights of variance v, the square of the largest singular value is
+    v (m + s t) with m = (sqrt(n - 1) + sqrt(d))^2, s = sqrt(m) (1 / sqrt(n - 1) + 1 / sqrt(d))^(1/3) and t of the
+    Tracy-Widom law, whose mean is -1.21 and whose deviation 1.27 (Johnstone, Annals of Statistics 29, 2001). Training
+    leaves values beyond that edge (Martin and Mahoney, arXiv 1810.01075).
+    """
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    rows = rows / (np.abs(rows).max() or 1)
+    n, d = sorted(rows.shape)
+    variance = float(rows.var())
+    if n < 4 or not variance:
+        return math.nan
+    rows -= rows.mean()
+    gram = rows @ rows.T if len(rows) == n else rows.T @ rows
+    largest = float(np.linalg.eigvalsh(gram)[-1])
+    a, b = math.sqrt(n - 1), math.sqrt(d)
+    edge, scale = (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
+    return ((largest / variance - edge) / scale + 1.21) / 1.27
+
+
 def _twins(conv: Conv2d) -> tuple[np.ndarray, np.ndarray]:
     """For every filter the one before it (of its group) that it is most alike, and their cosine."""
     rows = conv.weight.reshape(conv.out_channels, -1).astype(np.float64)
@@ -291,8 +319,9 @@ def _judge_layer(name: str, conv: Conv2d, seen: _Activity) -> LayerHealth:
     finite = bool(np.isfinite(conv.weight).all())
     agreement = structure(conv.weight) if finite else math.nan
     spread = uneven(conv.weight) if finite else math.nan
+    beyond = outlier(conv.weight) if finite else math.nan
     share = float(np.nanmean([one.high_frequency for one in filters])) if min(conv.kernel_size) >= 3 else math.nan
-    signs = [sign for sign in (agreement, spread) if not math.isnan(sign)]
+    signs = [sign for sign in (abs(agreement), spread, beyond) if not math.isnan(sign)]
     reasons, verdict = [], "well trained"
     gone = _share(filters, "dead", "low norm", "not finite", "duplicate")
     if gone >= MANY:
@@ -304,9 +333,11 @@ def _judge_layer(name: str, conv: Conv2d, seen: _Activity) -> LayerHealth:
     elif signs and max(signs) < EVIDENCE:
         verdict = "untrained"
     if not math.isnan(agreement):
-        reasons.append(f"neighbouring weights agree by {agreement:+.1f} standard errors of independent ones")
+        reasons.append(f"neighbouring weights agree by {agreement:+.0f} standard errors of independent ones")
     if not math.isnan(spread):
-        reasons.append(f"norms of filters differ by {spread:+.1f} standard errors")
+        reasons.append(f"norms of filters differ by {spread:+.0f} standard errors")
+    if not math.isnan(beyond):
+        reasons.append(f"the largest singular value lies {beyond:+.0f} standard errors from that of noise")
     if not math.isnan(share):
         reasons.append(f"high frequencies hold {share:.0%} of the energy (white noise: 68%)")
     ill = sum(bool(one.faults) for one in filters)
@@ -396,8 +427,8 @@ def health(
     positions at the end of a ReLU6 or Sigmoid.
 
     **Layers.** *collapsed*: half of the filters or more are dead, of low norm, duplicates, not finite, or saturated.
-    *untrained*: its weights look like independent random ones: neighbours in a kernel agree, and norms of filters
-    differ, by less than 4 standard errors of what independent weights do. Training leaves both.
+    *untrained*: its weights look like independent random ones: how neighbours in a kernel agree, how norms of filters
+    differ and how large the largest singular value is lie within 4 standard errors of what independent weights do.
 
     **The network**, the first that holds. *collapsed*: half of its layers are. *untrained*: more than half of them are.
     *collapsed*: its answers are not finite or hardly depend on the image. *over-fitted*: with `labels` and `training`,
