@@ -13,6 +13,7 @@ from fastconv.layers import Conv2d
 from fastconv.see.patches import Patch
 
 CELL = 96  # pixels of a patch in the page: larger ones are reduced to it, smaller ones are shown enlarged
+BLOCKS = 12  # patches up to so many pixels are shown as blocks, and stored without loss, which takes less space then
 GREY = 128  # of zero
 # Of the nonzero values of a projection so many per cent keep their difference, the largest are all white or one colour:
 # a few pixels at the strongest edge would leave the rest of the picture grey.
@@ -133,10 +134,11 @@ def _tiled(tiles: np.ndarray) -> np.ndarray:
     return np.repeat(page[..., None], 3, axis=2)
 
 
-def heat(values: np.ndarray, shape: tuple[int, int], low: float, high: float) -> np.ndarray:
-    """A coarse map (R, C) in colours from ``low`` (dark) to ``high`` (bright), about as large as ``shape``."""
+def heat(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A coarse map (R, C) in colours from its least value (dark) to its largest (bright), about as large as ``shape``."""
     from matplotlib import colormaps
 
+    low, high = values.min(), values.max()
     shades = colormaps["viridis"]((values - low) / ((high - low) or 1))[..., :3]
     return _stretched(np.rint(255 * shades).astype(np.uint8), shape)
 

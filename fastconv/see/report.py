@@ -231,6 +231,7 @@ def _card(conv: Conv2d, f: int, patches: list[Patch], layer: LayerHealth, prepar
     if "dead" in state.faults:
         patches = []  # what comes nearest to exciting it would say nothing
     columns = max(1, math.ceil(len(patches) ** 0.5))
+    blocks = bool(patches) and max(patches[0].patch.shape[1:]) <= _figures.BLOCKS
     seen = [_figures.cell(one, _figures.photograph(one.patch, prepare)) for one in patches]
     down = [_figures.cell(one, _figures.projection(one.projection, prepare)) for one in patches]
     facts = f"active at {state.active:.1%} of the positions, norm {state.norm:.3g}"
@@ -241,8 +242,8 @@ def _card(conv: Conv2d, f: int, patches: list[Patch], layer: LayerHealth, prepar
     return Card(
         f,
         embedded(_figures.kernels(conv, f, prepare), lossless=True),
-        embedded(_figures.grid(seen, columns, 4)) if seen else None,
-        embedded(_figures.grid(down, columns, 4)) if down else None,
+        embedded(_figures.grid(seen, columns, 4), lossless=blocks) if seen else None,
+        embedded(_figures.grid(down, columns, 4), lossless=blocks) if down else None,
         strongest,
         ", ".join(str(one.image) for one in patches),
         state.faults,
@@ -284,8 +285,8 @@ def _occlusions(net: Layer, images: list[np.ndarray], labels: Any, layer: str, p
                 (
                     embedded(_figures.photograph(image, prepare)),
                     embedded(_figures.projection(deconvnet(net, image, layer, seen.filter, mode="guided"), prepare)),
-                    embedded(_figures.heat(seen.activity, shape, 0.0, float(seen.activity.max())), lossless=True),
-                    embedded(_figures.heat(seen.chance, shape, 0.0, float(seen.chance.max())), lossless=True),
+                    embedded(_figures.heat(seen.activity, shape), lossless=True),
+                    embedded(_figures.heat(seen.chance, shape), lossless=True),
                     embedded(answers, lossless=True),
                 ),
             )
