@@ -175,7 +175,9 @@ def test_a_patch_ends_where_its_image_ends():
 @pytest.fixture
 def browser():
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: no browser can be driven")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
@@ -234,6 +236,11 @@ def test_the_page_in_a_browser(page, browser, tmp_path):
         theme.click()
         colours.append(browser.execute_script(background))
     assert colours[0] != colours[1] and colours[0] == colours[2]
+    search.clear()
+    search.send_keys("x", Keys.BACKSPACE)
+    browser.set_window_size(500, 800)  # as narrow as Chromium's window goes: nothing leaves it
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.execute_script(visible) == 18
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 

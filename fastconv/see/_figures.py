@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +101,11 @@ def cell(patch: Patch, picture: np.ndarray) -> np.ndarray:
     """A picture of a patch at the size of its field, transparent (uint8, H, W, 4) outside the image."""
     opaque = np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=2)
     return _fitted(np.ascontiguousarray(patch.framed(opaque.transpose(2, 0, 1), 0).transpose(1, 2, 0)))
+
+
+def blocks(patches: Sequence[Patch]) -> bool:
+    """Whether patches are so small that each of their pixels is seen as a block."""
+    return all(max(one.patch.shape[1:]) <= BLOCKS for one in patches)
 
 
 def kernels(conv: Conv2d, f: int, prepare: Any) -> np.ndarray:

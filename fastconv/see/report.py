@@ -231,7 +231,7 @@ def _card(conv: Conv2d, f: int, patches: list[Patch], layer: LayerHealth, prepar
     if "dead" in state.faults:
         patches = []  # what comes nearest to exciting it would say nothing
     columns = max(1, math.ceil(len(patches) ** 0.5))
-    blocks = bool(patches) and max(patches[0].patch.shape[1:]) <= _figures.BLOCKS
+    blocks = _figures.blocks(patches)
     seen = [_figures.cell(one, _figures.photograph(one.patch, prepare)) for one in patches]
     down = [_figures.cell(one, _figures.projection(one.projection, prepare)) for one in patches]
     facts = f"active at {state.active:.1%} of the positions, norm {state.norm:.3g}"
@@ -306,7 +306,7 @@ def _evolutions(
         for f, patches in seen.filters.items():
             cells = [_figures.cell(one, _figures.photograph(one.patch, prepare)) for one in patches]
             cells += [_figures.cell(one, _figures.projection(one.projection, prepare)) for one in patches]
-            strips[f] = embedded(_figures.grid(cells, len(patches), 4))
+            strips[f] = embedded(_figures.grid(cells, len(patches), 4), lossless=_figures.blocks(patches))
         found.append(Grown(name, seen.labels, strips))
     return found
 
