@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 import fastconv
-from fastconv.see._page import INK, MARGIN, MARK, SOFT, Page, signed
+from fastconv.see._page import INK, MARGIN, SOFT, Page, signed
 
 if TYPE_CHECKING:
     from fastconv._demo import Photo, Weights
@@ -174,7 +173,7 @@ def _band(
         )  # fmt: skip
     for column, sign in ((1, "+"), (2, "+"), (3, "=")):
         page.text(column_x[column] - GAP / 2, maps_y + tall / 2, sign, 24, weight="bold")
-    axes = [None] * 3 + [page.image(column_x[c], maps_y, MAP, tall, maps[c], **map_shades) for c in (3, 4, 5)]
+    results = [page.image(column_x[c], maps_y, MAP, tall, maps[c], **map_shades) for c in (3, 4, 5)]
     for column, first, then in ((4, "ReLU", "negative \u2192 0"), (5, "MaxPool", "2 x 2 \u2192 largest")):
         left = column_x[column]
         page.arrow(left - GAP + 0.05, maps_y + tall / 2, left - 0.05, maps_y + tall / 2)
@@ -185,25 +184,14 @@ def _band(
     _scale(page, column_x[3] + 0.1, y + 0.2, map_shades)
     if mark:
         row, column = mark
-        for ax, box in (
-            (axes[3], (2 * row, 2 * column, 2)),
-            (axes[4], (2 * row, 2 * column, 2)),
-            (axes[5], (row, column, 1)),
-        ):
-            r, c, size = box
+        for picture, (r, c, size) in zip(results, ((2 * row, 2 * column, 2),) * 2 + ((row, column, 1),), strict=True):
             wide = max(width * size // 44, size)  # as wide as can be seen
-            centre = (c + (size - 1) / 2, r + (size - 1) / 2)
-            ax.add_patch(
-                Rectangle(
-                    (centre[0] - wide / 2, centre[1] - wide / 2), wide, wide, fill=False, edgecolor=MARK, linewidth=1.8
-                )
-            )
+            picture.mark(r + (size - wide) / 2, c + (size - wide) / 2, wide, wide)
 
 
 def _scale(page: Page, x: float, y: float, shades: dict[str, Any]) -> None:
     """The colour scale of a band's maps."""
-    axes = page.axes(x, y, MAP - 0.2, 0.13)
-    axes.imshow(np.linspace(-1, 1, 200)[None], aspect="auto", cmap=shades["cmap"])
+    page.image(x, y, MAP - 0.2, 0.13, np.linspace(-1, 1, 200)[None], stretch=True, cmap=shades["cmap"])
     limit = shades["vmax"]
     for at, text in ((0.0, f"{-limit:.2g}"), (0.5, "0"), (1.0, f"+{limit:.2g}")):
         page.text(x + at * (MAP - 0.2), y + 0.22, text, 8, color=SOFT)
@@ -266,9 +254,9 @@ def _by_hand(
         zip((block, np.maximum(block, 0), np.maximum(block, 0).max(keepdims=True)), texts, strict=True)
     ):
         left = column_x[3 + place] + MAP / 2 - data.shape[1] * big / 2
-        axes = page.numbers(left, top + (2 - data.shape[0]) * big / 2, data, map_shades, big)
+        picture = page.numbers(left, top + (2 - data.shape[0]) * big / 2, data, map_shades, big)
         if place == 0:
-            axes.add_patch(Rectangle((dc - 0.45, dr - 0.45), 0.9, 0.9, fill=False, edgecolor=MARK, linewidth=1.8))
+            picture.mark(dr + 0.05, dc + 0.05, 0.9, 0.9)
         page.text(column_x[3 + place] + MAP / 2, top - 0.15, text, 9, color=SOFT)
         if place:
             page.arrow(column_x[3 + place] - GAP / 2 - 0.45, top + big, column_x[3 + place] - GAP / 2 + 0.45, top + big)

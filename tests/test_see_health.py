@@ -11,7 +11,7 @@ import pytest
 import fastconv
 from fastconv.layers import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, ReLU6, Residual, Sequential, Sigmoid
 from fastconv.see import health
-from fastconv.see.health import high_frequency_share, structure, uneven
+from fastconv.see.health import high_frequency_share, outlier, structure, uneven
 
 DATA = Path(os.environ.get("FASTCONV_DATA", ""), "digits10k.npz")
 
@@ -166,13 +166,17 @@ def test_statistics_of_independent_weights():
     noise = rng.normal(size=(200, 32, 8, 3, 3))
     assert abs(np.mean([high_frequency_share(one).mean() for one in noise[:20]]) - 0.684) < 0.02
     for kernels in (noise, rng.uniform(-1, 1, noise.shape)):
-        for score in (structure, uneven):
+        for score in (structure, uneven, outlier):
             scores = [score(one) for one in kernels]
             assert abs(np.mean(scores)) < 0.35 and 0.7 < np.std(scores) < 1.4
     box = np.ones((2, 1, 3, 3))
     checks = np.where(np.indices((3, 3)).sum(axis=0) % 2, -1.0, 1.0)[None, None]
     assert high_frequency_share(box).max() < 0.4 < 0.92 < high_frequency_share(checks).min()
     assert structure(box) > 4 > -3 > structure(checks)
+    # A pointwise layer whose filters share one direction, too weak to be seen in any single weight
+    pointwise = rng.normal(size=(64, 96, 1, 1))
+    shared = np.outer(rng.normal(size=64), rng.normal(size=96)).reshape(pointwise.shape)
+    assert outlier(pointwise) < 4 < outlier(pointwise + 0.3 * shared)
 
 
 def test_bad_input_is_named():

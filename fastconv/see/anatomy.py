@@ -173,7 +173,7 @@ def _draw(kind: type[Page], bands: list[Any], x: np.ndarray, prepare: Any) -> Fi
         0.35, 0.68, "Orange is above zero, purple below, white zero. The maps of one filter share one scale.", 10,
         ha="left", color="#666666",
     )  # fmt: skip
-    shades = {"cmap": "gray"} if x.shape[1] != 3 else {}
+    shades: dict[str, Any] = {"cmap": "gray"} if x.shape[1] != 3 else {}
     page.image(0.35, 0.95, MAP, side, _picture(x[0], prepare), **shades)
     page.text(
         0.35 + MAP + 0.2, 0.95 + side / 2, f"the input, {x.shape[1]} x {x.shape[2]} x {x.shape[3]}", 10, ha="left"

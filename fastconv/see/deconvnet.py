@@ -58,6 +58,10 @@ def deconvnet(
     ReLU6 pass their gradient in every mode. The network runs as in eval mode; its mode and gradients are left as they
     are. Where pooling windows overlap, values that come back to one cell are added.
 
+    The deeper a network of 3 x 3 filters, the more a deconvnet's picture shows the grid of the pools' switches, whatever
+    the filter (Mahendran and Vedaldi, "Salient deconvolutional networks", ECCV 2016). There "guided", which also asks
+    the input, shows more.
+
     Examples
     --------
     An edge filter, and where in the image its strongest answer comes from:

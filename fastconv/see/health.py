@@ -90,6 +90,12 @@ class LayerHealth:
         """Mean share of active positions."""
         return float(np.mean([one.active for one in self.filters]))
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many filters have each fault, without those that none has."""
+        found = {fault: sum(fault in one.faults for one in self.filters) for fault in FAULTS}
+        return {fault: count for fault, count in found.items() if count}
+
 
 @dataclass(frozen=True)
 class Health:
@@ -179,14 +185,27 @@ def _followers(leaves: list[tuple[Layer, np.ndarray]]) -> dict[int, int]:
 
 
 def high_frequency_share(kernels: np.ndarray) -> np.ndarray:
-    """Share of the energy of filters (OC, IC, KH, KW) at frequencies above 1/4 per cell along either axis."""
-    extent = 16
+    """Share of the energy of filters (OC, IC, KH, KW) at frequencies above 1/4 per cell along either axis.
+
+    With the discrete Fourier transform at 16 x 16 frequencies. Energy in a band is a quadratic form of the weights, and
+    those of the lower band along rows and columns multiply: E = sum over (i, j, k, l) of w_ij w_kl A_ik B_jl.
+    """
+    OC, IC, KH, KW = kernels.shape
     with np.errstate(invalid="ignore", over="ignore"):
-        power = (np.abs(np.fft.fft2(kernels.astype(np.float64), (extent, extent))) ** 2).sum(axis=1)
-        above = np.abs(np.fft.fftfreq(extent)) > 0.25
-        total = power.sum(axis=(1, 2))
-        share = power[:, above[:, None] | above].sum(axis=1) / np.where(total > 0, total, np.nan)
-    return share
+        rows = kernels.reshape(OC * IC, KH * KW).astype(np.float64)
+        lower = np.kron(_low_band(KH), _low_band(KW))
+        total = (rows * rows).reshape(OC, -1).sum(axis=1)
+        low = ((rows @ lower) * rows).reshape(OC, -1).sum(axis=1)
+        return 1 - low / np.where(total > 0, total, np.nan)
+
+
+def _low_band(size: int) -> np.ndarray:
+    """The form (size, size) that gives the energy of a row of weights at frequencies up to 1/4, of a total of 1."""
+    extent = max(16, size)
+    frequencies = np.fft.fftfreq(extent)
+    frequencies = frequencies[np.abs(frequencies) <= 0.25]
+    apart = np.subtract.outer(np.arange(size), np.arange(size))
+    return np.cos(2 * np.pi * frequencies[:, None, None] * apart).sum(axis=0) / extent
 
 
 def structure(kernels: np.ndarray) -> float:
@@ -216,6 +235,28 @@ def uneven(weight: np.ndarray) -> float:
     expected = rows.shape[1] * float((rows**4).mean() - (rows**2).mean() ** 2)
     found = float((rows**2).sum(axis=1).var(ddof=1))
     return (found / expected - 1) / math.sqrt(2 / (len(rows) - 1)) if expected else math.nan
+
+
+def outlier(weight: np.ndarray) -> float:
+    r"""How far the largest singular value lies beyond that of independent weights, in standard errors.
+
+    Of a matrix n x d of independent weights of variance v, the square of the largest singular value is
+    v (m + s t) with m = (sqrt(n - 1) + sqrt(d))^2, s = sqrt(m) (1 / sqrt(n - 1) + 1 / sqrt(d))^(1/3) and t of the
+    Tracy-Widom law, whose mean is -1.21 and whose deviation 1.27 (Johnstone, Annals of Statistics 29, 2001). Training
+    leaves values beyond that edge (Martin and Mahoney, arXiv 1810.01075).
+    """
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    rows = rows / (np.abs(rows).max() or 1)
+    n, d = sorted(rows.shape)
+    variance = float(rows.var())
+    if n < 4 or not variance:
+        return math.nan
+    rows -= rows.mean()
+    gram = rows @ rows.T if len(rows) == n else rows.T @ rows
+    largest = float(np.linalg.eigvalsh(gram)[-1])
+    a, b = math.sqrt(n - 1), math.sqrt(d)
+    edge, scale = (a + b) ** 2, (a + b) * (1 / a + 1 / b) ** (1 / 3)
+    return ((largest / variance - edge) / scale + 1.21) / 1.27
 
 
 def _twins(conv: Conv2d) -> tuple[np.ndarray, np.ndarray]:
@@ -278,8 +319,9 @@ def _judge_layer(name: str, conv: Conv2d, seen: _Activity) -> LayerHealth:
     finite = bool(np.isfinite(conv.weight).all())
     agreement = structure(conv.weight) if finite else math.nan
     spread = uneven(conv.weight) if finite else math.nan
+    beyond = outlier(conv.weight) if finite else math.nan
     share = float(np.nanmean([one.high_frequency for one in filters])) if min(conv.kernel_size) >= 3 else math.nan
-    signs = [sign for sign in (agreement, spread) if not math.isnan(sign)]
+    signs = [sign for sign in (abs(agreement), spread, beyond) if not math.isnan(sign)]
     reasons, verdict = [], "well trained"
     gone = _share(filters, "dead", "low norm", "not finite", "duplicate")
     if gone >= MANY:
@@ -291,9 +333,11 @@ def _judge_layer(name: str, conv: Conv2d, seen: _Activity) -> LayerHealth:
     elif signs and max(signs) < EVIDENCE:
         verdict = "untrained"
     if not math.isnan(agreement):
-        reasons.append(f"neighbouring weights agree by {agreement:+.1f} standard errors of independent ones")
+        reasons.append(f"neighbouring weights agree by {agreement:+.0f} standard errors of independent ones")
     if not math.isnan(spread):
-        reasons.append(f"norms of filters differ by {spread:+.1f} standard errors")
+        reasons.append(f"norms of filters differ by {spread:+.0f} standard errors")
+    if not math.isnan(beyond):
+        reasons.append(f"the largest singular value lies {beyond:+.0f} standard errors from that of noise")
     if not math.isnan(share):
         reasons.append(f"high frequencies hold {share:.0%} of the energy (white noise: 68%)")
     ill = sum(bool(one.faults) for one in filters)
@@ -383,8 +427,8 @@ def health(
     positions at the end of a ReLU6 or Sigmoid.
 
     **Layers.** *collapsed*: half of the filters or more are dead, of low norm, duplicates, not finite, or saturated.
-    *untrained*: its weights look like independent random ones: neighbours in a kernel agree, and norms of filters
-    differ, by less than 4 standard errors of what independent weights do. Training leaves both.
+    *untrained*: its weights look like independent random ones: how neighbours in a kernel agree, how norms of filters
+    differ and how large the largest singular value is lie within 4 standard errors of what independent weights do.
 
     **The network**, the first that holds. *collapsed*: half of its layers are. *untrained*: more than half of them are.
     *collapsed*: its answers are not finite or hardly depend on the image. *over-fitted*: with `labels` and `training`,

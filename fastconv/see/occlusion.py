@@ -30,6 +30,10 @@ class Occlusion:
         The chance of the class without a square.
     filter : int or None
         That map.
+    target : int
+        The class.
+    size : (int, int)
+        Height and width of the square.
     """
 
     rows: tuple[int, ...]
@@ -39,6 +43,8 @@ class Occlusion:
     activity: np.ndarray | None
     whole: float
     filter: int | None
+    target: int
+    size: tuple[int, int]
 
 
 def occlusion(
@@ -141,6 +147,7 @@ def occlusion(
     return Occlusion(
         tuple(rows), tuple(columns), np.array(chances).reshape(grid), np.array(answers).reshape(grid),
         np.array(activity).reshape(grid) if watched is not None else None, float(_chances(scores, soft)[0, known]), f,
+        known, (height, width),
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,14 +14,18 @@ import numpy as np
 from fastconv._problem import choice
 from fastconv._state import _write
 from fastconv.layers import Conv2d, Layer, summary
+from fastconv.see import _figures
+from fastconv.see._figures import Embedded, embedded
 from fastconv.see._probe import convolutions, evaluated, images_of, index_of, layer_of, network
 from fastconv.see.anatomy import anatomy
-from fastconv.see.deconvnet import RULES
+from fastconv.see.deconvnet import RULES, deconvnet
+from fastconv.see.evolution import evolution
 from fastconv.see.health import Health, LayerHealth, health
+from fastconv.see.occlusion import occlusion
 from fastconv.see.patches import Patch, collect, finish
 
-CELL = 72  # pixels of a patch in the page: larger ones are reduced to it, smaller ones are shown enlarged
-GREY = 128  # of a projection's zero, and of what lies outside an image
+HIDDEN, STEPS = 2, 8  # so many images are covered by a square, in so many steps along each axis and some
+GROWN = 6  # filters of each layer whose evolution is shown
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,9 @@ class Card:
     """One filter in the page."""
 
     number: int
-    kernels: str
-    patches: str
-    projections: str
+    kernels: Embedded
+    patches: Embedded | None
+    projections: Embedded | None
     strongest: str
     images: str
     faults: tuple[str, ...]
@@ -45,8 +49,34 @@ class Section:
     name: str
     title: str
     health: LayerHealth
-    sheet: str
+    sheet: Embedded
     cards: list[Card]
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """One image under a grey square: the five pictures of Fig. 6, and their numbers."""
+
+    image: int
+    target: int
+    whole: float
+    least: float
+    most: float
+    place: tuple[int, int]
+    size: tuple[int, int]
+    layer: str
+    filter: int
+    legend: list[tuple[int, str]]
+    pictures: tuple[Embedded, ...]
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Filters of one layer over checkpoints: for each a strip of patches above their projections."""
+
+    layer: str
+    labels: tuple[str, ...]
+    strips: dict[int, Embedded]
 
 
 def report(
@@ -61,10 +91,12 @@ def report(
     title: str = "What the filters see",
     history: Mapping[str, Sequence[float]] | None = None,
     labels: Any = None,
-    mode: str = "deconvnet",
+    training: tuple[Any, Any] | None = None,
+    checkpoints: Any = None,
+    mode: str = "guided",
     progress: bool = True,
 ) -> Health:
-    """Write one HTML page about a network: summary, kernels, anatomy, strongest patches, curves, health.
+    """Write one HTML page about a network: kernels, anatomy, strongest patches, occlusion, evolution, curves, health.
 
     Parameters
     ----------
@@ -84,8 +116,12 @@ def report(
     title : str
     history : mapping of str to sequence of float, optional
         Curves of the training, {"loss": [...], "accuracy": [...]}, a number for each epoch.
-    labels, mode
-        As in `health` and `deconvnet`.
+    labels, training
+        As in `health`.
+    checkpoints : sequence of states or paths, or mapping of labels to them, optional
+        As in `evolution`: for the first filters of each layer, what they saw during training.
+    mode : {"guided", "deconvnet", "saliency"}
+        Of the projections, as in `deconvnet`.
     progress : bool
         Show bars (tqdm).
 
@@ -102,6 +138,12 @@ def report(
         If Jinja2, Pillow or matplotlib is not installed (extra ``see``).
     OSError
         If the page cannot be written.
+
+    Notes
+    -----
+    The default is "guided" because a page is read by eye: in deep networks of 3 x 3 filters the plain deconvnet shows
+    the grid of the pools' switches more than the image (see `deconvnet`). Of a classifier the page also shows what a
+    grey square in front of the first images does to its answer (`occlusion`).
 
     Examples
     --------
@@ -125,8 +167,9 @@ def report(
     pictures = [images_of(function, "an image", image)[0][0] for image in images]
     if not pictures:
         raise ValueError(f"{function}: images is empty: at least one image is needed")
-    wanted: dict[Layer, list[int] | None] = {conv: _wanted(function, filters, conv) for conv in chosen.values()}
-    checked = health(net, pictures, labels, progress=progress)
+    numbers = {name: _wanted(function, filters, conv) for name, conv in chosen.items()}
+    wanted: dict[Layer, list[int] | None] = {conv: numbers[name] for name, conv in chosen.items()}
+    checked = health(net, pictures, labels, training=training, progress=progress)
     states = {layer.name: layer for layer in checked.layers}
     table = summary(net, (1, *pictures[0].shape))
     sections = []
@@ -135,12 +178,21 @@ def report(
         for name, conv in chosen.items():
             found = finish(function, net, conv, best[conv], mode, progress)
             cards = [_card(conv, f, patches, states[name], prepare) for f, patches in found.items()]
-            sections.append(Section(name, repr(conv), states[name], _sheet(conv, prepare), cards))
+            sections.append(
+                Section(name, repr(conv), states[name], embedded(_figures.sheet(conv, prepare), lossless=True), cards)
+            )
+    hidden = _occlusions(net, pictures, labels, list(every)[-1], prepare) if checked.answers else []
+    grown = []
+    if checkpoints is not None:
+        grown = _evolutions(net, checkpoints, pictures, numbers, prepare, mode, progress)
+    ill = [
+        (layer.name, one, embedded(_figures.kernels(every[layer.name], one.filter, prepare), lossless=True))
+        for layer in checked.layers for one in layer.filters if one.faults
+    ]  # fmt: skip
     page = _template(jinja2).render(
         title=title, health=checked, table=table, sections=sections, anatomy=_anatomy(net, pictures[0], prepare, every),
-        curves=_curves(checked, history), counts={"images": len(pictures), "k": k}, mode=mode,
-        faults=[(layer, one) for layer in checked.layers for one in layer.filters if one.faults],
-        shown={(section.name, card.number) for section in sections for card in section.cards},
+        hidden=hidden, grown=grown, curves=_curves(checked, history), counts={"images": len(pictures), "k": k},
+        mode=mode, ill=ill, shown={(section.name, card.number) for section in sections for card in section.cards},
     )  # fmt: skip
 
     def fill(file: BinaryIO) -> None:
@@ -170,66 +222,7 @@ def _template(jinja2: Any) -> Any:
     return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
 
 
-# ------------------------------------------------------------------------------------------------------- pictures
-
-
-def _uri(pixels: np.ndarray, lossless: bool = False) -> str:
-    """A picture (uint8, HW or HWC) as a data URI: WebP, for small things without loss."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "WEBP", quality=72, lossless=lossless, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _pixels(x: np.ndarray, prepare: Any) -> np.ndarray:
-    """An image (C, H, W) as uint8 (H, W, 3)."""
-    if prepare is not None:
-        shown = prepare.pixels(x)
-    else:
-        planes = x if len(x) == 3 else x.mean(axis=0, keepdims=True)
-        low, high = (0.0, 1.0) if 0 <= planes.min() and planes.max() <= 1 else (planes.min(), planes.max())
-        shown = np.rint((planes - low) / ((high - low) or 1) * 255).astype(np.uint8).transpose(1, 2, 0)
-    return np.ascontiguousarray(np.broadcast_to(shown, (*shown.shape[:2], 3)))
-
-
-def _signed(values: np.ndarray, prepare: Any, limit: float | None = None) -> np.ndarray:
-    """A projection or kernel (C, H, W) as uint8 (H, W, 3): grey is zero, and the largest value white or a colour."""
-    planes = values if len(values) == 3 else values.mean(axis=0, keepdims=True)
-    planes = prepare.colours(planes) if prepare is not None and len(planes) == 3 else planes
-    planes = np.nan_to_num(planes.astype(np.float64))
-    most = limit or float(np.abs(planes).max()) or 1.0
-    shown = np.clip(np.rint(GREY + 127 * planes / most), 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    return np.broadcast_to(shown, (*shown.shape[:2], 3))
-
-
-def _grid(pictures: list[np.ndarray], columns: int, gap: int = 1) -> np.ndarray:
-    """Pictures (H, W, 3) of one size or smaller, side by side on grey."""
-    height = max(len(picture) for picture in pictures)
-    width = max(picture.shape[1] for picture in pictures)
-    rows = -(-len(pictures) // columns)
-    page = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), GREY, np.uint8)
-    for i, picture in enumerate(pictures):
-        row, column = divmod(i, columns)
-        top, left = row * (height + gap), column * (width + gap)
-        page[top : top + len(picture), left : left + picture.shape[1]] = picture
-    return page
-
-
-def _fitted(picture: np.ndarray) -> np.ndarray:
-    """Reduced to CELL pixels, or enlarged by a whole number."""
-    from PIL import Image
-
-    longest = max(picture.shape[:2])
-    if longest > CELL:
-        height, width = (max(1, round(side * CELL / longest)) for side in picture.shape[:2])
-        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
-    times = max(CELL // longest, 1)
-    return picture.repeat(times, axis=0).repeat(times, axis=1)
-
-
-def _framed(patch: Patch, picture: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(patch.framed(picture.transpose(2, 0, 1), GREY).transpose(1, 2, 0))
+# ------------------------------------------------------------------------------------------------------- sections
 
 
 def _card(conv: Conv2d, f: int, patches: list[Patch], layer: LayerHealth, prepare: Any) -> Card:
@@ -237,9 +230,10 @@ def _card(conv: Conv2d, f: int, patches: list[Patch], layer: LayerHealth, prepar
     strongest = f"{patches[0].value:.3g}" if patches else "no finite activation"
     if "dead" in state.faults:
         patches = []  # what comes nearest to exciting it would say nothing
-    columns = max(1, round(len(patches) ** 0.5))
-    seen = [_fitted(_framed(one, _pixels(one.patch, prepare))) for one in patches]
-    down = [_fitted(_framed(one, _signed(one.projection, prepare))) for one in patches]
+    columns = max(1, math.ceil(len(patches) ** 0.5))
+    blocks = _figures.blocks(patches)
+    seen = [_figures.cell(one, _figures.photograph(one.patch, prepare)) for one in patches]
+    down = [_figures.cell(one, _figures.projection(one.projection, prepare)) for one in patches]
     facts = f"active at {state.active:.1%} of the positions, norm {state.norm:.3g}"
     if not np.isnan(state.high_frequency):
         facts += f", high frequencies {state.high_frequency:.0%}"
@@ -247,9 +241,9 @@ def _card(conv: Conv2d, f: int, patches: list[Patch], layer: LayerHealth, prepar
         facts += f", most like filter {state.twin} (cosine {state.cosine:.2f})"
     return Card(
         f,
-        _uri(_kernels(conv, f, prepare), lossless=True),
-        _uri(_grid(seen, columns, 2)) if seen else "",
-        _uri(_grid(down, columns, 2)) if down else "",
+        embedded(_figures.kernels(conv, f, prepare), lossless=True),
+        embedded(_figures.grid(seen, columns, 4), lossless=blocks) if seen else None,
+        embedded(_figures.grid(down, columns, 4), lossless=blocks) if down else None,
         strongest,
         ", ".join(str(one.image) for one in patches),
         state.faults,
@@ -257,29 +251,7 @@ def _card(conv: Conv2d, f: int, patches: list[Patch], layer: LayerHealth, prepar
     )
 
 
-def _kernels(conv: Conv2d, f: int, prepare: Any) -> np.ndarray:
-    """A filter's kernels: in colour where it reads three channels, else side by side, at most 64 of them."""
-    weight = conv.weight[f]
-    if len(weight) == 3:
-        return np.ascontiguousarray(_signed(weight, prepare))
-    limit = float(np.abs(np.nan_to_num(weight)).max()) or 1.0
-    tiles = [_signed(kernel[None], None, limit) for kernel in weight[:64]]
-    return _grid(tiles, min(8, len(tiles)))
-
-
-def _sheet(conv: Conv2d, prepare: Any) -> str:
-    """All kernels of a layer that reads at most four channels, or the first 64 filters by 64 channels of another."""
-    if len(conv.weight[0]) <= 4:
-        tiles = [np.ascontiguousarray(_signed(weight, prepare)) for weight in conv.weight]
-        return _uri(_grid(tiles, 16), lossless=True)
-    some = conv.weight[:64, :64]
-    tiles = [
-        _signed(kernel[None], None, float(np.abs(np.nan_to_num(row)).max()) or 1.0) for row in some for kernel in row
-    ]
-    return _uri(_grid(tiles, some.shape[1]), lossless=True)
-
-
-def _anatomy(net: Layer, image: np.ndarray, prepare: Any, every: dict[str, Conv2d]) -> str:
+def _anatomy(net: Layer, image: np.ndarray, prepare: Any, every: dict[str, Conv2d]) -> Embedded | None:
     """The picture of `anatomy`: the first two convolutions, or the first alone where the second has no plain input."""
     from PIL import Image
 
@@ -290,8 +262,53 @@ def _anatomy(net: Layer, image: np.ndarray, prepare: Any, every: dict[str, Conv2
             continue
         file = io.BytesIO()
         figure.savefig(file, dpi=80)
-        return _uri(np.asarray(Image.open(file).convert("RGB")))
-    return ""
+        return embedded(np.asarray(Image.open(file).convert("RGB")))
+    return None
+
+
+def _occlusions(net: Layer, images: list[np.ndarray], labels: Any, layer: str, prepare: Any) -> list[Hidden]:
+    """Fig. 6 of the paper for some images; nothing for a network that is no classifier."""
+    found = []
+    for number, image in enumerate(images[:HIDDEN]):
+        shape = image.shape[1:]
+        size, stride = (tuple(max(1, side // parts) for side in shape) for parts in (4, STEPS))
+        target = None if labels is None else int(labels[number])
+        seen = occlusion(net, image, target, size=size, stride=stride, layer=layer)
+        assert seen.activity is not None and seen.filter is not None
+        row, column = np.unravel_index(int(seen.chance.argmin()), seen.chance.shape)
+        answers, legend = _figures.answer_map(seen.answer, shape)
+        found.append(
+            Hidden(
+                number, seen.target, seen.whole, float(seen.chance.min()), float(seen.chance.max()),
+                (seen.rows[row], seen.columns[column]),
+                seen.size, layer, seen.filter, legend,
+                (
+                    embedded(_figures.photograph(image, prepare)),
+                    embedded(_figures.projection(deconvnet(net, image, layer, seen.filter, mode="guided"), prepare)),
+                    embedded(_figures.heat(seen.activity, shape), lossless=True),
+                    embedded(_figures.heat(seen.chance, shape), lossless=True),
+                    embedded(answers, lossless=True),
+                ),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _evolutions(
+    net: Layer, checkpoints: Any, images: list[np.ndarray], wanted: dict[str, list[int]], prepare: Any, mode: str,
+    progress: bool,
+) -> list[Grown]:  # fmt: skip
+    """Fig. 4 of the paper: some filters of each layer over the checkpoints."""
+    found = []
+    for name, filters in wanted.items():
+        seen = evolution(checkpoints, net, images, name, filters[:GROWN], mode=mode, progress=progress)
+        strips = {}
+        for f, patches in seen.filters.items():
+            cells = [_figures.cell(one, _figures.photograph(one.patch, prepare)) for one in patches]
+            cells += [_figures.cell(one, _figures.projection(one.projection, prepare)) for one in patches]
+            strips[f] = embedded(_figures.grid(cells, len(patches), 4), lossless=_figures.blocks(patches))
+        found.append(Grown(name, seen.labels, strips))
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------- curves
@@ -328,7 +345,7 @@ def _curves(checked: Health, history: Mapping[str, Sequence[float]] | None) -> l
     found = []
     for name, values in (history or {}).items():
         if len(values):
-            found.append(_curve(f"{name} by epoch", values, [f"epoch {i}" for i in range(len(values))]))
+            found.append(_curve(f"{name} by epoch", values, [f"epoch {i + 1}" for i in range(len(values))]))
     names = [layer.name for layer in checked.layers]
     found.append(_curve("share of active positions, by layer", [layer.active for layer in checked.layers], names))
     found.append(
