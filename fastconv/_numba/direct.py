@@ -23,7 +23,7 @@ from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, inlined, itemsize, lanes, load, local, outlined,
-    put, registers, rolled, store, unroll, unrolled, vmax, vmin,
+    prefetch, put, registers, rolled, store, unroll, unrolled, vmax, vmin,
 )  # fmt: skip
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
@@ -34,6 +34,7 @@ from fastconv._problem import (
 FILTERS = 4  # filters that share each loaded vector of pixels
 DEPTH = 256  # products after which a partial sum is put aside
 FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
+SMALL = 512  # elements of a depthwise plane that is copied, with its border; 16 times that to part columns by 2
 TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
 CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 
@@ -108,12 +109,15 @@ Conv = namedtuple(
     "accumulate "
     "pool_KH buffered "  # rows of a fused pool's window; convolution rows that a worker holds for it
     "K together "  # kernel extent where depthwise_rows serves, else 0; filters of a unit
-    "rows chunk units batch n_tasks",  # result rows of a plane and of a unit; units of a task
+    "rows chunk units batch n_tasks "  # result rows of a plane and of a unit; units of a task
+    "cells",  # of a row of a copied small plane, each column modulo stride; 0: planes are read in place
 )
 
 
 @shared
-def share_out(N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH, buffered, rows):
+def share_out(
+    N, G, C, F, IH, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, accumulate, pool_KH, buffered, rows
+):  # fmt: skip
     # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
     # whatever the number of threads.
     K = 0
@@ -128,7 +132,12 @@ def share_out(N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool
     chunk = max(ceil_div(ceil_div(rows, chunks), 2) * 2, 2)
     units = N * G * ceil_div(F, together) * ceil_div(rows, chunk)
     batch = max(TASK // work, 1)
-    return K, together, chunk, units, batch, ceil_div(units, batch)
+    cells = 0
+    if together == 1 and K and accumulate == 0 and pool_KH == 0 and chunk >= rows:
+        cells = ceil_div(max(OW, VL_FLOAT) + (KW - 1) // stride_w, VL_FLOAT) * VL_FLOAT
+        if cells * stride_w * IH > (SMALL if stride_w == 1 else 16 * SMALL):
+            cells = 0
+    return K, together, chunk, units, batch, ceil_div(units, batch), cells
 
 
 @shared
@@ -144,13 +153,14 @@ def forward(geometry):
         accumulate = 0
         rows = geometry[GEO_POOL_OH]
         buffered = min(OH, max(pool_KH, 4096 // max(OW, 1)))
-    K, together, chunk, units, batch, n_tasks = share_out(
-        N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH, buffered, rows
-    )
+    K, together, chunk, units, batch, n_tasks, cells = share_out(
+        N, G, C, F, geometry[GEO_IH], KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, accumulate, pool_KH, buffered,
+        rows,
+    )  # fmt: skip
     return Conv(
         N, G, C, F, geometry[GEO_IH], geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, geometry[GEO_PAD_TOP],
         geometry[GEO_PAD_LEFT], dil_h, dil_w, 0, F * C * KH * KW, C * KH * KW, KH * KW, KW, 1,
-        accumulate, pool_KH, buffered, K, together, rows, chunk, units, batch, n_tasks,
+        accumulate, pool_KH, buffered, K, together, rows, chunk, units, batch, n_tasks, cells,
     )  # fmt: skip
 
 
@@ -161,14 +171,15 @@ def adjoint(geometry):
     KH, KW, OH, OW = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_IH], geometry[GEO_IW]
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
-    K, together, chunk, units, batch, n_tasks = share_out(
-        N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, 0, 0, OH
+    accumulate = geometry[GEO_ACCUMULATE]
+    K, together, chunk, units, batch, n_tasks, cells = share_out(
+        N, G, C, F, geometry[GEO_OH], KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, accumulate, 0, 0, OH
     )
     return Conv(
         N, G, C, F, geometry[GEO_OH], geometry[GEO_OW], KH, KW, OH, OW, stride_h, stride_w,
         dil_h * (KH - 1) - geometry[GEO_PAD_TOP], dil_w * (KW - 1) - geometry[GEO_PAD_LEFT], dil_h, dil_w,
         KH * KW - 1, F * C * KH * KW, KH * KW, F * KH * KW, -KW, -1,
-        geometry[GEO_ACCUMULATE], 0, 0, K, together, OH, chunk, units, batch, n_tasks,
+        accumulate, 0, 0, K, together, OH, chunk, units, batch, n_tasks, cells,
     )  # fmt: skip
 
 
@@ -348,6 +359,121 @@ def depthwise_rows_of(conv, image, zeros, weight, shift, act_min, act_max, out, 
 
 
 depthwise_rows_of = helper(unrolled(depthwise_rows_of))
+
+
+@helper
+def copy_plane(
+    image,  # IN   one plane
+    copied,  # OUT  [IH][stride][cells]
+    conv,
+    stride,
+    dtype,
+):
+    # Cell j of phase i holds image column j * stride + i - pad_left, or zero.
+    cells, IH, IW, size, VL = conv.cells, conv.IH, conv.IW, itemsize(dtype), lanes(dtype)
+    for cell in range(0, cells, VL):
+        column = cell * stride - conv.pad_left
+        for ih in range(IH):
+            row = image + ih * IW * size
+            prefetch(row + (IH * IW + column) * size)  # the next plane
+            a = load_inside(row, column, IW, dtype)
+            if stride == 1:
+                store(copied, ih * cells + cell, a)
+            else:
+                b = load_inside(row, column + VL, IW, dtype)
+                evens, odds = even(a, b), odd(a, b)
+                store(copied, 2 * ih * cells + cell, in_order(evens, evens))
+                store(copied, (2 * ih + 1) * cells + cell, in_order(odds, odds))
+
+
+def depthwise_plane(
+    conv,
+    copied,  # IN   [IH][stride][cells]
+    zeros,  # IN   stride * cells of them
+    weight,  # IN   one filter
+    shift,
+    act_min,
+    act_max,
+    out,  # OUT  one plane
+    room,  # elements from ``out`` on that this or a later plane writes
+    dtype,
+    K,
+    stride,
+):
+    # Two output rows at a time, for independent chains; with stride 1 they share K - 1 rows. No column needs a mask. What a
+    # vector wider than the row writes past its end, the next row or plane overwrites.
+    rows: registers[9]
+    size, VL, OH, OW, cells = itemsize(dtype), lanes(dtype), conv.OH, conv.OW, conv.cells
+    taps_memory = local(49, dtype)
+    taps = address(taps_memory)
+    for kh in range(K):
+        for kw in range(K):
+            put(taps, kh * K + kw, get(weight, kh * conv.to_kh + kw * conv.to_kw, dtype))
+    for oh in range(0, OH, 2):
+        for kh in unroll(K + stride):
+            ih = oh * stride - conv.pad_top + kh
+            rows[kh] = copied + ih * stride * cells * size if 0 <= ih < conv.IH else zeros
+        ow = 0
+        while True:
+            one, two = broadcast(shift), broadcast(shift)
+            for kh in unroll(K + stride):
+                for kw in unroll(K):
+                    x = load(rows[kh], ow + kw % stride * cells + kw // stride, dtype)
+                    if kh < K:
+                        one = fma(x, broadcast(get(taps, kh * K + kw, dtype)), one)
+                    if kh >= stride:
+                        two = fma(x, broadcast(get(taps, (kh - stride) * K + kw, dtype)), two)
+            at = oh * OW + ow
+            epilogue(out + at * size, one, 0, VL if room - at >= VL else OW, False, act_min, act_max, dtype)
+            if oh + 1 < OH:
+                at += OW
+                epilogue(out + at * size, two, 0, VL if room - at >= VL else OW, False, act_min, act_max, dtype)
+            if ow + VL >= OW:
+                break
+            ow = min(ow + VL, OW - VL)
+
+
+globals().update(
+    {
+        f"depthwise_plane_{K}_{stride}": helper(unrolled(depthwise_plane, K=K, stride=stride))
+        for K, V, stride in DEPTHWISE
+    }
+)
+
+
+def depthwise_planes(
+    conv,
+    input,
+    weight,
+    bias,
+    act_min,
+    act_max,
+    output,
+    first,  # planes of the output
+    last,
+    scratch,  # (IH + 1) * stride * cells
+    dtype,
+):
+    outlined()
+    depthwise_plane: registers[8, 3]
+    stride, size, plane_size = conv.stride_w, itemsize(dtype), conv.OH * conv.OW
+    copied = scratch + stride * conv.cells * size
+    clear(scratch, stride * conv.cells * size)
+    for plane in range(first, last):
+        f = plane % (conv.G * conv.F)  # filters of one group read one plane
+        if plane == first or f % conv.F == 0:
+            copy_plane(input + plane // conv.F * conv.IH * conv.IW * size, copied, conv, stride, dtype)
+        shift = get(bias, f, dtype) if bias != 0 else dtype.type(0)
+        filters = weight + (conv.start + f // conv.F * conv.to_group + f % conv.F * conv.to_filter) * size
+        for i in unroll(len(DEPTHWISE)):
+            if conv.K == DEPTHWISE[i][0] and stride == DEPTHWISE[i][2]:
+                depthwise_plane[DEPTHWISE[i][0], DEPTHWISE[i][2]](
+                    conv, copied, scratch, filters, shift, act_min, act_max, output + plane * plane_size * size,
+                    (last - plane) * plane_size, dtype,
+                )  # fmt: skip
+
+
+depthwise_planes = helper(unrolled(depthwise_planes))
 
 
 def filters_block(
@@ -592,6 +718,10 @@ def conv_units(
     task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry, dtype
 ):  # fmt: skip
     size = itemsize(dtype)
+    if conv.cells:
+        first, last = task * conv.batch, min((task + 1) * conv.batch, conv.units)
+        depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, rows, dtype)
+        return
     chunks, blocks = ceil_div(conv.rows, conv.chunk), ceil_div(conv.F, conv.together)
     plane = conv.rows * (geometry[GEO_POOL_OW] if conv.pool_KH else conv.OW)
     for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
@@ -621,6 +751,8 @@ def conv_units(
 
 @shared
 def rows_of_worker(conv):
+    if conv.cells:
+        return (conv.IH + 1) * conv.stride_w * conv.cells
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
@@ -663,7 +795,7 @@ def plans(geometry):
 
 
 def conv2d_workspace(geometry, n_workers):
-    """Elements of workspace: a row of zeros, and with a fused pool each worker's rows of the convolution."""
+    """Elements of workspace: a row of zeros; for each worker a small plane, or the rows that a fused pool reads."""
     conv = plans(geometry)[0]
     return conv.IW + n_workers * (rows_of_worker(conv) + pool_ring_size(geometry.tolist()))
 
@@ -871,6 +1003,7 @@ def strided_task(
 @task
 def adjoint_task(
     task: index,
+    worker: index,
     grad_output: const_real[:, :, :, ::1],  # IN
     weight: const_real[:, :, :, ::1],  # IN
     bias: const_real[::1],  # IN
@@ -880,16 +1013,20 @@ def adjoint_task(
     workspace: real[::1],
     geometry: const_int64[::1],  # IN
 ):
+    conv, dtype = adjoint(geometry), grad_output.dtype
     shift = address(bias) if bias.size else 0
+    zeros = address(workspace)
+    small_plane = zeros + (conv.IW + worker * rows_of_worker(conv)) * itemsize(dtype)
     conv_units(
-        task, adjoint(geometry), address(grad_output), address(workspace), address(weight), shift, act_min, act_max,
-        address(grad_input), 0, 0, 0, geometry, grad_output.dtype,
+        task, conv, address(grad_output), zeros, address(weight), shift, act_min, act_max, address(grad_input), 0, 0,
+        small_plane, geometry, dtype,
     )  # fmt: skip
 
 
 def conv2d_grad_input_workspace(geometry, n_workers):
-    """Elements of workspace: a row of zeros."""
-    return geometry[GEO_OW]
+    """Elements of workspace: a row of zeros, and for each worker a small plane with its border."""
+    conv = plans(geometry)[1]
+    return conv.IW + n_workers * rows_of_worker(conv)
 
 
 def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, workspace, geometry, n_threads):
