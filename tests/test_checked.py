@@ -115,6 +115,13 @@ case, data = BY_NAME["same-3x3"], solved(BY_NAME["same-3x3"], "float32", "intege
 data = {**data, "w": np.where(np.arange(data["w"].size).reshape(data["w"].shape) == 4, np.inf, data["w"]).astype("float32")}
 assert_same(*(convolution.call(each, "direct", "conv2d_grad_input", case.problem(), data) for each in (engine, reference)))
 if engine.backend == "numba":
+    engine.k.direct.TASK, TASK = 64, engine.k.direct.TASK  # so that a small sum is cut, too
+    engine.k.direct._planned.cache_clear()
+    data = solved(case, "float32", "integers")
+    actual = convolution.call(engine, "direct", "conv2d_grad_weight", case.problem(), data)
+    assert_same(actual, data["grad_weight"].astype("float32"), "grad_weight in chunks")
+    engine.k.direct.TASK = TASK
+    engine.k.direct._planned.cache_clear()
     assert ran == {task.name for task in _jit.tasks}, {task.name for task in _jit.tasks} - ran
 assert not unraisable, unraisable[:3]
 print("fine", count, sys.modules[f"fastconv._{engine.backend}.{engine.isa + '.' if engine.isa else ''}direct"].__file__)

@@ -145,6 +145,7 @@ def _alone(source: str, function: str, name: str) -> binding.ModuleRef:
         if not each.is_declaration and each.name != name and not each.name.startswith("llvm."):
             each.linkage = "internal"
     passes = binding.create_new_module_pass_manager()
+    passes.add_dead_arg_elimination_pass()  # a struct travels as all its fields, of which most functions read a few
     passes.add_global_dead_code_eliminate_pass()
     passes.run(module, binding.create_pass_builder(_machine(), binding.create_pipeline_tuning_options()))
     return module

@@ -326,15 +326,18 @@ def depthwise_rows(
                     ow += width
                 continue
             block = min(ow, max(OW - VL, 0))
+            straight = whole and lane == VL  # to where it belongs: there is nothing that the epilogue would do
             depthwise[K, 1, stride, MASKED](
-                rows, taps, block * stride - pad_left, IW, shift, -infinity, infinity, sums, sums + VL * size, dtype
-            )
-            skip = ow - block if accumulate else 0  # lanes that the vector before has added to already
-            epilogue(row + block * size, load(sums, 0, dtype), skip, lane, accumulate, act_min, act_max, dtype)
-            if stride == 1 and oh + 1 < last:
-                epilogue(
-                    row + (OW + block) * size, load(sums, VL, dtype), skip, lane, accumulate, act_min, act_max, dtype
-                )
+                rows, taps, block * stride - pad_left, IW, shift, act_min if straight else -infinity,
+                act_max if straight else infinity, row + block * size if straight else sums,
+                row + (OW + block) * size if straight else sums + VL * size, dtype,
+            )  # fmt: skip
+            if not straight:
+                skip = ow - block if accumulate else 0  # lanes that the vector before has added to already
+                epilogue(row + block * size, load(sums, 0, dtype), skip, lane, accumulate, act_min, act_max, dtype)
+                if stride == 1 and oh + 1 < last:
+                    below = row + (OW + block) * size
+                    epilogue(below, load(sums, VL, dtype), skip, lane, accumulate, act_min, act_max, dtype)
             ow += VL
         oh += step
 
