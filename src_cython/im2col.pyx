@@ -821,10 +821,11 @@ def conv2d_grad_input(
 # out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
 # problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
 cdef enum:
-    CHAIN_PIXELS = 384      # pixels summed in registers before they are added to the block: a panel of filters stays in
-                            # the first-level cache meanwhile
-    CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level cache; more if the blocks of results,
-                            # which are read and written for every chunk, are larger
+    # Pixels summed in registers before they are added to the block: a panel of filters stays in the first-level cache
+    CHAIN_PIXELS = 384
+    # Operands of a chunk stay in the third-level cache; more if the blocks of results are larger, which are read and
+    # written for every chunk
+    CHUNK_ELEMENTS = 1 << 20
     TASK_TILES = 8          # tiles of MR rows of K in a task, and
     TASK_PANELS = 4         # panels of filters: its block of results stays in the first-level cache
 
@@ -946,12 +947,12 @@ cdef void outer_tile(
         vec cell
         const real* at[_MR]
         const real* yy
-        Py_ssize_t image, row, column, i, j, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t _image, row, column, i, j, VL = sizeof(vec) // sizeof(real)
     for i in range(_MR):
         at[i] = cells[i]
         for j in range(nv):
             fill(&acc[i][j], <real> 0)
-    for image in range(images):
+    for _image in range(images):
         for row in range(rows):
             yy = y + row * y_step
             for column in range(columns):

@@ -1098,8 +1098,9 @@ def conv2d(
 # Tiles come in chunks, images or rows of one. The first driver transforms a chunk, the second multiplies: a task owns a
 # block of D and adds every chunk to it in order, and turns it to grad_weight after the last. A term of the sum is a tile.
 cdef enum:
-    CHUNK_ELEMENTS = 1 << 20   # of V and Y' together: they stay in the third-level cache; more if D is larger, so that
-                               # D, which is read and written for every chunk, need not be kept
+    # V and Y' of a chunk together stay in the third-level cache; more if D is larger: D, which is read and written for
+    # every chunk, need not be kept then
+    CHUNK_ELEMENTS = 1 << 20
     TASK_TILES = 4             # tiles of MR channels in a task, and
     TASK_PANELS = 2            # panels of filters: V[xi] and Y'[xi] of a task stay in the second-level cache
 

@@ -16,11 +16,12 @@ LONG = 1e-3  # seconds: layers above this tell how well threads scale
 
 RULES = """\
 Every contestant runs in its own process, pinned to the same CPUs, with as many threads, on the same numbers, in turns;
-a result counts once it agrees with {expected_by}. Every convolution has bias and ReLU. Cells: best (median)
-over {rounds} turns of {milliseconds:.0f} ms; of a training step the gradient of every parameter is compared. Nobody's layout conversion is timed; allocation of results and call
-overhead are. GFLOP/s count the definition's flops, taps that lie in the padding too: a library that skips those, or
-uses Winograd's algorithm, may pass the FMA peak. "wrong" and "-" (not offered) are explained below each table. Wall
-time, batch 1 unless a row says more, float32.
+a result counts once it agrees with {expected_by} (of a training step: the gradients of all parameters). Every
+convolution has bias and ReLU, but for gradients and transposed ones. Cells: best (median) over {rounds} turns of
+{milliseconds:.0f} ms. Nobody's layout conversion is timed; allocation of results and call overhead are. GFLOP/s count
+the definition's flops, taps that lie in the padding too: a library that skips those, or uses Winograd's algorithm, may
+pass the FMA peak. "wrong" and "-" (not offered) are explained below each table. Wall time, batch 1 unless a row says
+more, float32.
 """
 
 

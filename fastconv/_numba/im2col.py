@@ -885,7 +885,7 @@ def outer_tile(
         at[i] = cells[i]
         for j in unroll(nv):
             acc[i, j] = broadcast(dtype.type(0))
-    for image in range(images):
+    for _ in range(images):
         for row in range(rows):
             yy = y + row * y_step * size
             for column in range(columns):
