@@ -28,6 +28,8 @@ class Shape:
     pool_stride: int = 0
     pool_padding: int = 0
     indices: bool = False  # the max-pool returns its indices too
+    op: str = ""  # what is computed of it: "" the layer itself, or one of OPS
+    batch: int = 1
 
     @property
     def network(self) -> str:
@@ -42,7 +44,7 @@ class Shape:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        return 1, self.IC, self.IH, self.IW
+        return self.batch, self.IC, self.IH, self.IW
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -53,23 +55,30 @@ class Shape:
         OH, OW = self.conv_extents
         if self.pool:
             OH, OW = ((extent + 2 * self.pool_padding - self.pool) // self.pool_stride + 1 for extent in (OH, OW))
-        return 1, self.OC, OH, OW
+        return self.batch, self.OC, OH, OW
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of the convolution, by its definition; 0 for a pool."""
+        """Multiply-adds of the convolution (of a gradient: as many), by its definition; 0 for a pool."""
+        if self.op == "step":
+            return STEPS[self.name.partition(".")[2]] * 3 * self.batch  # forward, and two gradients
         OH, OW = self.conv_extents
-        return OH * OW * self.OC * (self.IC // self.groups) * self.kernel**2
+        return self.batch * OH * OW * self.OC * (self.IC // self.groups) * self.kernel**2
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of float32 input read and output (and int64 indices) written, each once."""
+        """Bytes of float32 input read and output (and int64 indices) written, each once; backward the other way."""
         inputs, outputs = (a * b * c * d for a, b, c, d in (self.input_shape, self.output_shape))
         return 4 * inputs + (12 if self.indices else 4) * outputs
 
     @property
     def layer_class(self) -> str:
-        """The class it is reported in, a key of ``CLASSES``."""
+        """The class it is reported in, a key of ``CLASSES`` or of ``TRAINING_CLASSES``."""
+        if self.op in ("step", "conv_transpose2d", "max_pool2d_backward"):
+            return self.op
+        if self.op:
+            kind = "depthwise" if self.groups > 1 else "strided" if self.stride > 1 else f"{self.kernel}x{self.kernel}"
+            return f"{self.op}-{kind}"
         if not self.kernel:
             return "maxpool"
         if self.pool:
@@ -86,13 +95,15 @@ class Shape:
 
     def __str__(self) -> str:
         plane = f"{self.IH}" if self.IH == self.IW else f"{self.IH}x{self.IW}"
+        if self.op == "step":
+            return f"{self.name.partition('.')[2]}, {self.IC}@{plane}, batch {self.batch}"
         parts = [f"{self.IC}@{plane}"]
         if self.kernel:
             parts[0] = f"{self.IC}-{self.OC}@{plane}"
             parts.append(f"{self.kernel}x{self.kernel}" + (f" s{self.stride}" if self.stride > 1 else ""))
         if self.pool:
             parts.append(f"pool {self.pool}x{self.pool} s{self.pool_stride}" + (" idx" if self.indices else ""))
-        return " ".join(parts)
+        return " ".join([*parts, f"batch {self.batch}"] if self.batch > 1 else parts)
 
 
 CLASSES = {
@@ -263,6 +274,85 @@ SMOKE = (
     pool("smoke.maxpool", 16, 14, 3, 2, 1),
     pool("smoke.maxpool_idx", 16, 14, 2, 2, indices=True),
 )
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+OPS = ("grad_weight", "grad_input", "conv_transpose2d", "max_pool2d_backward", "step")
+TRAINING_CLASSES = {
+    "grad_weight-3x3": "gradient of the weight, 3x3",
+    "grad_input-3x3": "gradient of the input, 3x3",
+    "grad_weight-1x1": "gradient of the weight, 1x1",
+    "grad_input-1x1": "gradient of the input, 1x1",
+    "grad_weight-strided": "gradient of the weight, stride 2",
+    "grad_input-strided": "gradient of the input, stride 2",
+    "grad_weight-depthwise": "gradient of the weight, depthwise 3x3",
+    "grad_input-depthwise": "gradient of the input, depthwise 3x3",
+    "max_pool2d_backward": "gradient of a max-pool whose windows do not overlap",
+    "conv_transpose2d": "transposed convolution",
+    "step": "training step: forward, loss, backward, SGD with momentum",
+}
+# Multiply-adds of one image: the article's network on 28 x 28, VGG-16's convolutions (and a linear layer) on 64 x 64
+STEPS = {"article": 2_440_960, "vgg16": 1_252_806_656, "smoke": 4_600}
+
+
+def gradients(name: str, IC: int, size: int, OC: int, kernel: int, stride: int = 1, groups: int = 1, batch: int = 8):  # type: ignore[no-untyped-def]
+    """Both gradients of one convolution."""
+    for op in OPS[:2]:
+        yield Shape(f"{name}.{op}", IC, size, size, OC, kernel, stride, kernel // 2, groups, op=op, batch=batch)
+
+
+def unpooled(name: str, C: int, size: int, window: int, batch: int = 8) -> Shape:
+    return Shape(name, C, size, size, C, 0, pool=window, pool_stride=window, indices=True, op=OPS[3], batch=batch)
+
+
+def upsampled(name: str, IC: int, size: int, OC: int, kernel: int, stride: int, padding: int, batch: int = 8) -> Shape:
+    """A transposed convolution of an image of ``size``; as a shape, the convolution whose adjoint it is."""
+    extent = (size - 1) * stride - 2 * padding + kernel
+    return Shape(name, OC, extent, extent, IC, kernel, stride, padding, op=OPS[2], batch=batch)
+
+
+def step(name: str, C: int, size: int, batch: int) -> Shape:
+    return Shape(name, C, size, size, 10, 0, op="step", batch=batch)
+
+
+TRAINING = (
+    *gradients("backward.3x3_64", 64, 56, 64, 3),
+    *gradients("backward.3x3_128", 128, 28, 128, 3),
+    *gradients("backward.3x3_256", 256, 14, 256, 3),
+    *gradients("backward.1x1_64", 64, 56, 256, 1),
+    *gradients("backward.1x1_512", 512, 28, 128, 1),
+    *gradients("backward.1x1_1024", 1024, 14, 256, 1),
+    *gradients("backward.3x3s2_128", 128, 56, 128, 3, 2),
+    *gradients("backward.3x3s2_256", 256, 28, 256, 3, 2),
+    *gradients("backward.1x1s2_256", 256, 56, 512, 1, 2),
+    *gradients("backward.depthwise_32", 32, 112, 32, 3, 1, 32),
+    *gradients("backward.depthwise_96s2", 96, 112, 96, 3, 2, 96),
+    *gradients("backward.depthwise_144", 144, 56, 144, 3, 1, 144),
+    *gradients("backward.depthwise_192s2", 192, 28, 192, 3, 2, 192),
+    *gradients("backward.depthwise_384", 384, 14, 384, 3, 1, 384),
+    unpooled("backward.pool_64", 64, 112, 2),
+    unpooled("backward.pool_128", 128, 56, 2),
+    unpooled("backward.pool_256", 256, 28, 2),
+    upsampled("backward.transposed_256", 256, 28, 128, 2, 2, 0),
+    upsampled("backward.transposed_128", 128, 28, 64, 4, 2, 1),
+    upsampled("backward.transposed_64", 64, 56, 64, 3, 1, 1),
+    step("step.article", 1, 28, 64),
+    step("step.vgg16", 3, 64, 8),
+)
+TRAINING_SMOKE = (
+    *gradients("tiny.3x3", 8, 10, 9, 3, batch=2),
+    unpooled("tiny.pool", 4, 8, 2, batch=2),
+    upsampled("tiny.transposed", 8, 6, 4, 3, 2, 1, batch=2),
+    step("tiny.smoke", 1, 12, 4),
+)
+
+
+def select_training(names: list[str] | None, classes: list[str] | None) -> tuple[Shape, ...]:
+    """Shapes of TRAINING by name or group ("backward", "step", "tiny"), and by class; "backward" is every class."""
+    known = (*TRAINING, *TRAINING_SMOKE)
+    chosen = [shape for shape in known if shape.name in names or shape.network in names] if names else list(TRAINING)
+    return tuple(shape for shape in chosen if not classes or "backward" in classes or shape.layer_class in classes)
 
 
 def network(name: str) -> tuple[Shape, ...]:

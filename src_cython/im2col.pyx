@@ -22,6 +22,7 @@ from common cimport (
 from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
+from lanes cimport load_lanes, transpose
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
 cdef enum:
@@ -947,88 +948,123 @@ def conv2d_grad_input(
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
 
 # grad_weight^T (K x OCG) = cols (K x P) @ grad_output^T (P x OCG), summed over images: vectors along filters, cells of
-# the copied input broadcast from MR places at once, so that no column is packed. Operands are laid out once (first
-# driver); then each task owns a block of K rows and of filters and sums over images and pixels in order.
+# the copied input broadcast from MR places at once, so that no column is packed. Operands of a chunk of images are laid
+# out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
+# problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
 cdef enum:
-    CHAIN_PIXELS = 512      # pixels summed in registers before they are added to the block: bounds the error
+    # Pixels summed in registers before they are added to the block: a panel of filters stays in the first-level cache
+    CHAIN_PIXELS = 384
+    # Operands of a chunk stay in the third-level cache; more if the blocks of results are larger, which are read and
+    # written for every chunk
+    CHUNK_ELEMENTS = 1 << 20
     TASK_TILES = 8          # tiles of MR rows of K in a task, and
     TASK_PANELS = 4         # panels of filters: its block of results stays in the first-level cache
 
-GRAD_WEIGHT_CHAIN = CHAIN_PIXELS
-
 
 cdef struct Outer:
-    Py_ssize_t rows, x_elements                  # copied rows of a channel, elements of all channels and images
+    Py_ssize_t OH, OW                            # rows and columns of a plane: 1 and P of a flat one
+    Py_ssize_t images, chunks                    # images of a chunk
+    Py_ssize_t rows, row_width, x_elements       # copied rows of a channel, elements of all channels of a chunk
     Py_ssize_t filters, panels, y_elements       # filters of a group, filled to whole vectors; their panels
-    Py_ssize_t tile_blocks, panel_blocks, c_elements
+    Py_ssize_t tile_blocks, panel_blocks, c_elements, kept_elements
 
 
 cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     cdef:
         Outer o
-        Py_ssize_t NR = _NV * VL
-    o.rows = (b.OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
-    o.x_elements = geometry[GEO_N] * geometry[GEO_IC] * o.rows * b.row_width
+        Py_ssize_t NR = _NV * VL, N = geometry[GEO_N], G = geometry[GEO_G], x_image, y_image
+    o.OH = 1 if b.flat else b.OH
+    o.OW = b.P if b.flat else b.OW
+    o.rows = (o.OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
+    o.row_width = b.P if b.flat else b.row_width
     o.filters = ceil_div(b.OCG, VL) * VL
     o.panels = ceil_div(o.filters, NR)
-    o.y_elements = geometry[GEO_N] * geometry[GEO_G] * b.P * o.filters
     o.tile_blocks = ceil_div(ceil_div(b.K, _MR), TASK_TILES)
     o.panel_blocks = ceil_div(o.panels, TASK_PANELS)
     o.c_elements = TASK_TILES * _MR * TASK_PANELS * NR
+    o.kept_elements = G * o.tile_blocks * o.panel_blocks * o.c_elements
+    x_image = geometry[GEO_IC] * o.rows * o.row_width
+    y_image = G * b.P * o.filters
+    o.images = max(min(max(CHUNK_ELEMENTS, o.kept_elements) // max(x_image + y_image, 1), N), 1)
+    o.chunks = ceil_div(N, o.images)
+    o.images = ceil_div(N, max(o.chunks, 1))
+    o.x_elements = 0 if b.flat else o.images * x_image
+    o.y_elements = o.images * y_image
+    if o.chunks <= 1:
+        o.kept_elements = 0
     return o
 
 
 def conv2d_grad_weight_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: the copied input, grad_output with filters last, a block of results for each worker."""
+    """Elements of workspace: the copied input and grad_output with filters last, of a chunk; blocks of results."""
     cdef:
         Blocking b = blocking(&geometry[0], 1)
-        Outer o = outer(&b, &geometry[0], VL_FLOAT)
-    return o.x_elements + o.y_elements + n_workers * o.c_elements
+        Outer o
+        Py_ssize_t most = 0, i
+        Py_ssize_t[2] lengths = [VL_FLOAT, _VL_DOUBLE]
+    for i in range(2):  # chunks of the two are of different sizes
+        o = outer(&b, &geometry[0], lengths[i])
+        most = max(most, o.x_elements + o.y_elements + o.kept_elements + n_workers * o.c_elements)
+    return most
 
 
 cdef void lay_out_task(
     Py_ssize_t task,
-    const real* input,            # IN
-    const real* grad_output,      # IN
-    real* copied,                 # OUT  [N][IC][rows][phases][phase_width]
-    real* turned,                 # OUT  [N][G][panel][P][NR or what is left]
+    const real* input,            # IN   first image of the chunk
+    const real* grad_output,      # IN   the same
+    real* copied,                 # OUT  [images][IC][rows][phases][phase_width]
+    real* turned,                 # OUT  [images][G][panel][P][NR or what is left]
+    Py_ssize_t images,
     const Blocking* b,
     const Outer* o,
     const int64_t* geometry,
     vec* unused,
 ) noexcept nogil:
-    # The first N * IC tasks copy a channel, the others turn one panel of filters of one image.
+    # The first images * IC tasks copy a channel (of flat problems there are none), the others turn one panel of filters of
+    # one image: 4 (or 2) pixels of VL filters at once.
     cdef:
-        Py_ssize_t NR = _NV * (sizeof(vec) // sizeof(real)), copies = geometry[GEO_N] * geometry[GEO_IC]
-        Py_ssize_t image, panel, width, p, j, filters
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, quad = 16 // sizeof(real)
+        Py_ssize_t copies = 0 if b.flat else images * geometry[GEO_IC]
+        Py_ssize_t image, panel, width, p, j, vector, first, filters, square, squares
+        vec[4] z
         const real* source
         real* target
     if task < copies:
         copy_rows(
-            input + task * geometry[GEO_IH] * geometry[GEO_IW], copied + task * o.rows * b.row_width, b, geometry,
+            input + task * geometry[GEO_IH] * geometry[GEO_IW], copied + task * o.rows * o.row_width, b, geometry,
             -geometry[GEO_PAD_TOP], o.rows, unused,
         )
         return
     image = (task - copies) // o.panels  # n * G + g
     panel = (task - copies) % o.panels
     width = min(o.filters - panel * NR, NR)
-    filters = min(b.OCG - panel * NR, NR)
-    source = grad_output + (image * b.OCG + panel * NR) * b.P
-    target = turned + image * b.P * o.filters + panel * NR * b.P
-    for p in range(b.P):
-        for j in range(filters):
-            target[j] = source[j * b.P + p]
-        for j in range(filters, width):
-            target[j] = 0
-        target += width
+    for vector in range(width // VL):
+        first = vector * VL
+        filters = min(b.OCG - panel * NR - first, VL)
+        source = grad_output + (image * b.OCG + panel * NR + first) * b.P
+        target = turned + image * b.P * o.filters + panel * NR * b.P + first
+        squares = b.P // quad if filters == VL else 0
+        for square in range(squares):
+            p = square * quad
+            for j in range(quad):
+                load_lanes(&z[j], source + p + j * b.P, quad * b.P)
+            transpose(&z[0])
+            for j in range(quad):
+                (<vec*> (target + (p + j) * width))[0] = z[j]
+        for p in range(squares * quad, b.P):
+            for j in range(VL):
+                target[p * width + j] = source[j * b.P + p] if j < filters else 0
 
 
 cdef void outer_tile(
     const real** cells,       # IN   MR places in the copied input: the first pixel's cell of MR rows of K
     const real* y,            # IN   [rows * columns][nv * VL] filters, y_step apart from row to row
+    Py_ssize_t images,
     Py_ssize_t rows,
     Py_ssize_t columns,
+    Py_ssize_t x_image,       # from one image to the next
     Py_ssize_t x_step,        # from one row of cells to the next
+    Py_ssize_t y_image,
     Py_ssize_t y_step,
     real* c,                  # IN/OUT  MR rows of filters, ldc apart
     Py_ssize_t ldc,
@@ -1042,23 +1078,27 @@ cdef void outer_tile(
         vec cell
         const real* at[_MR]
         const real* yy
-        Py_ssize_t row, column, i, j, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t _image, row, column, i, j, VL = sizeof(vec) // sizeof(real)
     for i in range(_MR):
         at[i] = cells[i]
         for j in range(nv):
             fill(&acc[i][j], <real> 0)
-    for row in range(rows):
-        yy = y + row * y_step
-        for column in range(columns):
-            for j in range(nv):
-                x[j] = (<const vec*> (yy + j * VL))[0]
-            for i in range(_MR):
-                fill(&cell, at[i][column])
+    for _image in range(images):
+        for row in range(rows):
+            yy = y + row * y_step
+            for column in range(columns):
                 for j in range(nv):
-                    acc[i][j] = acc[i][j] + cell * x[j]
-            yy += nv * VL
+                    x[j] = (<const vec*> (yy + j * VL))[0]
+                for i in range(_MR):
+                    fill(&cell, at[i][column])
+                    for j in range(nv):
+                        acc[i][j] = acc[i][j] + cell * x[j]
+                yy += nv * VL
+            for i in range(_MR):
+                at[i] += x_step
         for i in range(_MR):
-            at[i] += x_step
+            at[i] += x_image - rows * x_step
+        y += y_image
     for i in range(_MR):
         for j in range(nv):
             (<vec*> (c + i * ldc + j * VL))[0] = (<vec*> (c + i * ldc + j * VL))[0] + acc[i][j]
@@ -1069,7 +1109,10 @@ cdef void conv2d_grad_weight_task(
     const real* copied,                # IN
     const real* turned,                # IN
     real[:, :, :, ::1] grad_weight,    # OUT
-    real* block,                       # scratch, c_elements
+    real* block,                       # IN/OUT  c_elements
+    Py_ssize_t chunk_images,
+    bint begin,                        # nothing is in the block yet
+    bint end,                          # of the sum
     const Blocking* b,
     const Outer* o,
     const int64_t* geometry,
@@ -1082,43 +1125,54 @@ cdef void conv2d_grad_weight_task(
         Py_ssize_t k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * _MR
         Py_ssize_t g = task // o.panel_blocks // o.tile_blocks
         Py_ssize_t panel_to = min(panel_from + TASK_PANELS, o.panels), rows_of_k = min(TASK_TILES * _MR, b.K - k_from)
-        Py_ssize_t ldc = TASK_PANELS * NR, tall = max(CHAIN_PIXELS // b.OW, 1), wide = min(b.OW, CHAIN_PIXELS)
-        Py_ssize_t n, row_block, column_block, oh, ow, rows, columns, panel, width, tile_index, i, k, tap, oc, x_step
+        Py_ssize_t ldc = TASK_PANELS * NR, tall = max(CHAIN_PIXELS // max(o.OW, 1), 1), wide = max(min(o.OW, CHAIN_PIXELS), 1)
+        Py_ssize_t many = max(CHAIN_PIXELS // max(b.P, 1), 1), x_image = IC * o.rows * o.row_width, y_image = G * b.P * o.filters
+        Py_ssize_t block_of_images, row_block, column_block, n, images, oh, ow, rows, columns, panel, width, y_step
+        Py_ssize_t tile_index, i, k, tap, oc, x_step = geometry[GEO_STRIDE_H] * o.row_width
         const real* x
         const real* y
         const real* cells[_MR]
         real* c
         real* target
 
-    memset(block, 0, o.c_elements * sizeof(real))
-    x_step = geometry[GEO_STRIDE_H] * b.row_width
-    for n in range(geometry[GEO_N]):
-        x = copied + (n * IC + g * b.ICG) * o.rows * b.row_width
-        for row_block in range(ceil_div(b.OH, tall)):                            # blocks of rows
+    if begin:
+        memset(block, 0, o.c_elements * sizeof(real))
+    for block_of_images in range(ceil_div(chunk_images, many)):
+        n = block_of_images * many
+        images = min(many, chunk_images - n)
+        x = copied + (n * IC + g * b.ICG) * o.rows * o.row_width
+        for row_block in range(ceil_div(o.OH, tall)):                            # blocks of rows
             oh = row_block * tall
-            rows = min(tall, b.OH - oh)
-            for column_block in range(ceil_div(b.OW, wide)):                     # blocks of columns
+            rows = min(tall, o.OH - oh)
+            for column_block in range(ceil_div(o.OW, wide)):                     # blocks of columns
                 ow = column_block * wide
-                columns = min(wide, b.OW - ow)
+                columns = min(wide, o.OW - ow)
                 for panel in range(panel_from, panel_to):                        # panels of filters
                     width = min(o.filters - panel * NR, NR)
-                    y = turned + (n * G + g) * b.P * o.filters + panel * NR * b.P + (oh * b.OW + ow) * width
+                    y = turned + (n * G + g) * b.P * o.filters + panel * NR * b.P + (oh * o.OW + ow) * width
+                    y_step = o.OW * width
                     for tile_index in range(ceil_div(rows_of_k, _MR)):           # tiles of MR rows of K
                         for i in range(_MR):
                             k = k_from + min(tile_index * _MR + i, rows_of_k - 1)  # past the end: the last row again
                             tap = k % b.T
                             cells[i] = (
-                                x + (k // b.T * o.rows + tap // KW * geometry[GEO_DIL_H]) * b.row_width + oh * x_step
+                                x + (k // b.T * o.rows + tap // KW * geometry[GEO_DIL_H]) * o.row_width + oh * x_step
                                 + tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w + ow
                             )
                         c = block + tile_index * _MR * ldc + (panel - panel_from) * NR
                         if width == NR:
-                            outer_tile(cells, y, rows, columns, x_step, b.OW * width, c, ldc, _NV, unused)
+                            outer_tile(
+                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, _NV, unused
+                            )
                         elif width == VL:
-                            outer_tile(cells, y, rows, columns, x_step, b.OW * width, c, ldc, 1, unused)
+                            outer_tile(
+                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 1, unused
+                            )
                         else:
-                            outer_tile(cells, y, rows, columns, x_step, b.OW * width, c, ldc, 2, unused)
-    if b.T == 0:
+                            outer_tile(
+                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 2, unused
+                            )
+    if not end or b.T == 0:
         return
     for oc in range(panel_from * NR, min(panel_to * NR, b.OCG)):
         target = &grad_weight[g * b.OCG + oc, 0, 0, 0] + k_from
@@ -1141,8 +1195,8 @@ def conv2d_grad_weight(
     cdef:
         Blocking b = blocking(&geometry[0], 1)
         Outer o = outer(&b, &geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
-        Py_ssize_t task, n_copies = geometry[GEO_N] * (geometry[GEO_IC] + geometry[GEO_G] * o.panels)
-        Py_ssize_t n_tasks = geometry[GEO_G] * o.tile_blocks * o.panel_blocks
+        Py_ssize_t task, chunk, images, copies = 0 if b.flat else geometry[GEO_IC]
+        Py_ssize_t n_copies, n_tasks = geometry[GEO_G] * o.tile_blocks * o.panel_blocks
         const real* x = (
             &input[0, 0, 0, 0]
             if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
@@ -1153,23 +1207,33 @@ def conv2d_grad_weight(
         )
         real* copied = &workspace[0]
         real* turned = copied + o.x_elements
-        real* scratch = turned + o.y_elements
+        real* kept = turned + o.y_elements
+        real* scratch = kept + o.kept_elements
         const int64_t* g = &geometry[0]
         vf* floats = NULL
         vd* doubles = NULL
-    for task in prange(n_copies, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        if real is float:
-            lay_out_task(task, x, dy, copied, turned, &b, &o, g, floats)
-        else:
-            lay_out_task(task, x, dy, copied, turned, &b, &o, g, doubles)
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        if real is float:
-            conv2d_grad_weight_task(
-                task, <const real*> copied, <const real*> turned, grad_weight, scratch + threadid() * o.c_elements, &b,
-                &o, g, floats,
-            )
-        else:
-            conv2d_grad_weight_task(
-                task, <const real*> copied, <const real*> turned, grad_weight, scratch + threadid() * o.c_elements, &b,
-                &o, g, doubles,
-            )
+    for chunk in range(max(o.chunks, 1)):  # none of an empty batch: its sums are 0
+        images = min(o.images, geometry[GEO_N] - chunk * o.images)
+        n_copies = images * (copies + geometry[GEO_G] * o.panels)
+        for task in prange(
+            n_copies, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
+        ):
+            if real is float:
+                lay_out_task(task, x, dy, copied, turned, images, &b, &o, g, floats)
+            else:
+                lay_out_task(task, x, dy, copied, turned, images, &b, &o, g, doubles)
+        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+            if real is float:
+                conv2d_grad_weight_task(
+                    task, x if b.flat else <const real*> copied, <const real*> turned, grad_weight,
+                    kept + task * o.c_elements if o.kept_elements else scratch + threadid() * o.c_elements, images,
+                    chunk == 0, chunk >= o.chunks - 1, &b, &o, g, floats,
+                )
+            else:
+                conv2d_grad_weight_task(
+                    task, x if b.flat else <const real*> copied, <const real*> turned, grad_weight,
+                    kept + task * o.c_elements if o.kept_elements else scratch + threadid() * o.c_elements, images,
+                    chunk == 0, chunk >= o.chunks - 1, &b, &o, g, doubles,
+                )
+        x += images * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW]
+        dy += images * geometry[GEO_OC] * b.P

@@ -29,6 +29,7 @@ from common cimport (
 )
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
+from lanes cimport high_f, load_lanes, low_f, store_lanes, transpose
 
 # V and M of a block stay in the second-level cache, or stream through the third, where U is the larger part.
 cdef enum:
@@ -43,128 +44,29 @@ cdef enum:
 
 cdef extern from *:
     """
-    #define WINOGRAD static inline __attribute__((always_inline))
-    #if defined(__AVX__)
-    #include <immintrin.h>
-    #endif
-    typedef int winograd_if __attribute__((vector_size(FASTCONV_VL * 4)));
-    typedef long long winograd_id __attribute__((vector_size(FASTCONV_VL * 4)));
     typedef long long winograd_pair __attribute__((aligned(4), may_alias));
-
-    /* Interleave the lower or upper halves of each 128-bit lane: one instruction each. */
-    #if defined(__clang__) || __GNUC__ >= 12
-    #define WINOGRAD_SHUFFLE(name, vec, mask, ...) \\
-    WINOGRAD vec name(vec a, vec b) { return (vec)__builtin_shufflevector(a, b, __VA_ARGS__); }
-    #else
-    #define WINOGRAD_SHUFFLE(name, vec, mask, ...) \\
-    WINOGRAD vec name(vec a, vec b) { return (vec)__builtin_shuffle(a, b, (mask){__VA_ARGS__}); }
-    #endif
-    #if FASTCONV_VL == 16
-    WINOGRAD_SHUFFLE(low_f, vf, winograd_if, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-    WINOGRAD_SHUFFLE(high_f, vf, winograd_if, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
-    WINOGRAD_SHUFFLE(low_d, vd, winograd_id, 0, 8, 2, 10, 4, 12, 6, 14)
-    WINOGRAD_SHUFFLE(high_d, vd, winograd_id, 1, 9, 3, 11, 5, 13, 7, 15)
-    #elif FASTCONV_VL == 8
-    WINOGRAD_SHUFFLE(low_f, vf, winograd_if, 0, 8, 1, 9, 4, 12, 5, 13)
-    WINOGRAD_SHUFFLE(high_f, vf, winograd_if, 2, 10, 3, 11, 6, 14, 7, 15)
-    WINOGRAD_SHUFFLE(low_d, vd, winograd_id, 0, 4, 2, 6)
-    WINOGRAD_SHUFFLE(high_d, vd, winograd_id, 1, 5, 3, 7)
-    #else
-    WINOGRAD_SHUFFLE(low_f, vf, winograd_if, 0, 4, 1, 5)
-    WINOGRAD_SHUFFLE(high_f, vf, winograd_if, 2, 6, 3, 7)
-    WINOGRAD_SHUFFLE(low_d, vd, winograd_id, 0, 2)
-    WINOGRAD_SHUFFLE(high_d, vd, winograd_id, 1, 3)
-    #endif
-
-    /* Each 128-bit lane of the vectors is a square matrix: transpose it. */
-    WINOGRAD void transpose_f(vf *z)
-    {
-        vd a = (vd)low_f(z[0], z[1]), b = (vd)high_f(z[0], z[1]), c = (vd)low_f(z[2], z[3]), d = (vd)high_f(z[2], z[3]);
-        z[0] = (vf)low_d(a, c);
-        z[1] = (vf)high_d(a, c);
-        z[2] = (vf)low_d(b, d);
-        z[3] = (vf)high_d(b, d);
-    }
-    WINOGRAD void transpose_d(vd *z)
-    {
-        vd a = low_d(z[0], z[1]), b = high_d(z[0], z[1]);
-        z[0] = a;
-        z[1] = b;
-    }
-
-    /* 128-bit lane l from and to p + l * step; p counts elements of 4 or 8 bytes. */
-    #if FASTCONV_VL == 8 && defined(__AVX__)
-    #define WINOGRAD_LANES(S, type, vec) \\
-    WINOGRAD vec load_lanes_##S(const type *p, Py_ssize_t step) \\
-    { \\
-        __m128 a = _mm_loadu_ps((const float *)p), b = _mm_loadu_ps((const float *)(p + step)); \\
-        return (vec)_mm256_insertf128_ps(_mm256_castps128_ps256(a), b, 1); \\
-    } \\
-    WINOGRAD void store_lanes_##S(type *p, Py_ssize_t step, vec v) \\
-    { \\
-        _mm_storeu_ps((float *)p, _mm256_castps256_ps128((__m256)v)); \\
-        _mm_storeu_ps((float *)(p + step), _mm256_extractf128_ps((__m256)v, 1)); \\
-    }
-    #elif FASTCONV_VL == 16 && defined(__AVX512F__)
-    #define WINOGRAD_LANES(S, type, vec) \\
-    WINOGRAD vec load_lanes_##S(const type *p, Py_ssize_t step) \\
-    { \\
-        __m512 v = _mm512_castps128_ps512(_mm_loadu_ps((const float *)p)); \\
-        v = _mm512_insertf32x4(v, _mm_loadu_ps((const float *)(p + step)), 1); \\
-        v = _mm512_insertf32x4(v, _mm_loadu_ps((const float *)(p + 2 * step)), 2); \\
-        return (vec)_mm512_insertf32x4(v, _mm_loadu_ps((const float *)(p + 3 * step)), 3); \\
-    } \\
-    WINOGRAD void store_lanes_##S(type *p, Py_ssize_t step, vec v) \\
-    { \\
-        _mm_storeu_ps((float *)p, _mm512_castps512_ps128((__m512)v)); \\
-        _mm_storeu_ps((float *)(p + step), _mm512_extractf32x4_ps((__m512)v, 1)); \\
-        _mm_storeu_ps((float *)(p + 2 * step), _mm512_extractf32x4_ps((__m512)v, 2)); \\
-        _mm_storeu_ps((float *)(p + 3 * step), _mm512_extractf32x4_ps((__m512)v, 3)); \\
-    }
-    #else
-    #define WINOGRAD_LANES(S, type, vec) \\
-    WINOGRAD vec load_lanes_##S(const type *p, Py_ssize_t step) \\
-    { \\
-        vec v; \\
-        for (int l = 0; l < FASTCONV_VL / 4; l++) __builtin_memcpy((char *)&v + 16 * l, p + l * step, 16); \\
-        return v; \\
-    } \\
-    WINOGRAD void store_lanes_##S(type *p, Py_ssize_t step, vec v) \\
-    { for (int l = 0; l < FASTCONV_VL / 4; l++) __builtin_memcpy(p + l * step, (char *)&v + 16 * l, 16); }
-    #endif
-    WINOGRAD_LANES(f, float, vf)
-    WINOGRAD_LANES(d, double, vd)
-
     /* Pairs of floats: the two of 128-bit lane l from and to p + 4 * l * step and p + (4 * l + 1) * step. */
-    WINOGRAD vf load_pairs(const float *p, Py_ssize_t step)
+    LANES vf load_pairs(const float *p, Py_ssize_t step)
     {
-        winograd_id v;
+        lanes_id v;
         for (int l = 0; l < FASTCONV_VL / 4; l++) {
             v[2 * l] = *(const winograd_pair *)(p + 4 * l * step);
             v[2 * l + 1] = *(const winograd_pair *)(p + (4 * l + 1) * step);
         }
         return (vf)v;
     }
-    WINOGRAD void store_pairs(float *p, Py_ssize_t step, vf v)
+    LANES void store_pairs(float *p, Py_ssize_t step, vf v)
     {
-        winograd_id pairs = (winograd_id)v;
+        lanes_id pairs = (lanes_id)v;
         for (int l = 0; l < FASTCONV_VL / 4; l++) {
             *(winograd_pair *)(p + 4 * l * step) = pairs[2 * l];
             *(winograd_pair *)(p + (4 * l + 1) * step) = pairs[2 * l + 1];
         }
     }
     /* NaN if a lane is. */
-    WINOGRAD float any_nan_f(vf v) { float sum = v[0]; for (int i = 1; i < VL_FLOAT; i++) sum += v[i]; return sum; }
-    WINOGRAD double any_nan_d(vd v) { double sum = v[0]; for (int i = 1; i < VL_DOUBLE; i++) sum += v[i]; return sum; }
+    LANES float any_nan_f(vf v) { float sum = v[0]; for (int i = 1; i < VL_FLOAT; i++) sum += v[i]; return sum; }
+    LANES double any_nan_d(vd v) { double sum = v[0]; for (int i = 1; i < VL_DOUBLE; i++) sum += v[i]; return sum; }
     """
-    vf low_f(vf a, vf b) nogil
-    vf high_f(vf a, vf b) nogil
-    void transpose_f(vf* z) nogil
-    void transpose_d(vd* z) nogil
-    vf load_lanes_f(const float* p, Py_ssize_t step) nogil
-    vd load_lanes_d(const double* p, Py_ssize_t step) nogil
-    void store_lanes_f(float* p, Py_ssize_t step, vf v) nogil
-    void store_lanes_d(double* p, Py_ssize_t step, vd v) nogil
     vf load_pairs(const float* p, Py_ssize_t step) nogil
     void store_pairs(float* p, Py_ssize_t step, vf v) nogil
     float any_nan_f(vf v) nogil
@@ -172,27 +74,6 @@ cdef extern from *:
 
 
 # ------------------------------------------------------------------------------------------------------ vector helpers
-
-
-cdef inline void transpose(vec* z) noexcept nogil:
-    if vec is vf:
-        transpose_f(z)
-    else:
-        transpose_d(z)
-
-
-cdef inline void load_lanes(vec* out, const real* p, Py_ssize_t step) noexcept nogil:
-    if vec is vf:
-        out[0] = load_lanes_f(<const float*> p, step)
-    else:
-        out[0] = load_lanes_d(<const double*> p, step)
-
-
-cdef inline void store_lanes(real* p, Py_ssize_t step, vec v) noexcept nogil:
-    if vec is vf:
-        store_lanes_f(<float*> p, step, v)
-    else:
-        store_lanes_d(<double*> p, step, v)
 
 
 cdef inline bint any_nan(vec v) noexcept nogil:
@@ -1217,8 +1098,9 @@ def conv2d(
 # Tiles come in chunks, images or rows of one. The first driver transforms a chunk, the second multiplies: a task owns a
 # block of D and adds every chunk to it in order, and turns it to grad_weight after the last. A term of the sum is a tile.
 cdef enum:
-    CHUNK_ELEMENTS = 1 << 20   # of V and Y' together: they stay in the third-level cache; more if D is larger, so that
-                               # D, which is read and written for every chunk, need not be kept
+    # V and Y' of a chunk together stay in the third-level cache; more if D is larger: D, which is read and written for
+    # every chunk, need not be kept then
+    CHUNK_ELEMENTS = 1 << 20
     TASK_TILES = 4             # tiles of MR channels in a task, and
     TASK_PANELS = 2            # panels of filters: V[xi] and Y'[xi] of a task stay in the second-level cache
 

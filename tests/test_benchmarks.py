@@ -173,6 +173,43 @@ def test_race_of_fastconv_with_itself(tmp_path, capsys):
     assert __main__.main(["--threads", "4096"]) == 2
 
 
+@pytest.mark.parametrize("shape", shapes.TRAINING_SMOKE, ids=lambda shape: shape.name)
+def test_expected_gradients_of_the_two_sources_agree(shape):
+    pytest.importorskip("torch", reason="torch is not installed")
+    case = peers_case.Case.of(shape)
+    exact, source = peers_case.expected(case)
+    assert source.startswith("torch")
+    assert peers_case.error(peers_case._expected_by_reference(case), exact) < 1e-10
+
+
+def test_training_shapes():
+    every = (*shapes.SHAPES, *shapes.SMOKE, *shapes.TRAINING, *shapes.TRAINING_SMOKE)
+    assert len({shape.name for shape in every}) == len(every)
+    assert {shape.layer_class for shape in shapes.TRAINING} == set(shapes.TRAINING_CLASSES)
+    filters, size, channels, macs = peers_case.VGG16, 64, 3, 0
+    for each in filters:
+        size, channels, macs = (
+            (size, each, macs + size**2 * each * channels * 9) if each else (size // 2, channels, macs)
+        )
+    assert shapes.STEPS["vgg16"] == macs + 2048 * 10
+
+
+def test_race_of_a_step(tmp_path):
+    import json
+
+    from benchmarks.peers import __main__
+
+    peers = ["fastconv-cython", "fastconv-cython-unpacked"]
+    file = tmp_path / "race.json"
+    assert (
+        __main__.main(["--shape", "tiny", "--quick", "--seconds", "0.001", "--peers", *peers, "--json", str(file)]) == 0
+    )
+    (race,) = json.loads(file.read_text())["races"]
+    assert [row["name"] for row in race["rows"]] == [shape.name for shape in shapes.TRAINING_SMOKE]
+    for row in race["rows"]:
+        assert "fastconv-cython" not in race["versions"] or row["results"]["fastconv-cython"]["best"] > 0, row
+
+
 def test_report_arithmetic():
     """Sums with multiplicity, the oracle, ratios and geometric means, on figures that can be checked by hand."""
     name = {"a": "resnet50.layer1.conv", "b": "resnet50.layer2.conv"}

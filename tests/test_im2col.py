@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 
 import convolution
+import fastconv as fc
 import oracle
 from conftest import Guarded
-from problems import BY_NAME, RUN_IDS, RUNS, convolutions, integers, normals, solved
+from problems import BY_NAME, RUN_IDS, RUNS, Conv, convolutions, integers, normals, solved
 from tolerance import assert_same, assert_within, bound
 
 STEM = "im2col"
@@ -130,3 +131,44 @@ def test_pack_is_independent_of_threads(engine):
     one = convolution.weight_of(engine, STEM, w, problem, 1)
     for n_threads in (2, 3):
         assert_same(convolution.weight_of(engine, STEM, w, problem, n_threads), one)
+
+
+# More operands than one chunk of the gradient of the weight holds; the last chunk is smaller. Flat ones read the input
+# in place.
+CHUNKS = [
+    Conv("chunks-flat", 5, 9, 130, 131, 7, 1, 1),
+    Conv("chunks-3x3", 3, 5, 210, 211, 11, 3, 3, padding=1),
+    Conv("chunks-groups", 3, 6, 200, 201, 10, 2, 2, stride=(1, 2), groups=2),
+]
+
+
+@pytest.mark.parametrize("case", CHUNKS, ids=lambda case: case.name)
+def test_grad_weight_of_chunks(engine, case):
+    problem = case.problem("float32")
+    x, grad = integers(problem.input_shape, "float32", 1), integers(problem.output_shape, "float32", 2)
+    stride, pads, dilation = _arguments(problem)
+    exact = oracle.conv2d_grad_weight(x, problem.weight_shape, grad, stride, pads, dilation, problem.G)
+    start = integers(problem.weight_shape, "float32", 3)
+    actual = convolution.grad_weight(engine, STEM, problem, x, grad, start)
+    assert_same(actual, (exact + start).astype("float32"), f"{engine.name} {case.name}")
+    assert_same(
+        convolution.grad_weight(engine, STEM, problem, x, grad, start, 2), actual, f"{engine.name} on 2 threads"
+    )
+
+
+def test_grad_weight_of_images_of_few_pixels(engine):
+    """Several images are summed at once; more of them than go into one sum."""
+    problem = Conv("few-pixels", 131, 3, 2, 2, 5, 3, 3, padding=1).problem("float32")
+    x, grad = integers(problem.input_shape, "float32", 1), integers(problem.output_shape, "float32", 2)
+    exact = oracle.conv2d_grad_weight(x, problem.weight_shape, grad, pads=(1, 1, 1, 1))
+    assert_same(convolution.grad_weight(engine, STEM, problem, x, grad), exact.astype("float32"), engine.name)
+
+
+def test_grad_weight_of_a_strided_1x1_kernel(engine):
+    """The met cells alone are read: what lies between them may be anything."""
+    x, w, grad = (integers(shape, "float32", i) for i, shape in enumerate([(2, 3, 9, 8), (5, 3, 1, 1), (2, 5, 3, 4)]))
+    exact = oracle.conv2d_grad_weight(x, w.shape, grad, (3, 2), (0, 0, 0, 0))
+    x[:, :, 1::3] = np.nan
+    needs = (False, True, False)
+    _, actual, _ = fc.conv2d_backward(grad, x, w, stride=(3, 2), needs=needs, algorithm="im2col")
+    assert_same(actual, exact.astype("float32"))

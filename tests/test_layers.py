@@ -47,7 +47,7 @@ from fastconv.layers import (
     ZeroPad2d,
     record,
 )
-from fastconv.layers._tape import tape
+from fastconv.layers._tape import RULES, tape
 
 # Arguments that torch and this library take alike: class, positional and keyword arguments, shape of the input.
 SHARED = {
@@ -950,3 +950,36 @@ def test_torch_tensors_are_taken():
     y = net(torch.from_numpy(x))
     assert isinstance(y, np.ndarray)
     np.testing.assert_array_equal(y, net.eval()(x))
+
+
+def test_a_rectifier_behind_a_convolution_is_one_with_it():
+    """In a Sequential: the same numbers as one after the other, a layer that stands in it twice, every rule; who is
+    handed a gradient does not find it changed."""
+    conv, relu, other = Conv2d(3, 4, 3, padding=1, rng=0), ReLU(), Conv2d(4, 4, 3, padding=1, rng=1)
+    net = Sequential(conv, relu, relu, other, relu, MaxPool2d(2))
+    x = np.random.default_rng(0).normal(size=(2, 3, 6, 6)).astype("float32")
+    maps = relu(other(relu(conv(x))))
+    pooled = MaxPool2d(2)
+    y = pooled(maps)
+    for rule in RULES:
+        np.testing.assert_array_equal(net(x), y)
+        grad = np.random.default_rng(1).normal(size=y.shape).astype("float32")
+        grad[0, 0, 0, 0] = np.inf
+        before = grad.copy()
+        actual = net.backward(grad, rule=rule)
+        np.testing.assert_array_equal(grad, before)
+        layers = (pooled, relu, other, relu, conv)
+        exact, _ = grad, pooled(relu(other(relu(conv(x)))))
+        for layer in layers:
+            exact = layer.backward(exact, rule=rule)
+        np.testing.assert_array_equal(actual, exact)
+    last = Sequential(Conv2d(3, 4, 3, rng=0), ReLU())
+    grad = np.ones_like(last(x))
+    last.backward(grad)
+    np.testing.assert_array_equal(grad, 1)
+
+
+def test_a_masked_infinite_gradient_is_zero():
+    relu = ReLU()
+    relu(np.array([-1.0, 2.0, -3.0]))
+    np.testing.assert_array_equal(relu.backward(np.array([np.inf, np.nan, np.nan])), [0, np.nan, 0])

@@ -20,7 +20,12 @@ from fastconv._problem import WINOGRAD_POINTS, ConvProblem
 from fastconv._reference.winograd import _matrices
 from problems import BY_NAME, CASES, Conv, integers, normals, solved
 from tolerance import (
-    ZERO_MEAN, assert_same, assert_within, winograd_bound, winograd_factor, winograd_grad_weight_bound,
+    ZERO_MEAN,
+    assert_same,
+    assert_within,
+    winograd_bound,
+    winograd_factor,
+    winograd_grad_weight_bound,
 )  # fmt: skip
 
 STEM = "winograd"

@@ -14,10 +14,21 @@ from .._timing import cpus_for
 from . import race, report
 from .contestants import CONTESTANTS, MACHINE
 
+TRAINING = {"backward", *shapes.TRAINING_CLASSES}  # "backward": all that training needs
+CLASSES = (*shapes.CLASSES, "backward", *shapes.TRAINING_CLASSES)
+
+
+def _chosen(names: list[str] | None, classes: list[str] | None) -> tuple[shapes.Shape, ...]:
+    """Layers, unless names or classes say gradients or steps."""
+    of_training = [name for name in names or () if shapes.select_training([name], None)]
+    if of_training or TRAINING & {*(classes or ())}:
+        return shapes.select_training(of_training or None, classes)
+    return shapes.select(names, classes)
+
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--class", dest="classes", nargs="+", choices=tuple(shapes.CLASSES), help="classes of layers")
+    parser.add_argument("--class", dest="classes", nargs="+", choices=CLASSES, help="classes of layers")
     parser.add_argument("--shape", dest="names", nargs="+", metavar="NAME", help="layers or networks, e.g. vgg16 smoke")
     parser.add_argument(
         "--peers", nargs="+", choices=tuple(CONTESTANTS), help="who takes part (default: all installed)"
@@ -38,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     names = options.peers or list(CONTESTANTS)
     names += [name for name in MACHINE if name not in names]
     try:
-        chosen = shapes.select(options.names, options.classes)
+        chosen = _chosen(options.names, options.classes)
         for threads in options.threads:
             cpus_for(threads)
     except ValueError as error:

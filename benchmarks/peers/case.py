@@ -16,6 +16,15 @@ from ..shapes import Shape
 # Of max |expected|: Winograd's worst here is 2e-5, half precision of any kind starts at 1e-3
 TOLERANCE = 1e-4
 
+# Of a training step: where a sum rounds to the other side of 0, or another of two near maxima wins, a gradient takes
+# another path. A wrong formula is off by the size of the gradients themselves.
+STEP_TOLERANCE = 1e-2
+LEARNING_RATE = 1e-30  # a step costs what it costs, but leaves the weights: each repetition is the same step
+
+VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # filters, 0: a max-pool
+# (filters of each 3x3 convolution or 0, padding, width of the linear layer): ReLU behind each convolution, at last classes
+NETWORKS = {"article": ((32, 0, 64, 0), 0, 1600), "vgg16": (VGG16, 1, 2048), "smoke": ((4, 0), 0, 100)}
+
 
 class Unsupported(Exception):
     """The library cannot do this layer; the text says why."""
@@ -41,12 +50,43 @@ class Case:
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         shape = self.shape
         rng = np.random.default_rng(zlib.crc32(shape.name.encode()))
+        if shape.op:
+            return self._training_arrays(rng)
         input = rng.standard_normal(shape.input_shape, dtype=np.float32)
         if not shape.kernel:
             return input, np.empty(0, np.float32), np.empty(0, np.float32)
         weight = rng.standard_normal(shape.weight_shape, dtype=np.float32)
         weight /= np.float32(np.sqrt(weight[0].size))
         return input, weight, rng.standard_normal(shape.OC, dtype=np.float32)
+
+    def _training_arrays(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Input, weight, and in the bias's place the gradient of the output; of a step images and labels."""
+        shape = self.shape
+        input = rng.standard_normal(shape.input_shape, dtype=np.float32)
+        if shape.op == "step":
+            return input, np.empty(0, np.float32), rng.integers(0, shape.OC, shape.batch)
+        weight = rng.standard_normal(shape.weight_shape if shape.kernel else 0, dtype=np.float32)
+        return input, weight, rng.standard_normal(shape.output_shape, dtype=np.float32)
+
+    @property
+    def gradient(self) -> np.ndarray:
+        """Of the output; the labels of a step."""
+        return self._arrays[2]
+
+    @cached_property
+    def parameters(self) -> list[np.ndarray]:
+        """Of a step's network: weight and bias of every layer, drawn as torch draws them."""
+        shape, rng = self.shape, np.random.default_rng(0)
+        filters, _, features = NETWORKS[shape.name.partition(".")[2]]
+        shapes, channels = [], shape.IC
+        for each in filter(None, filters):
+            shapes.append((each, channels, 3, 3))
+            channels = each
+        drawn = []
+        for size in (*shapes, (shape.OC, features)):
+            limit = 1 / np.sqrt(np.prod(size[1:]))
+            drawn += [rng.uniform(-limit, limit, each).astype(np.float32) for each in (size, size[:1])]
+        return drawn
 
     @property
     def input(self) -> np.ndarray:
@@ -92,6 +132,13 @@ def expected(case: Case) -> tuple[tuple[np.ndarray, ...], str]:
         return _expected_by_reference(case), "fastconv's reference back end, float64"
     shape = case.shape
     functional = torch.nn.functional
+    if shape.op:
+        from . import peer_torch
+
+        with torch.inference_mode(False), torch.enable_grad():
+            call, outputs = peer_torch.training(torch, case, torch.float64)
+            call()
+        return outputs(), "torch, float64"
     maps = torch.from_numpy(case.input).double()
     if shape.kernel:
         weight, bias = torch.from_numpy(case.weight).double(), torch.from_numpy(case.bias).double()
@@ -112,6 +159,12 @@ def _expected_by_reference(case: Case) -> tuple[np.ndarray, ...]:
     import fastconv
 
     shape = case.shape
+    if shape.op:
+        from . import peer_fastconv
+
+        call, outputs = peer_fastconv.training(fastconv, case, "reference", np.float64)
+        call()
+        return outputs()
     maps = case.input.astype(np.float64)
     if shape.kernel:
         maps = fastconv.conv2d(

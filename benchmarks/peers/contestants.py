@@ -1,7 +1,8 @@
 """Who takes part. A new library: one adapter file ``peer_<name>.py`` and one row here.
 
 An adapter has ``load(threads, **options)``; it imports the library (ImportError: the contestant is left out, and the
-report says so) and gives an object with ``version`` (text) and ``prepare(case)`` -> `case.Prepared`.
+report says so) and gives an object with ``version`` (text) and ``prepare(case)`` -> `case.Prepared`; one that can
+train has ``prepare_training(case)`` too, for shapes with an ``op``.
 """
 
 from __future__ import annotations

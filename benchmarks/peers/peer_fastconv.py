@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .case import Case, Prepared
+from .case import LEARNING_RATE, NETWORKS, Case, Prepared, Unsupported
 
 
 def load(threads: int, backend: str, packed: bool) -> Any:
@@ -70,3 +71,65 @@ class Adapter:
                     pool(out=out)
 
         return Prepared(call, lambda: (out, where) if shape.indices else (out,), note, case)
+
+    def prepare_training(self, case: Case) -> Prepared:
+        if self.pack is None:
+            raise Unsupported("nothing to pack: see the contestant without -unpacked")
+        return Prepared(*training(self.fastconv, case, self.backend, np.float32), "NCHW", case)
+
+
+def training(
+    fastconv: Any, case: Case, backend: str, dtype: Any
+) -> tuple[Callable[[], None], Callable[[], tuple[np.ndarray, ...]]]:
+    """A gradient by its function, or a whole step by layers, loss and optimiser."""
+    shape = case.shape
+    if shape.op == "step":
+        return _step(fastconv, case, backend, dtype)
+    input, weight, grad = (array.astype(dtype) for array in (case.input, case.weight, case.gradient))
+    how = {"stride": shape.stride, "padding": shape.padding, "groups": shape.groups, "backend": backend}
+    run: Callable[[], Any]
+    if shape.op == "conv_transpose2d":
+        run = functools.partial(fastconv.conv_transpose2d, grad, weight, **how)
+    elif shape.op == "max_pool2d_backward":
+        window = (shape.pool, shape.pool_stride)
+        _, where = fastconv.max_pool2d(input, *window, return_indices=True, backend=backend)
+        run = functools.partial(
+            fastconv.max_pool2d_backward, grad, where, input.shape, *window, backend=backend
+        )  # fmt: skip
+    else:
+        needs = (shape.op == "grad_input", shape.op == "grad_weight", False)
+
+        def run() -> Any:
+            return fastconv.conv2d_backward(grad, input, weight, needs=needs, **how)[needs.index(True)]
+
+    result: Any = None
+
+    def call() -> None:
+        nonlocal result
+        result = run()
+
+    return call, lambda: (result,)
+
+
+def _step(
+    fastconv: Any, case: Case, backend: str, dtype: Any
+) -> tuple[Callable[[], None], Callable[[], tuple[np.ndarray, ...]]]:
+    filters, padding, features = NETWORKS[case.shape.name.partition(".")[2]]
+    layers, channels, name = [], case.shape.IC, np.dtype(dtype).name
+    for each in filters:
+        conv = [fastconv.Conv2d(channels, each, 3, padding=padding, dtype=name), fastconv.ReLU()] if each else []
+        layers += conv or [fastconv.MaxPool2d(2)]
+        channels = each or channels
+    net = fastconv.Sequential(*layers, fastconv.Flatten(), fastconv.Linear(features, case.shape.OC, dtype=name))
+    for parameter, value in zip(net.parameters(), case.parameters, strict=True):
+        parameter[...] = value
+    images = case.input.astype(dtype)
+    sgd = fastconv.train.SGD(net, lr=LEARNING_RATE, momentum=0.9)
+
+    def call() -> None:
+        with fastconv.config(backend=backend):
+            _, grad = fastconv.train.softmax_cross_entropy(net(images), case.gradient)
+            net.backward(grad, needs_input=False)
+            sgd.step()
+
+    return call, lambda: (np.concatenate([gradient.ravel() for gradient in net.gradients()]),)

@@ -13,7 +13,8 @@ from typing import Any
 
 from .._timing import cpus_for
 from ..shapes import Shape
-from .case import TOLERANCE, Case, error
+from . import report
+from .case import STEP_TOLERANCE, TOLERANCE, Case, error
 from .contestants import MACHINE
 from .worker import Failed, Worker
 
@@ -102,7 +103,7 @@ def _layer(
                 if solved not in expected:
                     expected[solved], source = oracle.ask("expected", solved)
                 wrong = error(outputs, expected[solved])
-                if wrong > TOLERANCE:
+                if wrong > (STEP_TOLERANCE if shape.op == "step" else TOLERANCE):
                     raise Failed(f"wrong result: relative error {wrong:.1e}")
                 results[name] = {"note": note, "error": wrong}
             else:
@@ -131,7 +132,7 @@ def _layer(
         "class": shape.layer_class,
         "network": shape.network,
         "count": shape.count,
-        "work": shape.n_bytes if shape.layer_class == "maxpool" else 2 * shape.macs,
+        "work": shape.n_bytes if shape.layer_class in report.MOVES_BYTES else 2 * shape.macs,
         "expected_by": source,
         "results": results,
     }

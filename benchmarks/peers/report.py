@@ -6,19 +6,22 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..shapes import CLASSES, NETWORKS
+from ..shapes import CLASSES, NETWORKS, TRAINING_CLASSES
 from .contestants import MACHINE, OURS
 
 CYTHON, NUMBA = OURS[:2]
+MOVES_BYTES = ("maxpool", "max_pool2d_backward")  # classes whose work is counted in bytes
+TITLES = {**CLASSES, **TRAINING_CLASSES}
 LONG = 1e-3  # seconds: layers above this tell how well threads scale
 
 RULES = """\
 Every contestant runs in its own process, pinned to the same CPUs, with as many threads, on the same numbers, in turns;
-a result counts once it agrees with {expected_by}. Every convolution has bias and ReLU. Cells: best (median)
-over {rounds} turns of {milliseconds:.0f} ms. Nobody's layout conversion is timed; allocation of results and call
-overhead are. GFLOP/s count the definition's flops, taps that lie in the padding too: a library that skips those, or
-uses Winograd's algorithm, may pass the FMA peak. "wrong" and "-" (not offered) are explained below each table. Wall
-time, batch 1, float32.
+a result counts once it agrees with {expected_by} (of a training step: the gradients of all parameters). Every
+convolution has bias and ReLU, but for gradients and transposed ones. Cells: best (median) over {rounds} turns of
+{milliseconds:.0f} ms. Nobody's layout conversion is timed; allocation of results and call overhead are. GFLOP/s count
+the definition's flops, taps that lie in the padding too: a library that skips those, or uses Winograd's algorithm, may
+pass the FMA peak. "wrong" and "-" (not offered) are explained below each table. Wall time, batch 1 unless a row says
+more, float32.
 """
 
 
@@ -70,7 +73,7 @@ def peak(race: dict[str, Any]) -> float | None:
 def class_section(race: dict[str, Any], layer_class: str) -> str:
     """One class: every layer, then geometric means."""
     rows = [row for row in race["rows"] if row["class"] == layer_class]
-    pools = layer_class == "maxpool"
+    pools = layer_class in MOVES_BYTES
     ours = [name for name in OURS if name in race["versions"]]
     others = peers(race)
     limit = "memcpy" if pools else "FMA peak"
@@ -102,7 +105,7 @@ def class_section(race: dict[str, Any], layer_class: str) -> str:
         + [show(columns[2], 1), show(columns[3])]
     )
     unit = "GB/s, read and written" if pools else "GFLOP/s of the definition's flops"
-    parts = [f"### {CLASSES[layer_class]}: {unit}", table(head, body), notes(rows)]
+    parts = [f"### {TITLES[layer_class]}: {unit}", table(head, body), notes(rows)]
     missing = [name for name in (*ours, *others) if any(rate(row, name) is None for row in rows)]
     if missing:
         parts.append(f"Means over the layers that a contestant has: {', '.join(missing)} not all.")
@@ -220,7 +223,7 @@ def markdown(result: dict[str, Any]) -> str:
         if race["absent"]:
             parts.append("Absent: " + "; ".join(f"{name} ({reason})" for name, reason in race["absent"].items()) + ".")
         classes = {row["class"] for row in race["rows"]}
-        parts += [class_section(race, name) for name in CLASSES if name in classes]
+        parts += [class_section(race, name) for name in TITLES if name in classes]
         parts.append(network_section(race))
     parts.append(scaling_section(races))
     return "\n\n".join(part for part in parts if part) + "\n"

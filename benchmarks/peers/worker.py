@@ -14,7 +14,7 @@ import numpy as np
 from .._timing import gather, measure, spread
 from . import case as case_module
 from .case import Case, Prepared, Unsupported
-from .contestants import CONTESTANTS
+from .contestants import CONTESTANTS, MACHINE
 
 THREAD_VARIABLES = ("OMP", "FASTCONV", "NUMBA", "OPENBLAS", "MKL")
 PATIENCE = 300.0  # seconds for one answer: Numba may have to compile
@@ -45,7 +45,10 @@ def _serve(pipe: Any, name: str | None, threads: int, cpus: list[int]) -> None:
             elif command == "prepare":
                 prepared = None
                 gather(cpus)
-                prepared = adapter.prepare(argument)
+                if argument.shape.op and name not in MACHINE and not hasattr(adapter, "prepare_training"):
+                    raise Unsupported("no gradients")
+                prepare = adapter.prepare_training if argument.shape.op and name not in MACHINE else adapter.prepare
+                prepared = prepare(argument)
                 prepared.call()
                 spread(prepared.call, cpus)
                 outputs = tuple(np.array(array) for array in prepared.outputs())

@@ -16,9 +16,13 @@ def refusal(problem: ConvProblem, op: str) -> str | None:
 def cost(problem: ConvProblem, op: str, *, packed: bool = False) -> float:
     """Estimated nanoseconds on one thread: 15 multiply-adds a ns where a filter reads one channel, 8 elsewhere.
 
-    Nothing is packed.
+    Gradients of several channels: 1 with a stride, 6 in planes that fill few vectors. Nothing is packed.
     """
-    return problem.macs / (15.0 if problem.ICG == 1 else 8.0) + problem.N * problem.OC * 20.0
+    rate = 15.0 if problem.ICG == 1 else 8.0
+    if op != "forward" and problem.ICG > 1:
+        strided = max(problem.stride_h, problem.stride_w) > 1
+        rate = 1.0 if strided else 6.0 if problem.OW <= 14 else 8.0
+    return problem.macs / rate + problem.N * problem.OC * 20.0
 
 
 def forward(k: Any, problem: ConvProblem) -> Step:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from fastconv._algorithms import Step, convolution, kernel_workspace, packing, transposed
@@ -16,11 +18,11 @@ def refusal(problem: ConvProblem, op: str) -> str | None:
 def cost(problem: ConvProblem, op: str, *, packed: bool = False) -> float:
     """Estimated nanoseconds on one thread.
 
-    About 40 multiply-adds a ns in whole tiles of 8 filters; packing the columns costs a copy of them, packing the
-    weight about 2 ns for each 8 of its elements, unless it is ``packed``.
+    About 40 multiply-adds a ns in whole tiles of 8 filters and 16 pixels of an image; packing the columns costs a copy
+    of them, packing the weight about 2 ns for each 8 of its elements, unless it is ``packed``.
     """
     filters = -(-problem.OCG // 8) * 8 * problem.G
-    pixels = problem.N * problem.OH * problem.OW
+    pixels = problem.N * -(-problem.OH * problem.OW // 16) * 16
     K = problem.ICG * problem.KH * problem.KW
     packing = 0.0 if packed else problem.OC * K / 4.0
     return pixels * filters * K / 40.0 + pixels * problem.G * K / 4.0 + packing + 2000.0
@@ -66,6 +68,8 @@ def grad_input(k: Any, problem: ConvProblem) -> Step:
 
 def grad_weight(k: Any, problem: ConvProblem) -> Step:
     """grad_weight = adjoint of conv in its weight."""
+    if _meets_few_cells(problem):
+        return _grad_weight_of_met(k, problem)
     geometry = problem.geometry()
     kernel = k.im2col.conv2d_grad_weight
 
@@ -73,3 +77,23 @@ def grad_weight(k: Any, problem: ConvProblem) -> Step:
         kernel(input, grad_output, output, workspace, geometry, n_threads)
 
     return Step(run, kernel_workspace(k, "im2col", "conv2d_grad_weight", geometry))
+
+
+def _meets_few_cells(problem: ConvProblem) -> bool:
+    """A 1x1 kernel with a stride and no padding leaves out whole rows and columns."""
+    pads = (problem.pad_top, problem.pad_left, problem.pad_bottom, problem.pad_right)
+    return problem.KH == problem.KW == 1 and max(problem.stride_h, problem.stride_w) > 1 and not any(pads)
+
+
+def _grad_weight_of_met(k: Any, problem: ConvProblem) -> Step:
+    """The met cells alone, copied together: stride 1."""
+    met = replace(problem, IH=problem.OH, IW=problem.OW, stride_h=1, stride_w=1)
+    step, size = grad_weight(k, met), math.prod(met.input_shape)
+    rows, columns = slice(None, None, problem.stride_h), slice(None, None, problem.stride_w)
+
+    def run(input, grad_output, output, workspace, n_threads):
+        cells = workspace[:size].reshape(met.input_shape)
+        cells[...] = input[:, :, rows, columns]
+        step.run(cells, grad_output, output, workspace[size:], n_threads)
+
+    return Step(run, lambda n_workers: size + step.workspace(n_workers))

@@ -25,6 +25,7 @@ from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch, put,
     registers, rolled, store, unroll, unrolled, vmax, vmin,
 )  # fmt: skip
+from fastconv._numba._winograd_simd import load_lanes, transpose
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
     GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H,
@@ -828,86 +829,128 @@ def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, w
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
 
 # grad_weight^T (K x OCG) = cols (K x P) @ grad_output^T (P x OCG), summed over images: vectors along filters, cells of
-# the copied input broadcast from MR places at once, so that no column is packed. Operands are laid out once (first
-# driver); then each task owns a block of K rows and of filters and sums over images and pixels in order.
-CHAIN_PIXELS = 512  # pixels summed in registers before they are added to the block: bounds the error
+# the copied input broadcast from MR places at once, so that no column is packed. Operands of a chunk of images are laid
+# out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
+# problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
+CHAIN_PIXELS = 384  # pixels summed in registers before they are added to the block: a panel of filters stays in the
+# first-level cache meanwhile
+CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level cache; more if the blocks of results,
+# which are read and written for every chunk, are larger
 TASK_TILES = 8  # tiles of MR rows of K in a task, and
 TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
-
-GRAD_WEIGHT_CHAIN = CHAIN_PIXELS
 
 
 Outer = namedtuple(
     "Outer",
-    "rows x_elements "  # copied rows of a channel, elements of all channels and images
+    "OH OW "  # rows and columns of a plane: 1 and P of a flat one
+    "images chunks "  # images of a chunk
+    "rows row_width x_elements "  # copied rows of a channel, elements of all channels of a chunk
     "filters panels y_elements "  # filters of a group, filled to whole vectors; their panels
-    "tile_blocks panel_blocks c_elements",
+    "tile_blocks panel_blocks c_elements kept_elements",
 )
 
 
 @shared
 def outer(b, geometry, VL):
-    NR = NV * VL
-    rows = (b.OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
-    x_elements = geometry[GEO_N] * geometry[GEO_IC] * rows * b.row_width
+    NR, N, G = NV * VL, geometry[GEO_N], geometry[GEO_G]
+    OH, OW, row_width = (1, b.P, b.P) if b.flat else (b.OH, b.OW, b.row_width)
+    rows = (OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
     filters = ceil_div(b.OCG, VL) * VL
     panels = ceil_div(filters, NR)
-    y_elements = geometry[GEO_N] * geometry[GEO_G] * b.P * filters
     tile_blocks = ceil_div(ceil_div(b.K, MR), TASK_TILES)
     panel_blocks = ceil_div(panels, TASK_PANELS)
     c_elements = TASK_TILES * MR * TASK_PANELS * NR
-    return Outer(rows, x_elements, filters, panels, y_elements, tile_blocks, panel_blocks, c_elements)
+    kept_elements = G * tile_blocks * panel_blocks * c_elements
+    x_image, y_image = geometry[GEO_IC] * rows * row_width, G * b.P * filters
+    images = max(min(max(CHUNK_ELEMENTS, kept_elements) // max(x_image + y_image, 1), N), 1)
+    chunks = ceil_div(N, images)
+    images = ceil_div(N, max(chunks, 1))
+    return Outer(
+        OH, OW, images, chunks, rows, row_width, 0 if b.flat else images * x_image, filters, panels, images * y_image,
+        tile_blocks, panel_blocks, c_elements, kept_elements if chunks > 1 else 0,
+    )  # fmt: skip
 
 
 def conv2d_grad_weight_workspace(geometry, n_workers):
-    """Elements of workspace: the copied input, grad_output with filters last, a block of results for each worker."""
-    o = plans(geometry)[2][VL_FLOAT]
-    return o.x_elements + o.y_elements + n_workers * o.c_elements
+    """Elements of workspace: the copied input and grad_output with filters last, of a chunk; blocks of results."""
+    outers = plans(geometry)[2].values()  # chunks of the two are of different sizes
+    return max(o.x_elements + o.y_elements + o.kept_elements + n_workers * o.c_elements for o in outers)
+
+
+def lay_out(
+    source,  # IN   VL planes of P pixels, or fewer
+    target,  # OUT  [P][width]
+    planes,
+    P,
+    width,
+    dtype,
+):
+    """Pixels of VL filters: 4 at once, then one by one."""
+    outlined()
+    z: registers[4]
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    quad = 16 // size
+    squares = P // 4 if planes == VL else 0
+    for square in range(squares):
+        p = square * 4
+        for j in unroll(4):
+            z[j] = load_lanes(source, p + j // quad * quad + j % quad * P, quad * P, dtype)
+        z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
+        for j in unroll(4):
+            store(target, (p + j) * width, z[j])
+    for p in range(squares * 4, P):
+        for j in range(VL):
+            put(target, p * width + j, get(source, j * P + p, dtype) if j < planes else zero)
+
+
+lay_out = helper(unrolled(lay_out))
 
 
 @task
 def lay_out_task(
     task: index,
+    chunk: index,
     input: const_real[:, :, :, ::1],  # IN
     grad_output: const_real[:, :, :, ::1],  # IN
-    workspace: real[::1],  # OUT  [N][IC][rows][phases][phase_width]; [N][G][panel][P][NR or what is left]
+    workspace: real[::1],  # OUT  [images][IC][rows][phases][phase_width]; [images][G][panel][P][NR or what is left]
     geometry: const_int64[::1],  # IN
 ):
-    # The first N * IC tasks copy a channel, the others turn one panel of filters of one image.
+    # The first images * IC tasks copy a channel (of flat problems there are none), the others turn one panel of filters
+    # of one image.
     dtype = input.dtype
-    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    VL, size = lanes(dtype), itemsize(dtype)
     NR = NV * VL
     b = blocking(geometry, 1)
     o = outer(b, geometry, VL)
-    copies = geometry[GEO_N] * geometry[GEO_IC]
+    first = chunk * o.images
+    copies = 0 if b.flat else min(o.images, geometry[GEO_N] - first) * geometry[GEO_IC]
     copied = address(workspace)
     turned = copied + o.x_elements * size
     if task < copies:
         copy_rows(
-            address(input) + task * geometry[GEO_IH] * geometry[GEO_IW] * size,
-            copied + task * o.rows * b.row_width * size, b, geometry, -geometry[GEO_PAD_TOP], o.rows, dtype,
+            address(input) + (first * geometry[GEO_IC] + task) * geometry[GEO_IH] * geometry[GEO_IW] * size,
+            copied + task * o.rows * o.row_width * size, b, geometry, -geometry[GEO_PAD_TOP], o.rows, dtype,
         )  # fmt: skip
         return
     image = (task - copies) // o.panels  # n * G + g
     panel = (task - copies) % o.panels
     width = min(o.filters - panel * NR, NR)
-    filters = min(b.OCG - panel * NR, NR)
-    source = address(grad_output) + (image * b.OCG + panel * NR) * b.P * size
-    target = turned + (image * b.P * o.filters + panel * NR * b.P) * size
-    for p in range(b.P):
-        for j in range(filters):
-            put(target, j, get(source, j * b.P + p, dtype))
-        for j in range(filters, width):
-            put(target, j, zero)
-        target += width * size
+    for vector in range(width // VL):
+        oc = panel * NR + vector * VL
+        source = address(grad_output) + ((first * geometry[GEO_G] + image) * b.OCG + oc) * b.P * size
+        target = turned + (image * b.P * o.filters + panel * NR * b.P + vector * VL) * size
+        lay_out(source, target, min(b.OCG - oc, VL), b.P, width, dtype)
 
 
 def outer_tile(
     cells,  # IN   MR places in the copied input: the first pixel's cell of MR rows of K
     y,  # IN   [rows * columns][nv * VL] filters, y_step apart from row to row
+    images,
     rows,
     columns,
+    x_image,  # from one image to the next
     x_step,  # from one row of cells to the next
+    y_image,
     y_step,
     c,  # IN/OUT  MR rows of filters, ldc apart
     ldc,
@@ -924,18 +967,22 @@ def outer_tile(
         at[i] = cells[i]
         for j in unroll(nv):
             acc[i, j] = broadcast(dtype.type(0))
-    for row in range(rows):
-        yy = y + row * y_step * size
-        for column in range(columns):
-            for j in unroll(nv):
-                x[j] = load(yy, j * VL, dtype)
-            for i in unroll(MR):
-                cell = broadcast(get(at[i], column, dtype))
+    for _ in range(images):
+        for row in range(rows):
+            yy = y + row * y_step * size
+            for column in range(columns):
                 for j in unroll(nv):
-                    acc[i, j] = fma(cell, x[j], acc[i, j])
-            yy += nv * VL * size
+                    x[j] = load(yy, j * VL, dtype)
+                for i in unroll(MR):
+                    cell = broadcast(get(at[i], column, dtype))
+                    for j in unroll(nv):
+                        acc[i, j] = fma(cell, x[j], acc[i, j])
+                yy += nv * VL * size
+            for i in unroll(MR):
+                at[i] += x_step * size
         for i in unroll(MR):
-            at[i] += x_step * size
+            at[i] += (x_image - rows * x_step) * size
+        y += y_image * size
     for i in unroll(MR):
         for j in unroll(nv):
             store(c, i * ldc + j * VL, load(c, i * ldc + j * VL, dtype) + acc[i, j])
@@ -949,8 +996,10 @@ outer_tile_NV = outer_tile_2 if NV == 2 else helper(unrolled(outer_tile, nv=NV))
 def conv2d_grad_weight_task(
     task: index,
     worker: index,
+    chunk: index,
+    input: const_real[:, :, :, ::1],  # IN
     grad_weight: real[:, :, :, ::1],  # OUT
-    workspace: real[::1],  # IN   what lay_out_task wrote; c_elements of each worker
+    workspace: real[::1],  # IN/OUT  what lay_out_task wrote; blocks of all tasks, or one of each worker
     geometry: const_int64[::1],  # IN
 ):
     dtype = grad_weight.dtype
@@ -963,42 +1012,56 @@ def conv2d_grad_weight_task(
     k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * MR
     g = task // o.panel_blocks // o.tile_blocks
     panel_to, rows_of_k = min(panel_from + TASK_PANELS, o.panels), min(TASK_TILES * MR, b.K - k_from)
-    ldc, tall, wide = TASK_PANELS * NR, max(CHAIN_PIXELS // max(b.OW, 1), 1), min(b.OW, CHAIN_PIXELS)
+    ldc, tall, wide = TASK_PANELS * NR, max(CHAIN_PIXELS // max(o.OW, 1), 1), max(min(o.OW, CHAIN_PIXELS), 1)
+    many, x_image, y_image = max(CHAIN_PIXELS // max(b.P, 1), 1), IC * o.rows * o.row_width, G * b.P * o.filters
+    chunk_images = min(o.images, geometry[GEO_N] - chunk * o.images)
     copied = address(workspace)
     turned = copied + o.x_elements * size
-    block = turned + (o.y_elements + worker * o.c_elements) * size
+    if b.flat:
+        copied = address(input) + chunk * o.images * x_image * size
+    block = turned + (o.y_elements + (task if o.kept_elements > 0 else worker) * o.c_elements) * size
     cells = local(MR, np.int64)
 
-    clear(block, o.c_elements * size)
-    x_step = geometry[GEO_STRIDE_H] * b.row_width
-    for n in range(geometry[GEO_N]):
-        x = copied + (n * IC + g * b.ICG) * o.rows * b.row_width * size
-        for row_block in range(ceil_div(b.OH, tall)):  # blocks of rows
+    if chunk == 0:
+        clear(block, o.c_elements * size)
+    x_step = geometry[GEO_STRIDE_H] * o.row_width
+    for block_of_images in range(ceil_div(chunk_images, many)):
+        n = block_of_images * many
+        images = min(many, chunk_images - n)
+        x = copied + (n * IC + g * b.ICG) * o.rows * o.row_width * size
+        for row_block in range(ceil_div(o.OH, tall)):  # blocks of rows
             oh = row_block * tall
-            rows = min(tall, b.OH - oh)
-            for column_block in range(ceil_div(b.OW, max(wide, 1))):  # blocks of columns
+            rows = min(tall, o.OH - oh)
+            for column_block in range(ceil_div(o.OW, wide)):  # blocks of columns
                 ow = column_block * wide
-                columns = min(wide, b.OW - ow)
+                columns = min(wide, o.OW - ow)
                 for panel in range(panel_from, panel_to):  # panels of filters
                     width = min(o.filters - panel * NR, NR)
                     y = turned + (n * G + g) * b.P * o.filters * size
-                    y += (panel * NR * b.P + (oh * b.OW + ow) * width) * size
+                    y += (panel * NR * b.P + (oh * o.OW + ow) * width) * size
+                    y_step = o.OW * width
                     for tile_index in range(ceil_div(rows_of_k, MR)):  # tiles of MR rows of K
                         for i in range(MR):  # rows that do not exist repeat the last
                             k = k_from + min(tile_index * MR + i, rows_of_k - 1)
                             tap = k % b.T
                             cells[i] = x + size * (
-                                (k // b.T * o.rows + tap // KW * dil_h) * b.row_width + oh * x_step
+                                (k // b.T * o.rows + tap // KW * dil_h) * o.row_width + oh * x_step
                                 + tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w + ow
                             )  # fmt: skip
                         c = block + (tile_index * MR * ldc + (panel - panel_from) * NR) * size
                         if width == NR:
-                            outer_tile_NV(cells, y, rows, columns, x_step, b.OW * width, c, ldc, dtype)
+                            outer_tile_NV(
+                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
+                            )
                         elif width == VL:
-                            outer_tile_1(cells, y, rows, columns, x_step, b.OW * width, c, ldc, dtype)
+                            outer_tile_1(
+                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
+                            )
                         else:
-                            outer_tile_2(cells, y, rows, columns, x_step, b.OW * width, c, ldc, dtype)
-    if b.T == 0:
+                            outer_tile_2(
+                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
+                            )
+    if chunk < o.chunks - 1 or b.T == 0:
         return
     for oc in range(panel_from * NR, min(panel_to * NR, b.OCG)):
         target = address(grad_weight) + ((g * b.OCG + oc) * b.K + k_from) * size
@@ -1011,7 +1074,9 @@ def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_t
     """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
     o = plans(geometry)[2][VL_FLOAT if input.itemsize == 4 else VL_DOUBLE]
     N, G = int(geometry[GEO_N]), int(geometry[GEO_G])
-    n_copies = N * (int(geometry[GEO_IC]) + G * o.panels)
+    copies = 0 if o.x_elements == 0 else int(geometry[GEO_IC])
     n_tasks = G * o.tile_blocks * o.panel_blocks
-    lay_out_task.run(n_copies, n_threads, input, grad_output, workspace, geometry)
-    conv2d_grad_weight_task.run(n_tasks, n_threads, grad_weight, workspace, geometry)
+    for chunk in range(max(o.chunks, 1)):  # none of an empty batch: its sums are 0
+        n_copies = min(o.images, N - chunk * o.images) * (copies + G * o.panels)
+        lay_out_task.run(n_copies, n_threads, chunk, input, grad_output, workspace, geometry)
+        conv2d_grad_weight_task.run(n_tasks, n_threads, chunk, input, grad_weight, workspace, geometry)

@@ -1015,8 +1015,8 @@ def outer(b, geometry):
 def conv2d_grad_weight_workspace(geometry, n_workers):
     """Elements of workspace: V and Y' of a chunk, D where there are several; copied rows, or a block of results."""
     most = 0
-    for itemsize in (4, 8):  # chunks of the two are of different sizes
-        o = outer(plan(geometry, itemsize), geometry.tolist())
+    for size in (4, 8):  # chunks of the two are of different sizes
+        o = outer(plan(geometry, size), geometry.tolist())
         most = max(most, o.v_elements + o.y_elements + o.kept_elements + n_workers * o.worker_elements)
     return most
 

@@ -13,7 +13,7 @@ from fastconv.layers._base import Layer, axis_of, floats
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass, tape, watched
 from fastconv.layers.activation import ReLU
-from fastconv.layers.convolution import Conv2d
+from fastconv.layers.convolution import Conv1d, Conv2d
 from fastconv.layers.linear import Linear
 from fastconv.layers.normalisation import BatchNorm2d
 from fastconv.layers.pooling import AvgPool2d, MaxPool2d
@@ -129,12 +129,12 @@ class Sequential(_Container):
         output = input
         if not self._layers:
             output = floats(type(self).__name__, "input", input)
-        rectified = False
-        for (name, layer), after in zip(self._layers.items(), [*self._layers.values()][1:] + [None], strict=True):
-            if rectified:
+        layers, rectified = [*self._layers.values(), None], False
+        for name, layer, after in zip(self._layers, layers, layers[1:], strict=False):
+            if rectified:  # already, by the layer before
                 rectified = False
                 continue
-            rectified = type(layer) is Conv2d and type(after) is ReLU and not isinstance(output, Signal) and not watched()
+            rectified = type(layer) in (Conv2d, Conv1d) and type(after) is ReLU and not watched()
             if not rectified:
                 output = self._apply(name, output)
                 continue

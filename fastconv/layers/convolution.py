@@ -275,11 +275,11 @@ class Conv1d(Conv2d):
 
     _axes = 1
 
-    def _forward(self, input: Any) -> tuple[Any, Any]:
+    def _forward(self, input: Any, *, activation: Any = None) -> tuple[Any, Any]:
         x = self._input(input)
         output = functional.conv1d(
             x, self._pack or self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
-            padding_mode=self.padding_mode,
+            padding_mode=self.padding_mode, activation=activation,
         )  # fmt: skip
         return output, (x, self.weight)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,20 +218,27 @@ def evaluate(net: Layer, data: Any, loss: Loss = softmax_cross_entropy) -> tuple
 def _evaluate(
     net: Layer, images: np.ndarray, labels: np.ndarray, loss: Loss, check: Callable[[], None]
 ) -> tuple[float, float]:
-    modes = [(layer, layer.training) for _, layer in net.named_layers()]
     total, hits, n = 0.0, 0, len(images)
-    net.eval()
-    try:
+    with _evaluated(net):
         for start in range(0, n, EVALUATION_BATCH):
             check()
             part = slice(start, start + EVALUATION_BATCH)
             output = net(_floats(images[part], net))
             total += loss(output, labels[part])[0] * len(output)
             hits += _hits(output, labels[part])
+    return total / n, hits / n if _classes(labels) else math.nan
+
+
+@contextmanager
+def _evaluated(net: Layer) -> Iterator[None]:
+    """The network in eval mode while the block runs; then each layer in its own again."""
+    modes = [(layer, layer.training) for _, layer in net.named_layers()]
+    net.eval()
+    try:
+        yield
     finally:
         for layer, mode in modes:
             layer.training = mode
-    return total / n, hits / n if _classes(labels) else math.nan
 
 
 class _Run:
@@ -402,17 +409,12 @@ def _checked(function: str, name: str, data: Any, net: Layer, loss: Loss) -> tup
         raise ValueError(f"{function}: {name}: images have shape {images.shape}: there must be at least one image")
     if len(labels) != len(images):
         raise ValueError(f"{function}: {name}: {len(images)} images and {len(labels)} labels: there must be as many")
-    modes = [(layer, layer.training) for _, layer in net.named_layers()]
-    for layer, _ in modes:
-        layer.training = False
     try:
-        output = net(_floats(images[:1], net))
+        with _evaluated(net):
+            output = net(_floats(images[:1], net))
     except ValueError as error:
         reason = "; ".join([str(error), *getattr(error, "__notes__", ())])
         raise ValueError(f"{function}: {name}: images of shape {images.shape[1:]} do not fit: {reason}") from None
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
     if loss is softmax_cross_entropy:
         if output.ndim != 2:
             raise ValueError(f"{function}: net gives shape {output.shape}: softmax_cross_entropy needs (N, classes)")
