@@ -272,15 +272,16 @@ def _conv(
     # Written out for the sake of small calls: for plain arrays of a known plan nothing is called here but what reads this
     # thread's settings
     x, w, b = input, weight, bias
-    packed = False
+    packed = type(weight) is PackedWeight
+    if packed:
+        w = weight.source
     plain = (
         type(x) is type(w) is np.ndarray and (x.dtype is FLOAT32 or x.dtype is FLOAT64) and w.dtype is x.dtype
         and (b is None or (type(b) is np.ndarray and b.dtype is x.dtype))
     )  # fmt: skip
     if not plain:
         x = as_floats(function, "input", input)
-        packed = type(weight) is PackedWeight
-        w = weight.source if packed else as_floats(function, "weight", weight)
+        w = w if packed else as_floats(function, "weight", weight)
         b = None if bias is None else as_floats(function, "bias", bias)
         same_dtype(function, input=x, weight=w, bias=b)
     bias_shape = None if b is None else b.shape
@@ -300,15 +301,25 @@ def _conv(
         )  # fmt: skip
         plan = _kept(key, _plan(function, problem, algorithm, backend, packed=packed))
     problem = plan.problem
+    as_they_are = (
+        plain and axes == 2 and x.ndim == 4
+        and x.flags.carray and (packed or w.flags.carray) and (b is None or b.flags.carray)
+        and (out is None or _plainly_apart(out, plan, x, w, b))
+    )  # fmt: skip
     if packed:
         w = weight.packed_for(plan)
-    elif (
-        plain and out is None and axes == 2 and x.ndim == 4
-        and x.flags.carray and w.flags.carray and (b is None or b.flags.carray)
-    ):  # fmt: skip
-        return plan(x, w, b)  # what `_run` does for arrays that kernels can read as they are
+    if as_they_are:
+        return plan(x, w, b, out=out)  # what `_run` does for arrays that kernels can read and write as they are
     operands = ((x, problem.input_shape), (w, w.shape if packed else problem.weight_shape), (b, (problem.OC,)))
     return _run(function, plan, operands, _result_shape(plan, x.ndim, axes), out)
+
+
+def _plainly_apart(out: Any, plan: Plan, x: np.ndarray, *others: np.ndarray | None) -> bool:
+    """Whether ``out`` can be written as it is, told by its outside alone; else `check_out` decides, and says why."""
+    return (
+        type(out) is np.ndarray and out.dtype is x.dtype and out.shape == plan.output_shape and out.flags.carray
+        and not any(array is not None and np.may_share_memory(out, array) for array in (x, *others))
+    )  # fmt: skip
 
 
 def _plan(
