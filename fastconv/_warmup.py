@@ -21,7 +21,7 @@ def run(everything: bool) -> None:
     try:
         from tqdm import tqdm
     except ImportError:
-        raise WarmupError("tqdm is not installed (pip install fastconv[train])") from None
+        raise WarmupError("tqdm is not installed (pip install fastconv[numba])") from None
     warmup = _backends.numba_warmup()
     folder = warmup.folder()
     if folder is None:

@@ -86,6 +86,23 @@ def test_no_folder_to_write_to_is_no_obstacle(folder, capsys):
     )
 
 
+def test_numbas_own_cache_may_be_damaged(monkeypatch):
+    """It holds the one loop that Numba runs on its threads; what it raises then may be anything."""
+    import numba
+
+    from fastconv._numba import _parallel
+
+    def njit(*arguments, cache=False, **options):
+        if cache:
+            raise EOFError("Ran out of input")
+        return compiled(*arguments, **options)
+
+    compiled = numba.njit
+    monkeypatch.setattr(_parallel, "_driver", None)
+    monkeypatch.setattr(_parallel.numba, "njit", njit)
+    assert _parallel.driver()(0, 1, 0, 0) is None
+
+
 def names():
     for function in (_store._common, _store._file_name, _store.numba_version):
         function.cache_clear()

@@ -22,8 +22,9 @@ type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its
     unrolled(function, **constants)   source with every ``for i in unroll(n)`` written out, see there
 
 With NUMBA_DISABLE_JIT=1 each is a NumPy or ctypes function of the same meaning, and the same kernel source runs as
-Python (fma then rounds twice). The module depends on Numba alone. Numba's on-disk cache looks at the file of the cached
-function only: what is compiled with these functions must carry a digest of this file, and VECTOR_BYTES, in its name.
+Python (fma then rounds twice). The module depends on NumPy, llvmlite and Numba alone, and on Numba only when something is
+compiled: until then a function that needs it is a `Late` name (see _late.py), which `make_all` replaces. Code compiled
+with these functions depends on this file, on _vector_type.py and on VECTOR_BYTES: who keeps it must keep a digest of them.
 """
 
 from __future__ import annotations
