@@ -79,6 +79,8 @@ def ready_indices(
 def check_index_range(function: str, name: str, indices: np.ndarray, plane: tuple[int, int]) -> None:
     """ValueError unless every index lies in a plane of ``plane`` cells."""
     cells = plane[0] * plane[1]
+    if indices.size and indices.dtype == INT64 and indices.view(np.uint64).max() < cells:
+        return  # without its sign a negative one is huge: one pass tells
     if indices.size and (indices.min() < 0 or indices.max() >= cells):
         wrong = indices.min() if indices.min() < 0 else indices.max()
         raise ValueError(f"{function}: {name} hold {wrong}: they must lie in 0 .. {cells - 1}, the plane {plane}")

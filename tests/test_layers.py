@@ -952,6 +952,7 @@ def test_torch_tensors_are_taken():
     np.testing.assert_array_equal(y, net.eval()(x))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # an infinite gradient
 def test_a_rectifier_behind_a_convolution_is_one_with_it():
     """In a Sequential: the same numbers as one after the other, a layer that stands in it twice, every rule; who is
     handed a gradient does not find it changed."""

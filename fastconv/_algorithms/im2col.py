@@ -70,6 +70,8 @@ def grad_weight(k: Any, problem: ConvProblem) -> Step:
     """grad_weight = adjoint of conv in its weight."""
     if _meets_few_cells(problem):
         return _grad_weight_of_met(k, problem)
+    if problem.KH == problem.KW == problem.G == 1 and problem.IC < problem.OC and _no_padding(problem):
+        return _grad_weight_by_input(k, problem)
     geometry = problem.geometry()
     kernel = k.im2col.conv2d_grad_weight
 
@@ -81,8 +83,11 @@ def grad_weight(k: Any, problem: ConvProblem) -> Step:
 
 def _meets_few_cells(problem: ConvProblem) -> bool:
     """A 1x1 kernel with a stride and no padding leaves out whole rows and columns."""
-    pads = (problem.pad_top, problem.pad_left, problem.pad_bottom, problem.pad_right)
-    return problem.KH == problem.KW == 1 and max(problem.stride_h, problem.stride_w) > 1 and not any(pads)
+    return problem.KH == problem.KW == 1 and max(problem.stride_h, problem.stride_w) > 1 and _no_padding(problem)
+
+
+def _no_padding(problem: ConvProblem) -> bool:
+    return not any((problem.pad_top, problem.pad_left, problem.pad_bottom, problem.pad_right))
 
 
 def _grad_weight_of_met(k: Any, problem: ConvProblem) -> Step:
@@ -95,5 +100,17 @@ def _grad_weight_of_met(k: Any, problem: ConvProblem) -> Step:
         cells = workspace[:size].reshape(met.input_shape)
         cells[...] = input[:, :, rows, columns]
         step.run(cells, grad_output, output, workspace[size:], n_threads)
+
+    return Step(run, lambda n_workers: size + step.workspace(n_workers))
+
+
+def _grad_weight_by_input(k: Any, problem: ConvProblem) -> Step:
+    """Of a 1x1 kernel the sum has two equal sides: the kernel turns the smaller one, here the input."""
+    step, size = grad_weight(k, replace(problem, IC=problem.OC, OC=problem.IC)), problem.OC * problem.IC
+
+    def run(input, grad_output, output, workspace, n_threads):
+        by_input = workspace[:size].reshape(problem.IC, problem.OC, 1, 1)
+        step.run(grad_output, input, by_input, workspace[size:], n_threads)
+        output[...] = by_input.swapaxes(0, 1)
 
     return Step(run, lambda n_workers: size + step.workspace(n_workers))
