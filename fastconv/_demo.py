@@ -392,6 +392,8 @@ def run(
         echo("")
         threads = fastconv.get_num_threads()
         echo(f"back end {name}, {threads} thread{'s' if threads > 1 else ''}")
+        if name == "numba":
+            echo("  compiles its kernels when they are first called: a minute or more, once")
         rows, first = measure(name, weights, x, exact, bounds)
         echo(f"  first run, with all that is compiled or loaded then: {duration(first)}")
         good = good and all(row.within for row in rows)
