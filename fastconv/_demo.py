@@ -387,13 +387,13 @@ def run(
         each = ", ".join(map(duration, times))
         echo(f"{name + ':':<14}{PEERS[name]}, float32: {each}; all four {duration(sum(times))}")
 
+    echo("patience:     a back end's first run loads its kernels; Numba's compiles them, a minute or more, once")
+
     good = True
     for name in backends:
         echo("")
         threads = fastconv.get_num_threads()
         echo(f"back end {name}, {threads} thread{'s' if threads > 1 else ''}")
-        if name == "numba":
-            echo("  compiles its kernels when they are first called: a minute or more, once")
         rows, first = measure(name, weights, x, exact, bounds)
         echo(f"  first run, with all that is compiled or loaded then: {duration(first)}")
         good = good and all(row.within for row in rows)
