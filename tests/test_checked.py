@@ -68,7 +68,9 @@ for name in ("same-3x3", "crop", "groups-7-filters", "rows-17", "batch-empty", "
         data, problem = solved(BY_NAME[name], dtype, "integers"), BY_NAME[name].problem(dtype)
         actual = convolution.conv2d(engine, "winograd", problem, data["x"], data["w"], data["bias"], tile=2)
         assert_same(actual, (data["conv"] + data["bias"][:, None, None]).astype(dtype), f"winograd {name}")
-        count += 1
+        actual = convolution.grad_weight(engine, "winograd", problem, data["x"], data["grad_output"], tile=2)
+        assert_same(actual, data["grad_weight"].astype(dtype), f"winograd grad_weight {name}")
+        count += 2
 convolution.check_fused_pool(engine, "winograd", BY_NAME["same-3x3"], "float32", (3, 2), (2, 1), (1, 0), True, 2)
 for stem in ("direct", "im2col"):
     for indices in (True, False):
