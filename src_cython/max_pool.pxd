@@ -24,6 +24,7 @@ cdef extern from *:
     #include <immintrin.h>
     #endif
     #define POOL static inline __attribute__((always_inline))
+    #define POOL_RARE static __attribute__((noinline)) /* else it takes vectors through memory in the common case too */
     typedef int vfi __attribute__((vector_size(FASTCONV_VL * 4), aligned(4), may_alias));
     typedef long long vdi __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_alias));
 
@@ -107,22 +108,28 @@ cdef extern from *:
     { cells lane; for (int i = 0; i < VL; i++) lane[i] = i; *v = (vec)(lane * (type##_lane)step + (type##_lane)first); } \\
     POOL void spread_##S(vec *v, type number) { *v = number - (vec){0}; } /* - 0 keeps the sign of zeros */ \\
     POOL void add_cells_##S(vec *v, vec other) { *v = (vec)((cells)*v + (cells)other); } \\
-    POOL void put_##S(type *p, vec v, Py_ssize_t count) \\
+    POOL_RARE void put_some_##S(type *p, vec v, Py_ssize_t count) \\
     { \\
         type lanes[VL]; \\
         __builtin_memcpy(lanes, &v, sizeof v); \\
-        POOL_PUT(p, lanes, VL, count) \\
+        POOL_PUT(p, lanes, count) \\
     } \\
-    POOL void put_cells_##S(int64_t *p, vec v, int64_t base, Py_ssize_t count) \\
+    POOL_RARE void put_some_cells_##S(int64_t *p, vec v, int64_t base, Py_ssize_t count) \\
     { \\
         int64_t lanes[VL]; \\
         for (int i = 0; i < VL; i++) lanes[i] = base + ((cells)v)[i]; \\
-        POOL_PUT(p, lanes, VL, count) \\
+        POOL_PUT(p, lanes, count) \\
+    } \\
+    POOL void put_##S(type *p, vec v, Py_ssize_t count) \\
+    { if (count >= VL) *(vec *)p = v; else put_some_##S(p, v, count); } \\
+    POOL void put_cells_##S(int64_t *p, vec v, int64_t base, Py_ssize_t count) \\
+    { \\
+        if (count >= VL) for (int i = 0; i < VL; i++) p[i] = base + ((cells)v)[i]; \\
+        else put_some_cells_##S(p, v, base, count); \\
     }
 
-    /* The first `count` of VL elements; fewer than VL by two pieces that overlap. */
-    #define POOL_PUT(to, from, VL, count) \\
-        if (count >= VL) { __builtin_memcpy(to, from, VL * sizeof *from); return; } \\
+    /* The first `count` elements, fewer than VL, by two pieces that overlap. */
+    #define POOL_PUT(to, from, count) \\
         POOL_PIECE(8, to, from, count) POOL_PIECE(4, to, from, count) POOL_PIECE(2, to, from, count) \\
         POOL_PIECE(1, to, from, count)
     #define POOL_PIECE(n, to, from, count) \\
@@ -284,11 +291,14 @@ cdef inline void max_along_row(
     real* best,            # OUT  (size)
     real* columns,         # OUT  (size) with_indices
     Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW,
+    Py_ssize_t readable,   # elements from x on: in lanes past the last window anything may stand
     const bint with_indices, const Py_ssize_t KW, const Py_ssize_t stride_w, Py_ssize_t dil_w, vec* like,
 ) noexcept nogil:
     cdef Py_ssize_t ow = 0, column = -pad_left, lanes = sizeof(vec) // sizeof(real)
+    if (OW - 1) * stride_w - pad_left + span(KW, dil_w) > IW:
+        readable = IW  # there are windows across the right border
     while ow < OW:
-        if block_inside(column, lanes, stride_w, span(KW, dil_w), IW):
+        if block_inside(column, lanes, stride_w, span(KW, dil_w), readable):
             max_along_block(x, best + ow, columns + ow, column, IW, with_indices, True, KW, stride_w, dil_w, like)
         else:
             max_along_block(x, best + ow, columns + ow, column, IW, with_indices, False, KW, stride_w, dil_w, like)
@@ -363,7 +373,8 @@ cdef inline void max_rows(
         real* y
         int64_t* where
         const real* row
-        Py_ssize_t oh, ow, top, first, slot, n_rows, room, reduced = 0
+        Py_ssize_t oh, ow, top, first, slot, n_rows, room, readable, reduced = 0
+        Py_ssize_t end = min((oh_last - 1) * stride_h - pad_top + span(KH, dil_h), IH)  # of the image rows that are there
 
     for oh in range(oh_first, oh_last):
         # Image rows that no earlier window has met
@@ -371,18 +382,19 @@ cdef inline void max_rows(
         reduced = max(reduced, top)
         while reduced < min(top + span(KH, dil_h), IH):
             row = x + reduced * IW
+            readable = (end - reduced) * IW
             best = values + (reduced & (slots - 1)) * size
             column = columns + (reduced & (slots - 1)) * size
             if KW == 3 and dil_w == 1 and stride_w == 2:
-                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 2, 1, like)
+                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 3, 2, 1, like)
             elif KW == 3 and dil_w == 1 and stride_w == 1:
-                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 1, 1, like)
+                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 3, 1, 1, like)
             elif KW == 2 and dil_w == 1 and stride_w == 2:
-                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 2, 2, 1, like)
+                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 2, 2, 1, like)
             elif stride_w == 1:
-                max_along_row(row, best, column, pad_left, IW, OW, with_indices, KW, 1, dil_w, like)
+                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, KW, 1, dil_w, like)
             else:
-                max_along_row(row, best, column, pad_left, IW, OW, with_indices, KW, stride_w, dil_w, like)
+                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, KW, stride_w, dil_w, like)
             if with_indices:
                 correct_columns(column, -pad_left, stride_w, dil_w)
             reduced += 1
@@ -458,7 +470,7 @@ cdef inline void max_tiles(
             at = oh * OW + ow
             if with_indices:
                 where = indices + at
-            if block_inside(2 * ow, lanes, 2, 2, IW):
+            if block_inside(2 * ow, lanes, 2, 2, (2 * (oh_last - oh) - 1) * IW):  # from the lower row on
                 max_tiles_block(
                     row, output + at, where, oh_last * OW - at, 2 * oh * IW, 2 * ow, IW, with_indices, True, like
                 )

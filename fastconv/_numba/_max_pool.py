@@ -135,12 +135,16 @@ def max_along_row(
     x,  # IN   image row
     best,  # OUT  (size)
     columns,  # OUT  (size) with_indices
-    pad_left, IW, OW, with_indices, KW, stride_w, dil_w, dtype,
+    pad_left, IW, OW,
+    readable,  # elements from x on: in lanes past the last window anything may stand
+    with_indices, KW, stride_w, dil_w, dtype,
 ):  # fmt: skip
     VL, size = lanes(dtype), itemsize(dtype)
     column = -pad_left
+    if (OW - 1) * stride_w - pad_left + span(KW, dil_w) > IW:
+        readable = IW  # there are windows across the right border
     for ow in range(0, OW, VL):
-        if block_inside(column, VL, stride_w, span(KW, dil_w), IW):
+        if block_inside(column, VL, stride_w, span(KW, dil_w), readable):
             max_along_block(
                 x, best + ow * size, columns + ow * size, column, IW, with_indices, True, KW, stride_w, dil_w, dtype
             )
@@ -209,6 +213,7 @@ def max_rows(
     slots, size, element = ring_slots(geometry), row_size(geometry), itemsize(dtype)
     values, columns = ring, ring + slots * size * element
     reduced = 0
+    end = min((oh_last - 1) * stride_h - pad_top + span(KH, dil_h), IH)  # of the image rows that are there
 
     for oh in range(oh_first, oh_last):
         # Image rows that no earlier window has met
@@ -217,14 +222,15 @@ def max_rows(
         while reduced < min(top + span(KH, dil_h), IH):
             row, slot = x + reduced * IW * element, (reduced & (slots - 1)) * size * element
             best, column = values + slot, columns + slot
+            readable = (end - reduced) * IW
             if KW == 3 and dil_w == 1 and stride_w == 2:
-                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 2, 1, dtype)
+                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 3, 2, 1, dtype)
             elif KW == 3 and dil_w == 1 and stride_w == 1:
-                max_along_row(row, best, column, pad_left, IW, OW, with_indices, 3, 1, 1, dtype)
+                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 3, 1, 1, dtype)
             elif stride_w == 1:
-                max_along_row(row, best, column, pad_left, IW, OW, with_indices, KW, 1, dil_w, dtype)
+                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, KW, 1, dil_w, dtype)
             else:
-                max_along_row(row, best, column, pad_left, IW, OW, with_indices, KW, stride_w, dil_w, dtype)
+                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, KW, stride_w, dil_w, dtype)
             if with_indices:
                 correct_columns(column, -pad_left, stride_w, dil_w, dtype)
             reduced += 1
@@ -290,7 +296,7 @@ def max_tiles(
         for ow in range(0, OW, VL):
             at = oh * OW + ow
             y, where, room = output + at * size, indices + at * 8, oh_last * OW - at
-            if block_inside(2 * ow, VL, 2, 2, IW):
+            if block_inside(2 * ow, VL, 2, 2, (2 * (oh_last - oh) - 1) * IW):  # from the lower row on
                 max_tiles_block(row, y, where, room, cell, 2 * ow, IW, with_indices, True, dtype)
             else:
                 max_tiles_block(row, y, where, room, cell, 2 * ow, IW, with_indices, False, dtype)
