@@ -25,7 +25,9 @@ settings.load_profile("fastconv")
 
 def pytest_configure(config):
     # What the user tuned must not choose the plans under test
-    os.environ["FASTCONV_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastconv-test-cache-")
+    folder = tempfile.TemporaryDirectory(prefix="fastconv-test-cache-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["FASTCONV_CACHE_DIR"] = folder.name
     config.addinivalue_line("markers", "slow: builds or starts something large; part of the gate all the same")
 
 
