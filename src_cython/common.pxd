@@ -75,6 +75,13 @@ cdef inline real clamp(real value, real low, real high) noexcept nogil:
     return value
 
 
+cdef inline const real* start(const real[:, :, :, ::1] array) noexcept nogil:
+    """The address of the first element; NULL if there is none, which no index may then name."""
+    if array.shape[0] and array.shape[1] and array.shape[2] and array.shape[3]:
+        return &array[0, 0, 0, 0]
+    return NULL
+
+
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     """ceil(a / b) for b > 0, also for negative a (// truncates here: cdivision)."""
     return (a + b - 1) // b if a > 0 else -(-a // b)

@@ -40,8 +40,6 @@ cdef extern from *:
     #include <immintrin.h>
     #endif
     #define DIRECT static inline __attribute__((always_inline))
-    typedef int direct_if __attribute__((vector_size(FASTCONV_VL * 4)));
-    typedef long long direct_id __attribute__((vector_size(FASTCONV_VL * 4)));
 
     #define DIRECT_HELPERS(S, type, vec, VL) \\
     DIRECT type sum_lanes_##S(vec v) { type sum = v[0]; for (int i = 1; i < VL; i++) sum += v[i]; return sum; } \\
@@ -104,13 +102,13 @@ cdef extern from *:
     DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
     {
         Py_ssize_t from = column < -8 ? -8 : column < extent ? column : extent;
-        direct_if lane = {0, 1, 2, 3, 4, 5, 6, 7};
+        simd_if lane = {0, 1, 2, 3, 4, 5, 6, 7};
         lane += (int)from;  /* the sign bit decides: lane - extent < 0 and lane >= 0 */
         return (vf)_mm256_maskload_ps(row + column, (__m256i)((lane - (int)extent) & ~lane));
     }
     DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
     {
-        direct_id lane = {0, 1, 2, 3};
+        simd_id lane = {0, 1, 2, 3};
         lane += (long long)column;
         return (vd)_mm256_maskload_pd(row + column, (__m256i)((lane - (long long)extent) & ~lane));
     }
@@ -124,15 +122,8 @@ cdef extern from *:
     /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (128-bit lanes stay
        where they are); in_order and out_of_order lead from that order to the natural one and back. Two vectors as one
        alternating pair: zip_low, zip_high. */
-    #if defined(__clang__) || __GNUC__ >= 12
-    #define SHUFFLE_f(a, b, ...) (vf)__builtin_shufflevector(a, b, __VA_ARGS__)
-    #define SHUFFLE_d(a, b, ...) (vd)__builtin_shufflevector(a, b, __VA_ARGS__)
-    #else
-    #define SHUFFLE_f(a, b, ...) (vf)__builtin_shuffle(a, b, (direct_if){__VA_ARGS__})
-    #define SHUFFLE_d(a, b, ...) (vd)__builtin_shuffle(a, b, (direct_id){__VA_ARGS__})
-    #endif
     #define DIRECT_SHUFFLE(S, name, ...) \\
-    DIRECT v##S name##_##S(v##S a, v##S b) { return SHUFFLE_##S(a, b, __VA_ARGS__); }
+    DIRECT v##S name##_##S(v##S a, v##S b) { return SIMD_SHUFFLE_##S(a, b, __VA_ARGS__); }
     #if FASTCONV_VL == 16
     DIRECT_SHUFFLE(f, even, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)
     DIRECT_SHUFFLE(f, odd, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)

@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
     GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H,
-    GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp, fill, int64_t, prefetch, real, vec, vd, vf, vmax, vmin,
+    GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp, fill, int64_t, prefetch, real, start, vec, vd, vf, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
@@ -264,33 +264,26 @@ cdef void edge_tile(
 
 cdef extern from *:
     """
-    /* Every other element, the first at s, for s[0 .. 2 * VL - 2] alone: the second load ends at the last one wanted. */
+    #define EVERY_OTHER(S, ...) \\
+    static inline __attribute__((always_inline)) v##S every_other_##S(v##S a, v##S b) \\
+    { return SIMD_SHUFFLE_##S(a, b, __VA_ARGS__); }
     #if FASTCONV_VL == 16
-    #define EVERY_OTHER_F ((int __attribute__((vector_size(64)))) \\
-        {0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31})
-    #define EVERY_OTHER_D ((long long __attribute__((vector_size(64)))){0, 2, 4, 6, 9, 11, 13, 15})
+    EVERY_OTHER(f, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31)
+    EVERY_OTHER(d, 0, 2, 4, 6, 9, 11, 13, 15)
     #elif FASTCONV_VL == 8
-    #define EVERY_OTHER_F ((int __attribute__((vector_size(32)))){0, 2, 4, 6, 9, 11, 13, 15})
-    #define EVERY_OTHER_D ((long long __attribute__((vector_size(32)))){0, 2, 5, 7})
+    EVERY_OTHER(f, 0, 2, 4, 6, 9, 11, 13, 15)
+    EVERY_OTHER(d, 0, 2, 5, 7)
     #else
-    #define EVERY_OTHER_F ((int __attribute__((vector_size(16)))){0, 2, 5, 7})
-    #define EVERY_OTHER_D ((long long __attribute__((vector_size(16)))){0, 3})
+    EVERY_OTHER(f, 0, 2, 5, 7)
+    EVERY_OTHER(d, 0, 3)
     #endif
     """
+    vf every_other_f(vf a, vf b) nogil
+    vd every_other_d(vd a, vd b) nogil
 
 
-cdef extern from *:
-    """
-    static inline __attribute__((always_inline)) vf every_other_f(const vf *a, const vf *b)
-    { return __builtin_shuffle(*a, *b, EVERY_OTHER_F); }
-    static inline __attribute__((always_inline)) vd every_other_d(const vd *a, const vd *b)
-    { return __builtin_shuffle(*a, *b, EVERY_OTHER_D); }
-    """
-    vf every_other_f(const vf* a, const vf* b) nogil
-    vd every_other_d(const vd* a, const vd* b) nogil
-
-
-cdef inline vec every_other(const vec* a, const vec* b) noexcept nogil:
+cdef inline vec every_other(vec a, vec b) noexcept nogil:
+    """The even lanes of a, the odd ones of b."""
     if vec is vf:
         return every_other_f(a, b)
     else:
@@ -305,7 +298,10 @@ cdef inline void copy_every_other(const real* source, real* target, Py_ssize_t c
             target[j] = source[2 * j]
         return
     while True:
-        (<vec*> (target + j))[0] = every_other(<const vec*> (source + 2 * j), <const vec*> (source + 2 * j + VL - 1))
+        # The second load ends at the last element that is wanted
+        (<vec*> (target + j))[0] = every_other(
+            (<const vec*> (source + 2 * j))[0], (<const vec*> (source + 2 * j + VL - 1))[0]
+        )
         if j + VL >= count:
             break
         j = min(j + VL, count - VL)
@@ -765,19 +761,10 @@ def conv2d(
             &indices[0, 0, 0, 0]
             if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3] else NULL
         )
-        const real* x = (
-            &input[0, 0, 0, 0]
-            if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
-        )
+        const real* x = start(input)
         const real* w = &packed[0] if packed.shape[0] else NULL
-        real* y = (
-            &output[0, 0, 0, 0]
-            if output.shape[0] and output.shape[1] and output.shape[2] and output.shape[3] else NULL
-        )
-        real* z = (
-            &pooled[0, 0, 0, 0]
-            if pooled.shape[0] and pooled.shape[1] and pooled.shape[2] and pooled.shape[3] else NULL
-        )
+        real* y = <real*> start(output)
+        real* z = <real*> start(pooled)
         real* scratch = &workspace[0]
         const int64_t* g = &geometry[0]
         vf* floats = NULL
@@ -917,14 +904,8 @@ def conv2d_grad_input(
         Transposed t = transposed(&b, &geometry[0])
         Py_ssize_t task, n_weights = geometry[GEO_G] * t.channel_blocks, n_tasks = geometry[GEO_N] * n_weights
         Py_ssize_t per_worker = t.b_elements + t.c_elements
-        const real* dy = (
-            &grad_output[0, 0, 0, 0]
-            if grad_output.shape[0] and grad_output.shape[1] and grad_output.shape[2] and grad_output.shape[3] else NULL
-        )
-        const real* w = (
-            &weight[0, 0, 0, 0]
-            if weight.shape[0] and weight.shape[1] and weight.shape[2] and weight.shape[3] else NULL
-        )
+        const real* dy = start(grad_output)
+        const real* w = start(weight)
         real* turned = &workspace[0]
         real* scratch = turned + t.a_elements
         const int64_t* g = &geometry[0]
@@ -1197,14 +1178,8 @@ def conv2d_grad_weight(
         Outer o = outer(&b, &geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
         Py_ssize_t task, chunk, images, copies = 0 if b.flat else geometry[GEO_IC]
         Py_ssize_t n_copies, n_tasks = geometry[GEO_G] * o.tile_blocks * o.panel_blocks
-        const real* x = (
-            &input[0, 0, 0, 0]
-            if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
-        )
-        const real* dy = (
-            &grad_output[0, 0, 0, 0]
-            if grad_output.shape[0] and grad_output.shape[1] and grad_output.shape[2] and grad_output.shape[3] else NULL
-        )
+        const real* x = start(input)
+        const real* dy = start(grad_output)
         real* copied = &workspace[0]
         real* turned = copied + o.x_elements
         real* kept = turned + o.y_elements

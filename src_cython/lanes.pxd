@@ -9,32 +9,25 @@ cdef extern from *:
     #if defined(__AVX__)
     #include <immintrin.h>
     #endif
-    typedef int lanes_if __attribute__((vector_size(FASTCONV_VL * 4)));
-    typedef long long lanes_id __attribute__((vector_size(FASTCONV_VL * 4)));
 
     /* Interleave the lower or upper halves of each 128-bit lane: one instruction each. */
-    #if defined(__clang__) || __GNUC__ >= 12
-    #define LANES_SHUFFLE(name, vec, mask, ...) \\
-    LANES vec name(vec a, vec b) { return (vec)__builtin_shufflevector(a, b, __VA_ARGS__); }
-    #else
-    #define LANES_SHUFFLE(name, vec, mask, ...) \\
-    LANES vec name(vec a, vec b) { return (vec)__builtin_shuffle(a, b, (mask){__VA_ARGS__}); }
-    #endif
+    #define LANES_SHUFFLE(S, name, ...) \\
+    LANES v##S name##_##S(v##S a, v##S b) { return SIMD_SHUFFLE_##S(a, b, __VA_ARGS__); }
     #if FASTCONV_VL == 16
-    LANES_SHUFFLE(low_f, vf, lanes_if, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-    LANES_SHUFFLE(high_f, vf, lanes_if, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
-    LANES_SHUFFLE(low_d, vd, lanes_id, 0, 8, 2, 10, 4, 12, 6, 14)
-    LANES_SHUFFLE(high_d, vd, lanes_id, 1, 9, 3, 11, 5, 13, 7, 15)
+    LANES_SHUFFLE(f, low, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+    LANES_SHUFFLE(f, high, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+    LANES_SHUFFLE(d, low, 0, 8, 2, 10, 4, 12, 6, 14)
+    LANES_SHUFFLE(d, high, 1, 9, 3, 11, 5, 13, 7, 15)
     #elif FASTCONV_VL == 8
-    LANES_SHUFFLE(low_f, vf, lanes_if, 0, 8, 1, 9, 4, 12, 5, 13)
-    LANES_SHUFFLE(high_f, vf, lanes_if, 2, 10, 3, 11, 6, 14, 7, 15)
-    LANES_SHUFFLE(low_d, vd, lanes_id, 0, 4, 2, 6)
-    LANES_SHUFFLE(high_d, vd, lanes_id, 1, 5, 3, 7)
+    LANES_SHUFFLE(f, low, 0, 8, 1, 9, 4, 12, 5, 13)
+    LANES_SHUFFLE(f, high, 2, 10, 3, 11, 6, 14, 7, 15)
+    LANES_SHUFFLE(d, low, 0, 4, 2, 6)
+    LANES_SHUFFLE(d, high, 1, 5, 3, 7)
     #else
-    LANES_SHUFFLE(low_f, vf, lanes_if, 0, 4, 1, 5)
-    LANES_SHUFFLE(high_f, vf, lanes_if, 2, 6, 3, 7)
-    LANES_SHUFFLE(low_d, vd, lanes_id, 0, 2)
-    LANES_SHUFFLE(high_d, vd, lanes_id, 1, 3)
+    LANES_SHUFFLE(f, low, 0, 4, 1, 5)
+    LANES_SHUFFLE(f, high, 2, 6, 3, 7)
+    LANES_SHUFFLE(d, low, 0, 2)
+    LANES_SHUFFLE(d, high, 1, 3)
     #endif
 
     /* Each 128-bit lane of the vectors is a square matrix: transpose it. */

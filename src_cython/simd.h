@@ -55,6 +55,17 @@ SIMD_MIN(vmin_d, vd)
 static inline __attribute__((always_inline)) vf vset_f(float x) { return x - (vf){0}; } /* x - 0 keeps -0.0 */
 static inline __attribute__((always_inline)) vd vset_d(double x) { return x - (vd){0}; }
 
+/* Lanes of a and b, one after the other, by constant numbers: Clang and new GCC have one name for it, older GCC another. */
+typedef int simd_if __attribute__((vector_size(FASTCONV_VL * 4)));
+typedef long long simd_id __attribute__((vector_size(FASTCONV_VL * 4)));
+#if defined(__clang__) || __GNUC__ >= 12
+#define SIMD_SHUFFLE_f(a, b, ...) (vf)__builtin_shufflevector(a, b, __VA_ARGS__)
+#define SIMD_SHUFFLE_d(a, b, ...) (vd)__builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SIMD_SHUFFLE_f(a, b, ...) (vf)__builtin_shuffle(a, b, (simd_if){__VA_ARGS__})
+#define SIMD_SHUFFLE_d(a, b, ...) (vd)__builtin_shuffle(a, b, (simd_id){__VA_ARGS__})
+#endif
+
 #define SIMD_PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 3)
 
 #endif

@@ -25,7 +25,7 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
     GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, VL_FLOAT, ceil_div, clamp,
-    fill, int64_t, prefetch, real, vd, vec, vf, vmax, vmin, vset_d, vset_f,
+    fill, int64_t, prefetch, real, start, vd, vec, vf, vmax, vmin, vset_d, vset_f,
 )
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
@@ -48,7 +48,7 @@ cdef extern from *:
     /* Pairs of floats: the two of 128-bit lane l from and to p + 4 * l * step and p + (4 * l + 1) * step. */
     LANES vf load_pairs(const float *p, Py_ssize_t step)
     {
-        lanes_id v;
+        simd_id v;
         for (int l = 0; l < FASTCONV_VL / 4; l++) {
             v[2 * l] = *(const winograd_pair *)(p + 4 * l * step);
             v[2 * l + 1] = *(const winograd_pair *)(p + (4 * l + 1) * step);
@@ -57,7 +57,7 @@ cdef extern from *:
     }
     LANES void store_pairs(float *p, Py_ssize_t step, vf v)
     {
-        lanes_id pairs = (lanes_id)v;
+        simd_id pairs = (simd_id)v;
         for (int l = 0; l < FASTCONV_VL / 4; l++) {
             *(winograd_pair *)(p + 4 * l * step) = pairs[2 * l];
             *(winograd_pair *)(p + (4 * l + 1) * step) = pairs[2 * l + 1];
@@ -1001,25 +1001,16 @@ def conv2d(
         Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
         Block at
         Py_ssize_t task, N = geometry[GEO_N], G = geometry[GEO_G], cells = b.T * b.T, n_tasks, g, n, images, chunk
-        const real* x = (
-            &input[0, 0, 0, 0]
-            if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
-        )
+        const real* x = start(input)
         const real* u = &packed[0] if packed.shape[0] else NULL
         const real* shifts = &bias[0] if bias.shape[0] else NULL
         const real* x_chunk
         const real* u_chunk
         const real* weight
         const real* shifts_chunk
-        real* out = (
-            &output[0, 0, 0, 0]
-            if output.shape[0] and output.shape[1] and output.shape[2] and output.shape[3] else NULL
-        )
+        real* out = <real*> start(output)
         real* out_chunk
-        real* maxima = (
-            &pooled[0, 0, 0, 0]
-            if pooled.shape[0] and pooled.shape[1] and pooled.shape[2] and pooled.shape[3] else NULL
-        )
+        real* maxima = <real*> start(pooled)
         int64_t* places = (
             &indices[0, 0, 0, 0]
             if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3] else NULL
@@ -1381,14 +1372,8 @@ def conv2d_grad_weight(
         Block at
         Py_ssize_t task, N = geometry[GEO_N], G = geometry[GEO_G], n_tasks, g, n, images, chunk
         Py_ssize_t chunks = o.image_chunks * o.row_chunks
-        const real* x = (
-            &input[0, 0, 0, 0]
-            if input.shape[0] and input.shape[1] and input.shape[2] and input.shape[3] else NULL
-        )
-        const real* dy = (
-            &grad_output[0, 0, 0, 0]
-            if grad_output.shape[0] and grad_output.shape[1] and grad_output.shape[2] and grad_output.shape[3] else NULL
-        )
+        const real* x = start(input)
+        const real* dy = start(grad_output)
         const real* x_chunk
         const real* dy_chunk
         real* dw = &grad_weight[0, 0, 0, 0] if grad_weight.shape[0] and grad_weight.shape[1] else NULL
