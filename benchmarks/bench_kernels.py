@@ -31,6 +31,15 @@ class _Kernel(_common.Timed):
         self.call()
         _common.place(self.call, threads)
 
+    def packed_weight(self, algorithm):
+        """The weight as an algorithm's forward reads it."""
+        weight = self.data.weight
+        if algorithm == "direct":
+            return weight
+        packed = np.empty(getattr(self.k, algorithm).packed_weight_size(self.geometry), weight.dtype)
+        self.bind(algorithm, "pack_weight", weight, packed)
+        return packed
+
 
 class Conv2d(_Kernel):
     """Forward convolution with bias and ReLU; the weights packed where the algorithm packs."""
@@ -44,12 +53,7 @@ class Conv2d(_Kernel):
         problem = _common.conv_problem(shape)
         _common.require_algorithm(algorithm, problem)
         self.geometry = problem.geometry(tile=WINOGRAD_TILE)
-        weight = self.data.weight
-        if algorithm != "direct":
-            stem = getattr(self.k, algorithm)
-            packed = np.empty(stem.packed_weight_size(self.geometry), weight.dtype)
-            self.bind(algorithm, "pack_weight", weight, packed)
-            weight = packed
+        weight = self.packed_weight(algorithm)
         output = np.empty(problem.output_shape, weight.dtype)
         self.bind(
             algorithm, "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
@@ -76,12 +80,7 @@ class Unit(_Kernel):
         problem = replace(problem, pool=pool)
         _common.require_algorithm(algorithm, problem)
         self.geometry = problem.geometry(tile=WINOGRAD_TILE)
-        weight = self.data.weight
-        if algorithm != "direct":
-            stem = getattr(self.k, algorithm)
-            packed = np.empty(stem.packed_weight_size(self.geometry), weight.dtype)
-            self.bind(algorithm, "pack_weight", weight, packed)
-            weight = packed
+        weight = self.packed_weight(algorithm)
         pooled = np.empty(shape.output_shape, weight.dtype)
         self.bind(
             algorithm, "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
