@@ -304,22 +304,18 @@ def _conv(
     as_they_are = (
         plain and axes == 2 and x.ndim == 4
         and x.flags.carray and (packed or w.flags.carray) and (b is None or b.flags.carray)
-        and (out is None or _plainly_apart(out, plan, x, w, b))
     )  # fmt: skip
     if packed:
         w = weight.packed_for(plan)
-    if as_they_are:
-        return plan(x, w, b, out=out)  # what `_run` does for arrays that kernels can read and write as they are
+    if as_they_are:  # what `_run` does for arrays that kernels can read and write as they are
+        if out is None:
+            return plan(x, w, b)
+        check_out(function, out, plan.output_shape, plan.problem.dtype, (x, w, b))
+        if kernel_ready(out):
+            plan(x, w, b, out=out)
+            return out
     operands = ((x, problem.input_shape), (w, w.shape if packed else problem.weight_shape), (b, (problem.OC,)))
     return _run(function, plan, operands, _result_shape(plan, x.ndim, axes), out)
-
-
-def _plainly_apart(out: Any, plan: Plan, x: np.ndarray, *others: np.ndarray | None) -> bool:
-    """Whether ``out`` can be written as it is, told by its outside alone; else `check_out` decides, and says why."""
-    return (
-        type(out) is np.ndarray and out.dtype is x.dtype and out.shape == plan.output_shape and out.flags.carray
-        and not any(array is not None and np.may_share_memory(out, array) for array in (x, *others))
-    )  # fmt: skip
 
 
 def _plan(
