@@ -3,7 +3,8 @@
 conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image and group, K = ICG*KH*KW. ``cols``
 exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
 
-    task   one block of NB pixels (of one image, group, chunk of filters)
+    task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
+           the other, of which each takes over the last rows of the one before
     loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
     loop 2 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
     loop 3 over panels of NV*VL pixels
@@ -31,7 +32,8 @@ cdef enum:
     MOST_PIXELS = 1536         # of a block
     THREAD_TASKS = 4           # tasks a thread: with fewer, filters are split into chunks as well
     CHUNK_FILTERS = 64         # the smallest chunk: a pixel's columns are packed again for each
-    FLAT_AHEAD = 4             # channels from where a plane read in place is fetched to where it is copied
+    LONE = 4                   # pixels past the last whole vector are computed one by one if they fill 1/LONE of a vector at most
+    CACHE_LINE = 64            # bytes
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
 
 # What a tile does with its sums: store them, as K goes on; add the bias; clamp as well.
@@ -44,10 +46,11 @@ KC = _KC
 cdef struct Blocking:
     Py_ssize_t ICG, OCG, T, K, OH, OW, P        # T taps of one channel; a flat 1x1 problem has one row of P pixels
     bint flat
-    Py_ssize_t NB, blocks, pooled_rows          # pixels of a task, tasks of an image; rows of a fused pool per task
+    Py_ssize_t NB, blocks, strip, strips        # pixels of a block, blocks of an image and of a task, tasks of an image
+    Py_ssize_t pooled_rows, carried_rows        # of a fused pool per block; of the maps, that two blocks' windows share
     Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels, kept_panels
     Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input
-    Py_ssize_t copy_elements, b_elements, c_elements, ring_elements
+    Py_ssize_t copy_elements, b_elements, lone_elements, c_elements, ring_elements, elements      # scratch of a worker
 
 
 cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept nogil:
@@ -56,7 +59,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         Blocking b
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], tasks, overlap
+        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], images = geometry[GEO_N] * G, tasks
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
     b.T = KH * KW
@@ -81,16 +84,17 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
 
     # Pixels in equal blocks of whole panels; a fused pool wants whole rows
     b.pooled_rows = 0
+    b.carried_rows = 0
+    b.strip = 1
     if geometry[GEO_POOL_KH] > 0:
-        overlap = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
-        # Rows that neighbours share are computed twice: more pixels where their columns are short
+        b.carried_rows = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
         b.NB = max(2 * BLOCK_PIXELS, min(_KC * BLOCK_PIXELS // b.kc, MOST_POOLED))
-        b.pooled_rows = max((b.NB // max(b.OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
+        b.pooled_rows = max((b.NB // max(b.OW, 1) - b.carried_rows) // geometry[GEO_POOL_STRIDE_H], 1)
         b.blocks = ceil_div(geometry[GEO_POOL_OH], b.pooled_rows)
-        b.NB = min(
-            ((b.pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * b.OW, b.P
-        )
+        b.NB = min(((b.pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * b.OW, b.P)
         b.NB = ceil_div(b.NB, NR) * NR
+        if b.carried_rows:
+            b.strip = max(min(ceil_div(images * b.blocks, THREAD_TASKS * n_threads), b.blocks), 1)
     else:
         b.NB = BLOCK_PIXELS
         if not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
@@ -99,8 +103,9 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.NB = ceil_div(ceil_div(b.P, b.blocks), NR) * NR
         b.blocks = ceil_div(b.P, max(b.NB, 1))
 
+    b.strips = ceil_div(b.blocks, b.strip)
     b.chunks = 1
-    tasks = geometry[GEO_N] * G * b.blocks
+    tasks = images * b.strips
     if n_threads > 1 and 0 < tasks < THREAD_TASKS * n_threads:
         b.chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), b.OCG // CHUNK_FILTERS), 1)
     b.chunk_panels = ceil_div(b.panels, b.chunks)
@@ -117,10 +122,15 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.channels = min(ceil_div(b.kc - 1, b.T) + 1, max(b.ICG, 1))
         b.copy_elements = b.channels * b.rows * b.row_width + VL_FLOAT
     b.b_elements = b.kc * b.NB + VL_FLOAT
+    b.lone_elements = VL_FLOAT // LONE * b.kc * _MR
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     b.kept_panels = 1 if b.k_blocks == 1 else b.chunk_panels
     b.c_elements = b.kept_panels * _MR * b.NB if b.pooled_rows else 0
     b.ring_elements = pool_ring_size(geometry)
+    b.elements = (
+        b.copy_elements + b.b_elements + b.lone_elements + b.c_elements + b.ring_elements
+        + b.chunk_panels * _MR * b.carried_rows * b.OW
+    )
     return b
 
 
@@ -259,6 +269,46 @@ cdef void edge_tile(
         memcpy(c + i * ldc, &whole[i * NR], pixels * sizeof(real))
 
 
+cdef void lone_tile(
+    const real* a,          # IN   [kc][MR] filters
+    const real* x,          # IN   [kc][MR] one pixel, each cell MR times
+    Py_ssize_t kc,
+    real* c,                # IN/OUT one pixel of ``filters`` maps, ldc apart
+    Py_ssize_t ldc,
+    bint accumulate,
+    Finish finish,
+    const real* bias,
+    Py_ssize_t filters,
+    vec* unused,
+) noexcept nogil:
+    # Vectors along filters: a few pixels that are left over would waste most of a tile. MR vectors hold VL depths of a
+    # panel, so that a lane belongs to the same filter at every step; lanes of one filter are added at the end.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), k, i, j
+        vec[_MR] acc
+        real[_MR * VL_FLOAT] lanes
+        real total
+    for i in range(_MR):
+        fill(&acc[i], <real> 0)
+    for _k in range(kc // VL):
+        for i in range(_MR):
+            acc[i] = acc[i] + (<const vec*> (a + i * VL))[0] * (<const vec*> (x + i * VL))[0]
+        a += _MR * VL
+        x += _MR * VL
+    for i in range(_MR):
+        (<vec*> &lanes[i * VL])[0] = acc[i]
+    for k in range(kc % VL):
+        for i in range(_MR):
+            lanes[i] = lanes[i] + a[k * _MR + i] * x[k * _MR + i]
+    for i in range(filters):
+        total = c[i * ldc] if accumulate else 0
+        for j in range(VL):
+            total += lanes[i + j * _MR]
+        if finish != KEEP:
+            total = clamp(total + bias[i], bias[_MR], bias[_MR + 1])
+        c[i * ldc] = total
+
+
 # -------------------------------------------------------------------------------------------- packing the columns
 
 
@@ -307,6 +357,23 @@ cdef inline void copy_every_other(const real* source, real* target, Py_ssize_t c
         j = min(j + VL, count - VL)
 
 
+cdef void spread(
+    const real* packed,         # IN   panels of [kc][NV * VL]
+    real* lone,                 # OUT  [pixels][kc][MR]
+    Py_ssize_t kc,
+    Py_ssize_t p_from,
+    Py_ssize_t pixels,
+    vec* unused,
+) noexcept nogil:
+    """The columns of ``pixels`` pixels of a packed block as `lone_tile` reads them: each cell MR times."""
+    cdef Py_ssize_t NR = _NV * (sizeof(vec) // sizeof(real)), p, k, i
+    for p in range(p_from, p_from + pixels):
+        for k in range(kc):
+            for i in range(_MR):
+                lone[i] = packed[(p // NR * kc + k) * NR + p % NR]
+            lone += _MR
+
+
 cdef void copy_rows(
     const real* plane,          # IN   one channel (IH, IW)
     real* copied,               # OUT  [rows][phases][phase_width]
@@ -340,6 +407,9 @@ cdef void copy_rows(
                 memset(target, 0, width * sizeof(real))
                 continue
             source = plane + ih * IW + left
+            if phase == 0:  # the same row of the next channel: rows are too short for the hardware to fetch ahead
+                for j in range(ceil_div(IW, CACHE_LINE // sizeof(real))):
+                    prefetch(plane + (IH + ih) * IW + j * (CACHE_LINE // sizeof(real)))
             for j in range(first):
                 target[j] = 0
             if stride_w == 1:
@@ -639,9 +709,9 @@ def pack_weight(
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: for each worker copied rows, the packed block, and the rows that a fused pool reads."""
+    """Elements of workspace: for each worker copied rows, the packed block, what a fused pool reads and carries over."""
     cdef Blocking b = blocking(&geometry[0], n_workers)
-    return n_workers * (b.copy_elements + b.b_elements + b.c_elements + b.ring_elements)
+    return n_workers * b.elements
 
 
 cdef void conv2d_task(
@@ -654,25 +724,58 @@ cdef void conv2d_task(
     real* output,                 # OUT
     real* pooled,                 # OUT
     int64_t* indices,             # OUT
-    real* scratch,                # copy_elements + b_elements + c_elements + ring_elements
+    real* scratch,                # elements
+    const Blocking* b,            # IN
+    const int64_t* geometry,      # IN
+    vec* unused,
+) noexcept nogil:
+    # A task is a strip of blocks of one image, group and chunk of filters.
+    cdef:
+        Py_ssize_t chunk = task % b.chunks, first = task // b.chunks % b.strips * b.strip
+        Py_ssize_t image = task // b.chunks // b.strips, panel_from = chunk * b.chunk_panels, block
+    for block in range(first, min(first + b.strip, b.blocks)):
+        conv2d_block(
+            image, block, block > first, panel_from, min(panel_from + b.chunk_panels, b.panels), input, packed, bias,
+            low, high, output, pooled, indices, scratch, b, geometry, unused,
+        )
+
+
+cdef void conv2d_block(
+    Py_ssize_t ng,                # image and group
+    Py_ssize_t block,
+    bint follows,                 # the block above has been computed just before
+    Py_ssize_t panel_from,        # panels of filters
+    Py_ssize_t panel_to,
+    const real* input,            # IN
+    const real* packed,           # IN
+    const real[::1] bias,         # IN
+    real low,
+    real high,
+    real* output,                 # OUT
+    real* pooled,                 # OUT
+    int64_t* indices,             # OUT
+    real* scratch,                # elements
     const Blocking* b,            # IN
     const int64_t* geometry,      # IN
     vec* unused,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, G = geometry[GEO_G]
-        Py_ssize_t chunk = task % b.chunks, block = task // b.chunks % b.blocks
-        Py_ssize_t g = task // b.chunks // b.blocks % G, n = task // b.chunks // b.blocks // G
-        Py_ssize_t panel_from = chunk * b.chunk_panels, panel_to = min(panel_from + b.chunk_panels, b.panels)
-        Py_ssize_t p_from, pixels, ldc, k_block, k_from, kc, panel, kept, j, q, i, filters, pooled_from, pooled_to, row_from
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G]
+        Py_ssize_t p_from, pixels, lone, ldc, k_block, k_from, kc, panel, kept, j, q, i, filters
+        Py_ssize_t pooled_from, pooled_to, row_from, row_to, carried, carry_from, rows_to_carry
+        Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
-        const real* image = input + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
+        const real* image = input + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
         const real* a
         real* copied = scratch
         real* b_block = scratch + b.copy_elements
-        real* c_block = b_block + b.b_elements
-        real* c                   # this task's pixels of filter panel_from * MR
+        real* lone_block = b_block + b.b_elements
+        real* c_block = lone_block + b.lone_elements
+        real* ring = c_block + b.c_elements
+        real* carry = ring + b.ring_elements      # [filter][carried_rows][OW]
+        real* c                   # this block's pixels of filter panel_from * MR
         real* map
+        real* above
         Finish finish
         real[_MR + 2] shifts      # a panel's bias, then the bounds of the clamp
         bint accumulate, last
@@ -680,23 +783,25 @@ cdef void conv2d_task(
     if b.pooled_rows:
         pooled_from = block * b.pooled_rows
         pooled_to = min(pooled_from + b.pooled_rows, geometry[GEO_POOL_OH])
-        row_from = max(pooled_from * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP], 0)
-        p_from = row_from * b.OW
-        pixels = (
-            min(
-                (pooled_to - 1) * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP] + geometry[GEO_POOL_KH],
-                geometry[GEO_OH],
-            ) * geometry[GEO_OW] - p_from
-        )
+        row_from = max(pooled_from * step - top, 0)
+        row_to = min((pooled_to - 1) * step - top + KH, b.OH)
+        carried = max(min((pooled_from - 1) * step - top + KH, b.OH) - row_from, 0) if follows else 0
+        carry_from = max(pooled_to * step - top, 0)
+        rows_to_carry = max(row_to - carry_from, 0)
+        p_from = (row_from + carried) * b.OW
+        pixels = row_to * b.OW - p_from       # none where the last windows reach into the padding
         ldc = b.NB
-        c = c_block
+        c = c_block + carried * b.OW
+        lone = 0                              # how a pixel is summed must not depend on where blocks begin
     else:
-        pooled_from = pooled_to = row_from = 0
+        pooled_from = pooled_to = row_from = carried = carry_from = rows_to_carry = 0
         p_from = block * b.NB
         pixels = min(b.P - p_from, b.NB)
         ldc = b.P
-        c = output + ((n * G + g) * b.OCG + panel_from * _MR) * b.P + p_from
+        c = output + (ng * b.OCG + panel_from * _MR) * b.P + p_from
+        lone = pixels % VL if pixels % VL * LONE <= VL else 0
 
+    pixels -= lone
     shifts[_MR], shifts[_MR + 1] = low, high
     for k_block in range(b.k_blocks):                                                      # loop 1: blocks of K
         k_from = k_block * b.kc
@@ -704,8 +809,9 @@ cdef void conv2d_task(
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] and not b.pooled_rows)
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if low > -INFINITY or high < INFINITY else SHIFT
-        if kc > 0:
-            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels, unused)
+        if kc > 0 and pixels + lone > 0:
+            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, unused)
+            spread(b_block, lone_block, kc, pixels, lone, unused)
         for panel in range(panel_from, panel_to):                                          # loop 2: filters
             filters = min(b.OCG - panel * _MR, _MR)
             kept = panel - panel_from if b.kept_panels > 1 or not b.pooled_rows else 0
@@ -729,14 +835,20 @@ cdef void conv2d_task(
                         a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, filters, min(pixels - q, NR),
                         unused,
                     )
+            for j in range(lone):
+                map = c + kept * _MR * ldc + pixels + j
+                lone_tile(a, lone_block + j * kc * _MR, kc, map, ldc, accumulate, finish, shifts, filters, unused)
             if last and b.pooled_rows:
                 for i in range(filters):
-                    map = c + (kept * _MR + i) * ldc
-                    q = ((n * G + g) * b.OCG + panel * _MR + i) * plane
+                    map = c_block + (kept * _MR + i) * ldc
+                    above = carry + ((panel - panel_from) * _MR + i) * b.carried_rows * b.OW
+                    q = (ng * b.OCG + panel * _MR + i) * plane
+                    memcpy(map, above, carried * b.OW * sizeof(real))
                     max_pool_rows(
                         <const real*> map, row_from, pooled_from, pooled_to, pooled + q,
-                        indices + q if indices != NULL else NULL, c_block + b.c_elements, geometry, unused,
+                        indices + q if indices != NULL else NULL, ring, geometry, unused,
                     )
+                    memcpy(above, map + (carry_from - row_from) * b.OW, rows_to_carry * b.OW * sizeof(real))
 
 
 def conv2d(
@@ -755,8 +867,7 @@ def conv2d(
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
     cdef:
         Blocking b = blocking(&geometry[0], n_threads)
-        Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_G] * b.blocks * b.chunks
-        Py_ssize_t per_worker = b.copy_elements + b.b_elements + b.c_elements + b.ring_elements
+        Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_G] * b.strips * b.chunks
         int64_t* where = (
             &indices[0, 0, 0, 0]
             if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3] else NULL
@@ -772,12 +883,12 @@ def conv2d(
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
         if real is float:
             conv2d_task(
-                task, x, w, bias, <real> act_min, <real> act_max, y, z, where, scratch + threadid() * per_worker, &b, g,
+                task, x, w, bias, <real> act_min, <real> act_max, y, z, where, scratch + threadid() * b.elements, &b, g,
                 floats,
             )
         else:
             conv2d_task(
-                task, x, w, bias, <real> act_min, <real> act_max, y, z, where, scratch + threadid() * per_worker, &b, g,
+                task, x, w, bias, <real> act_min, <real> act_max, y, z, where, scratch + threadid() * b.elements, &b, g,
                 doubles,
             )
 

@@ -1,5 +1,6 @@
 """conv2d_relu_max_pool2d: the three steps in one, its memory, its arguments."""
 
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -128,3 +129,23 @@ def test_the_maps_are_never_stored_whole(engine, algorithm):
     finally:
         tracemalloc.stop()
     assert peak - result.nbytes < 32 * 224 * 224 * 4 / 2
+
+
+@pytest.mark.parametrize("channels", [3, 31], ids=["one block of K", "two blocks of K"])
+@pytest.mark.parametrize("size, step, pad", [(3, 2, 1), (5, 1, 2), (2, 3, 0)])
+def test_blocks_hand_on_the_rows_that_windows_share(engine, channels, size, step, pad):
+    """Planes of many blocks, of which a task computes several one after the other, on 1 to 3 threads."""
+    x, w, b = integers((1, channels, 33, 130), "float32", 1), integers((7, channels, 3, 3), "float32", 2), None
+    pool = {"pool_size": size, "pool_stride": step, "pool_padding": pad}
+    exact = in_steps(x, w, b, {"padding": 1}, pool)
+    before = fc.get_num_threads()
+    try:
+        for algorithm, n_threads in itertools.product(("im2col", "direct"), (1, 2, 3)):
+            fc.set_num_threads(n_threads)
+            values, indices = fc.conv2d_relu_max_pool2d(
+                x, w, b, padding=1, **pool, return_indices=True, algorithm=algorithm
+            )
+            assert_same(values, exact[0], f"{algorithm} on {n_threads} threads")
+            assert_same(indices, exact[1], f"{algorithm} on {n_threads} threads")
+    finally:
+        fc.set_num_threads(before)

@@ -3,7 +3,8 @@
 conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image and group, K = ICG*KH*KW. ``cols``
 exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
 
-    task   one block of NB pixels (of one image, group, chunk of filters)
+    task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
+           the other, of which each takes over the last rows of the one before
     loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
     loop 2 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
     loop 3 over panels of NV*VL pixels
@@ -45,8 +46,11 @@ MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of fil
 MOST_PIXELS = 1536  # of a block
 THREAD_TASKS = 4  # tasks a thread: with fewer, filters are split into chunks as well
 CHUNK_FILTERS = 64  # the smallest chunk: a pixel's columns are packed again for each
+LONE = 4  # pixels past the last whole vector are computed one by one if they fill 1/LONE of a vector at most
+CACHE_LINE = 64  # bytes
 MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
 TILE_ELEMENTS = MR * NV * VL_FLOAT
+LONE_ELEMENTS = MR * VL_FLOAT
 
 # What a tile does with its sums: store them, as K goes on; add the bias; clamp as well.
 KEEP, SHIFT, CLAMP = 0, 1, 2
@@ -55,10 +59,11 @@ KEEP, SHIFT, CLAMP = 0, 1, 2
 Blocking = namedtuple(
     "Blocking",
     "ICG OCG T K OH OW P "  # T taps of one channel; a flat 1x1 problem has one row of P pixels
-    "flat NB blocks pooled_rows "  # pixels of a task, tasks of an image; rows of a fused pool per task
+    "flat NB blocks strip strips "  # pixels of a block, blocks of an image and of a task, tasks of an image
+    "pooled_rows carried_rows "  # of a fused pool per block; of the maps, that two blocks' windows share
     "kc k_blocks panels chunks chunk_panels kept_panels "
     "phases phase_width row_width rows channels "  # of the copied input
-    "copy_elements b_elements c_elements ring_elements",
+    "copy_elements b_elements lone_elements c_elements ring_elements elements",  # scratch of a worker
 )
 
 
@@ -67,7 +72,7 @@ def blocking(geometry, n_threads):
     """Every size that a plan of loops needs. Threads only decide on chunks of filters, which no sum reaches across."""
     KH, KW, G, NR = geometry[GEO_KH], geometry[GEO_KW], max(geometry[GEO_G], 1), NV * VL_FLOAT
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
-    dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
+    dil_h, dil_w, images = geometry[GEO_DIL_H], geometry[GEO_DIL_W], geometry[GEO_N] * G
     ICG = geometry[GEO_IC] // G
     OCG = geometry[GEO_OC] // G
     T = KH * KW
@@ -92,14 +97,17 @@ def blocking(geometry, n_threads):
 
     # Pixels in equal blocks of whole panels; a fused pool wants whole rows
     pooled_rows = 0
+    carried_rows = 0
+    strip = 1
     if geometry[GEO_POOL_KH] > 0:
-        overlap = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
-        # Rows that neighbours share are computed twice: more pixels where their columns are short
+        carried_rows = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
         NB = max(2 * BLOCK_PIXELS, min(KC * BLOCK_PIXELS // kc, MOST_POOLED))
-        pooled_rows = max((NB // max(OW, 1) - overlap) // geometry[GEO_POOL_STRIDE_H], 1)
+        pooled_rows = max((NB // max(OW, 1) - carried_rows) // geometry[GEO_POOL_STRIDE_H], 1)
         blocks = ceil_div(geometry[GEO_POOL_OH], pooled_rows)
         NB = min(((pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * OW, P)
         NB = ceil_div(NB, NR) * NR
+        if carried_rows > 0:
+            strip = max(min(ceil_div(images * blocks, THREAD_TASKS * n_threads), blocks), 1)
     else:
         NB = BLOCK_PIXELS
         if flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
@@ -108,8 +116,9 @@ def blocking(geometry, n_threads):
         NB = ceil_div(ceil_div(P, blocks), NR) * NR
         blocks = ceil_div(P, max(NB, 1))
 
+    strips = ceil_div(blocks, strip)
     chunks = 1
-    tasks = geometry[GEO_N] * G * blocks
+    tasks = images * strips
     if n_threads > 1 and 0 < tasks < THREAD_TASKS * n_threads:
         chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), OCG // CHUNK_FILTERS), 1)
     chunk_panels = ceil_div(panels, chunks)
@@ -126,13 +135,17 @@ def blocking(geometry, n_threads):
         channels = min(ceil_div(kc - 1, max(T, 1)) + 1, max(ICG, 1))
         copy_elements = channels * rows * row_width + VL_FLOAT
     b_elements = kc * NB + VL_FLOAT
+    lone_elements = VL_FLOAT // LONE * kc * MR
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     kept_panels = 1 if k_blocks == 1 else chunk_panels
     c_elements = kept_panels * MR * NB if pooled_rows > 0 else 0
     ring_elements = pool_ring_size(geometry)
+    elements = copy_elements + b_elements + lone_elements + c_elements + ring_elements
+    elements += chunk_panels * MR * carried_rows * OW
     return Blocking(
-        ICG, OCG, T, K, OH, OW, P, flat, NB, blocks, pooled_rows, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, phases,
-        phase_width, row_width, rows, channels, copy_elements, b_elements, c_elements, ring_elements,
+        ICG, OCG, T, K, OH, OW, P, flat, NB, blocks, strip, strips, pooled_rows, carried_rows, kc, k_blocks, panels, chunks,
+        chunk_panels, kept_panels, phases, phase_width, row_width, rows, channels, copy_elements, b_elements, lone_elements,
+        c_elements, ring_elements, elements,
     )  # fmt: skip
 
 
@@ -244,6 +257,52 @@ def edge_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, filters, pi
         copy(c + i * ldc * size, whole + i * NR * size, pixels * size)
 
 
+def lone_tile(
+    a,  # IN   [kc][MR] filters
+    x,  # IN   [kc][MR] one pixel, each cell MR times
+    kc,
+    c,  # IN/OUT one pixel of ``filters`` maps, ldc apart
+    ldc,
+    accumulate,
+    finish,
+    bias,
+    low,
+    high,
+    filters,
+    dtype,
+    vectors,  # MR
+):
+    # Vectors along filters: a few pixels that are left over would waste most of a tile. MR vectors hold VL depths of a
+    # panel, so that a lane belongs to the same filter at every step; lanes of one filter are added at the end.
+    outlined()
+    acc: registers[vectors]
+    VL, size = lanes(dtype), itemsize(dtype)
+    memory = local(LONE_ELEMENTS, dtype)
+    sums = address(memory)
+    for i in unroll(vectors):
+        acc[i] = broadcast(dtype.type(0))
+    for _ in range(kc // VL):
+        for i in unroll(vectors):
+            acc[i] = fma(load(a, i * VL, dtype), load(x, i * VL, dtype), acc[i])
+        a += MR * VL * size
+        x += MR * VL * size
+    for i in unroll(vectors):
+        store(sums, i * VL, acc[i])
+    for k in range(kc % VL):
+        for i in range(MR):
+            memory[i] += get(a, k * MR + i, dtype) * get(x, k * MR + i, dtype)
+    for i in range(filters):
+        total = get(c, i * ldc, dtype) if accumulate else dtype.type(0)
+        for j in range(VL):
+            total += memory[i + j * MR]
+        if finish != KEEP:
+            total = clamp(total + get(bias, i, dtype), low, high)
+        put(c, i * ldc, total)
+
+
+lone_tile = helper(unrolled(lone_tile, vectors=MR))
+
+
 # -------------------------------------------------------------------------------------------- packing the columns
 
 
@@ -273,6 +332,26 @@ def meets_tap(place, taps, stride, dil):
         if (place - tap * dil) % stride == 0:
             return True
     return False
+
+
+@helper
+def spread(
+    packed,  # IN   panels of [kc][NV * VL]
+    lone,  # OUT  [pixels][kc][MR]
+    kc,
+    p_from,
+    pixels,
+    dtype,
+):
+    """The columns of ``pixels`` pixels of a packed block as `lone_tile` reads them: each cell MR times."""
+    outlined()
+    NR, size = NV * lanes(dtype), itemsize(dtype)
+    for p in range(p_from, p_from + pixels):
+        for k in range(kc):
+            cell = get(packed, (p // NR * kc + k) * NR + p % NR, dtype)
+            for i in range(MR):
+                put(lone, i, cell)
+            lone += MR * size
 
 
 @helper
@@ -307,6 +386,9 @@ def copy_rows(
                 clear(target, width * size)
                 continue
             source = plane + (ih * IW + left) * size
+            if phase == 0:  # the same row of the next channel: rows are too short for the hardware to fetch ahead
+                for j in range(ceil_div(IW * size, CACHE_LINE)):
+                    prefetch(plane + (IH + ih) * IW * size + j * CACHE_LINE)
             for j in range(first):
                 put(target, j, dtype.type(0))
             if stride_w == 1:
@@ -589,59 +671,68 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
 
 
 def conv2d_workspace(geometry, n_workers):
-    """Elements of workspace: for each worker the copied rows, the packed block, the rows that a fused pool reads."""
-    b = plans(geometry, n_workers)[0]
-    return n_workers * (b.copy_elements + b.b_elements + b.c_elements + b.ring_elements)
+    """Elements of workspace: for each worker copied rows, the packed block, what a fused pool reads and carries over."""
+    return n_workers * plans(geometry, n_workers)[0].elements
 
 
-@task
-def conv2d_task(
-    task: index,
-    worker: index,
-    input: const_real[:, :, :, ::1],  # IN
-    packed: const_real[::1],  # IN
-    bias: const_real[::1],  # IN
-    low: real,
-    high: real,
-    output: real[:, :, :, ::1],  # OUT
-    pooled: real[:, :, :, ::1],  # OUT
-    indices: int64[:, :, :, ::1],  # OUT
-    workspace: real[::1],  # copy_elements + b_elements + c_elements of each worker
-    geometry: const_int64[::1],  # IN
-    n_threads: index,
+@helper
+def conv2d_block(
+    ng,  # image and group
+    block,
+    follows,  # the block above has been computed just before
+    panel_from,  # panels of filters
+    panel_to,
+    input,  # IN
+    packed,  # IN
+    bias,  # IN
+    low,
+    high,
+    output,  # OUT
+    pooled,  # OUT
+    indices,  # OUT
+    scratch,  # elements
+    b,
+    geometry,  # IN
 ):
-    b = blocking(geometry, n_threads)
+    outlined()
     dtype = input.dtype
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
-    NR, G = NV * VL, geometry[GEO_G]
-    chunk, block = task % b.chunks, task // b.chunks % b.blocks
-    g, n = task // b.chunks // b.blocks % G, task // b.chunks // b.blocks // G
-    panel_from = chunk * b.chunk_panels
-    panel_to = min(panel_from + b.chunk_panels, b.panels)
+    NR, g = NV * VL, ng % geometry[GEO_G]
+    step, top, KH = geometry[GEO_POOL_STRIDE_H], geometry[GEO_POOL_PAD_TOP], geometry[GEO_POOL_KH]
     plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
-    image = address(input) + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
-    copied = address(workspace) + worker * (b.copy_elements + b.b_elements + b.c_elements + b.ring_elements) * size
-    b_block = copied + b.copy_elements * size
-    c_block = b_block + b.b_elements * size
+    image = address(input) + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
+    copied = scratch
+    b_block = scratch + b.copy_elements * size
+    lone_block = b_block + b.b_elements * size
+    c_block = lone_block + b.lone_elements * size
+    ring = c_block + b.c_elements * size
+    carry = ring + b.ring_elements * size  # [filter][carried_rows][OW]
     shifts = local(MR, dtype)
     shift = address(shifts)
 
-    # c: this task's pixels of filter panel_from * MR
+    # c: this block's pixels of filter panel_from * MR
     if b.pooled_rows > 0:
         pooled_from = block * b.pooled_rows
         pooled_to = min(pooled_from + b.pooled_rows, geometry[GEO_POOL_OH])
-        row_from = max(pooled_from * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP], 0)
-        row_to = (pooled_to - 1) * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP] + geometry[GEO_POOL_KH]
-        p_from = row_from * b.OW
-        pixels = min(row_to, b.OH) * b.OW - p_from
+        row_from = max(pooled_from * step - top, 0)
+        row_to = min((pooled_to - 1) * step - top + KH, b.OH)
+        carried = max(min((pooled_from - 1) * step - top + KH, b.OH) - row_from, 0) if follows else 0
+        carry_from = max(pooled_to * step - top, 0)
+        rows_to_carry = max(row_to - carry_from, 0)
+        p_from = (row_from + carried) * b.OW
+        pixels = row_to * b.OW - p_from  # none where the last windows reach into the padding
         ldc = b.NB
-        c = c_block
+        c = c_block + carried * b.OW * size
+        lone = 0  # how a pixel is summed must not depend on where blocks begin
     else:
-        pooled_from = pooled_to = row_from = 0
+        pooled_from = pooled_to = row_from = carried = carry_from = rows_to_carry = 0
         p_from = block * b.NB
         pixels = min(b.P - p_from, b.NB)
         ldc = b.P
-        c = address(output) + (((n * G + g) * b.OCG + panel_from * MR) * b.P + p_from) * size
+        c = address(output) + ((ng * b.OCG + panel_from * MR) * b.P + p_from) * size
+        lone = pixels % VL if pixels % VL * LONE <= VL else 0
+
+    pixels -= lone
 
     for k_block in range(b.k_blocks):  # loop 1: blocks of K
         k_from = k_block * b.kc
@@ -649,8 +740,9 @@ def conv2d_task(
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0)
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if low > -np.inf or high < np.inf else SHIFT
-        if kc > 0:
-            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels, dtype)
+        if kc > 0 and pixels + lone > 0:
+            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, dtype)
+            spread(b_block, lone_block, kc, pixels, lone, dtype)
         for panel in range(panel_from, panel_to):  # loop 2: filters
             filters = min(b.OCG - panel * MR, MR)
             kept = panel - panel_from if b.kept_panels > 1 or b.pooled_rows == 0 else 0
@@ -672,21 +764,55 @@ def conv2d_task(
                 else:
                     there = min(pixels - q, NR)
                     edge_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, filters, there, dtype)
+            for j in range(lone):
+                map = c + (kept * MR * ldc + pixels + j) * size
+                x = lone_block + j * kc * MR * size
+                lone_tile(a, x, kc, map, ldc, accumulate, finish, shift, low, high, filters, dtype)
             if last and b.pooled_rows > 0:
                 for i in range(filters):
-                    map = c + (kept * MR + i) * ldc * size
-                    q = ((n * G + g) * b.OCG + panel * MR + i) * plane
+                    map = c_block + (kept * MR + i) * ldc * size
+                    above = carry + ((panel - panel_from) * MR + i) * b.carried_rows * b.OW * size
+                    q = (ng * b.OCG + panel * MR + i) * plane
+                    copy(map, above, carried * b.OW * size)
                     max_pool_rows(
                         map, row_from, pooled_from, pooled_to, address(pooled) + q * size,
-                        address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0,
-                        c_block + b.c_elements * size, geometry, dtype,
+                        address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0, ring, geometry, dtype,
                     )  # fmt: skip
+                    copy(above, map + (carry_from - row_from) * b.OW * size, rows_to_carry * b.OW * size)
+
+
+@task
+def conv2d_task(
+    task: index,
+    worker: index,
+    input: const_real[:, :, :, ::1],  # IN
+    packed: const_real[::1],  # IN
+    bias: const_real[::1],  # IN
+    low: real,
+    high: real,
+    output: real[:, :, :, ::1],  # OUT
+    pooled: real[:, :, :, ::1],  # OUT
+    indices: int64[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # elements of each worker
+    geometry: const_int64[::1],  # IN
+    n_threads: index,
+):
+    # A task is a strip of blocks of one image, group and chunk of filters.
+    b = blocking(geometry, n_threads)
+    chunk, first = task % b.chunks, task // b.chunks % b.strips * b.strip
+    panel_from = chunk * b.chunk_panels
+    for block in range(first, min(first + b.strip, b.blocks)):
+        conv2d_block(
+            task // b.chunks // b.strips, block, block > first, panel_from, min(panel_from + b.chunk_panels, b.panels), input,
+            packed, bias, low, high, output, pooled, indices,
+            address(workspace) + worker * b.elements * itemsize(input.dtype), b, geometry,
+        )  # fmt: skip
 
 
 def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
     b = plans(geometry, n_threads)[0]
-    n_tasks = int(geometry[GEO_N] * geometry[GEO_G]) * b.blocks * b.chunks
+    n_tasks = int(geometry[GEO_N] * geometry[GEO_G]) * b.strips * b.chunks
     conv2d_task.run(
         n_tasks,
         n_threads,
