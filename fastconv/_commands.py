@@ -35,7 +35,7 @@ def run_train(
     data: str, model: str, epochs: int | None, lr: float, seed: int, size: int, augmented: bool, backend: str, out: str
 ) -> None:
     """Train, and leave checkpoint, history, curves and filters in a folder."""
-    training, validation = _load(data, size)
+    training, validation = load_data(data, size)
     epochs = epochs or (8 if data == "fashion" else 30)  # a few minutes on one core
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def run_train(
         "data": data, "model": model, "epochs": epochs, "lr": lr, "seed": seed, "size": size, "augment": augmented,
     }  # fmt: skip
     _same_run(folder / "run.json", settings, checkpoint.exists())
-    net = _network(model, training, seed)
+    net = make_network(model, training, seed)
     film = _Film(folder / "filters.npz", net, checkpoint.exists())
     print(f"{data}: {training}, {len(validation)} to validate with")
     print(f"{model}: {sum(array.size for array in net.parameters()):,} parameters; results in {folder}/")
@@ -71,7 +71,7 @@ def run_cost(
     model: str, filters: Sequence[int], data: str, epochs: int, lr: float, seed: int, size: int, backend: str, out: str
 ) -> None:
     """What a network costs and gains with more filters: a table, cost.csv and cost.png."""
-    training, validation = _load(data, size)
+    training, validation = load_data(data, size)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{model} on {data}, {epochs} epochs each; time forward is for one image in a batch of {BATCH}")
@@ -80,7 +80,7 @@ def run_cost(
     rows = []
     with fastconv.config(backend=backend):
         for count in filters:
-            net = _network(model, training, seed, filters=count)
+            net = make_network(model, training, seed, filters=count)
             table = fastconv.summary(net, (1, *training.images.shape[1:]))
             forward = _time_forward(net, training.images)
             history = _fit(net, training, validation, epochs, lr, seed, data, [], progress=False)
@@ -103,7 +103,7 @@ def run_cost(
     _state.write_bytes(folder / "cost.png", _pictures.costs(rows, f"{model} on {data}: enough filters, at what cost"))
 
 
-def _load(data: str, size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def load_data(data: str, size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Training and validation images: a known set, or a folder's."""
     if data in KNOWN:
         return KNOWN[data]()
@@ -122,7 +122,7 @@ def _load(data: str, size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
     return everything[order[:n]], everything[order[n:]]
 
 
-def _network(model: str, data: datasets.Dataset, seed: int, **options: Any) -> Sequential:
+def make_network(model: str, data: datasets.Dataset, seed: int, **options: Any) -> Sequential:
     _, channels, height, width = data.images.shape
     if model == "article":
         options["image_size"] = (height, width)

@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return see_commands.run(namespace)
     except problems as error:
         text = "; ".join([str(error), *getattr(error, "__notes__", ())]).replace("\n", " ")
-        print(f"fastconv {command}: {text}", file=sys.stderr)
+        print(f"fastconv {command}: {text.removeprefix(f'{command}: ')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         goes_on = f"; the same command goes on from {arguments['out']}" if command == "train" else ""

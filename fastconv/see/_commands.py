@@ -57,8 +57,8 @@ def trained(folder: str, limit: int | None) -> tuple[Pretrained, dict[str, Any],
     path = Path(folder)
     try:
         settings = json.loads((path / RUN).read_text())
-        known, others = _commands._load(settings["data"], settings["size"])
-        net = _commands._network(settings["model"], known, settings["seed"])
+        known, others = _commands.load_data(settings["data"], settings["size"])
+        net = _commands.make_network(settings["model"], known, settings["seed"])
         history = train.History()
         train.load_checkpoint(path / "checkpoint.npz", net, history=history)
     except (KeyError, OSError, ValueError) as error:
