@@ -33,7 +33,7 @@ cdef enum:
     TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
     ROWS = 4         # output rows of a depthwise layer that share each loaded vector of pixels
     SMALL = 1024     # elements of a depthwise plane that is copied, with its border
-    COPIED = 2048    # elements of planes that are copied together: with the results, half of a first-level cache
+    TOGETHER = 2048  # elements of planes that are copied together: with the results, half of a first-level cache
     CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
 
 cdef extern from *:
@@ -115,10 +115,17 @@ cdef extern from *:
         return (vd)_mm256_maskload_pd(row + column, (__m256i)((lane - (long long)extent) & ~lane));
     }
     #else
-    DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
-    { return column >= 0 && column + VL_FLOAT <= extent ? *(const vf *)(row + column) : gather_f(row, column, 1, extent); }
-    DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
-    { return column >= 0 && column + VL_DOUBLE <= extent ? *(const vd *)(row + column) : gather_d(row, column, 1, extent); }
+    /* Out of line: a branch for each lane, wherever a vector is loaded, would be more than a compiler takes. */
+    #define DIRECT_LOAD_INSIDE(S, type, vec, VL) \\
+    static __attribute__((noinline)) vec load_edge_##S(const type *row, Py_ssize_t column, Py_ssize_t extent) \\
+    { return gather_##S(row, column, 1, extent); } \\
+    DIRECT vec load_inside_##S(const type *row, Py_ssize_t column, Py_ssize_t extent) \\
+    { \\
+        if (column >= 0 && column + VL <= extent) return *(const vec *)(row + column); \\
+        return load_edge_##S(row, column, extent); \\
+    }
+    DIRECT_LOAD_INSIDE(f, float, vf, VL_FLOAT)
+    DIRECT_LOAD_INSIDE(d, double, vd, VL_DOUBLE)
     #endif
 
     /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (128-bit lanes stay
@@ -332,7 +339,7 @@ cdef void share_out(Conv* conv) noexcept nogil:
         if conv.height * conv.stride_w * conv.cells > SMALL:
             conv.cells = 0
         else:
-            conv.slots = COPIED // (conv.height * conv.stride_w * conv.cells)
+            conv.slots = TOGETHER // (conv.height * conv.stride_w * conv.cells)
     conv.n_tasks = ceil_div(conv.units, conv.batch)
 
 
@@ -528,7 +535,7 @@ cdef inline void copy_plane(
     # Cell j of phase i holds image column j * stride + i - pad_left. Around the image there are zeros, and they stay.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), cells = conv.cells, IW = conv.IW, size = conv.IH * IW, cell = 0
-        Py_ssize_t first = max(-conv.pad_top, 0), last = min(conv.height - conv.pad_top, conv.IH), column, ih
+        Py_ssize_t first = max(-conv.pad_top, 0), last = min(conv.height - conv.pad_top, conv.IH), column
         Py_ssize_t filled = min(ceil_div(IW + conv.pad_left, stride), cells)
         const real* row
         real* to
@@ -537,7 +544,7 @@ cdef inline void copy_plane(
         column = cell * stride - conv.pad_left
         row = image + first * IW
         to = copied + (first + conv.pad_top) * stride * cells + cell
-        for ih in range(first, last):
+        for _ in range(first, last):
             prefetch(row + size + column)  # the next plane
             load(&a, row, column, IW, False)
             if stride == 1:
@@ -759,20 +766,20 @@ cdef void conv_rows(
         if K:
             if conv.stride_h == 2:
                 if K == 3:
-                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room,
-                               3, 2, False, unused)
+                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 3, 2,
+                                   False, unused)
                 else:
-                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room,
-                               5, 2, False, unused)
+                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 5, 2,
+                                   False, unused)
             elif K == 3:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room,
-                               3, 1, False, unused)
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 3, 1,
+                               False, unused)
             elif K == 5:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room,
-                               5, 1, False, unused)
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 5, 1,
+                               False, unused)
             else:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room,
-                               7, 1, False, unused)
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 7, 1,
+                               False, unused)
             i = 1
         elif f + FILTERS <= n_filters:
             i = FILTERS
