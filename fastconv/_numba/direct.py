@@ -207,6 +207,8 @@ def depthwise_block(
     mode,  # COPIED, PLAIN or MASKED
 ):
     # Each vector that is loaded serves all output rows that it belongs to.
+    if K == 3:
+        inlined()
     acc: registers[ROWS]
     tap: registers[K, K]
     VL, size = lanes(dtype), itemsize(dtype)
