@@ -33,6 +33,7 @@ cdef enum:
     TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
     ROWS = 4         # output rows of a depthwise layer that share each loaded vector of pixels
     SMALL = 1024     # elements of a depthwise plane that is copied, with its border
+    SPREAD = 1 << 16  # the same of a plane whose cells are spread: half of a second-level cache
     TOGETHER = 2048  # elements of planes that are copied together: with the results, half of a first-level cache
     CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
 
@@ -318,6 +319,18 @@ cdef struct Conv:
     Py_ssize_t rows, chunk, units, batch, n_tasks  # result rows of a plane and of a unit; units of a task
     # Copies of small planes, border included: their number, rows, columns modulo stride; 0: planes are read in place
     Py_ssize_t slots, height, cells
+    Py_ssize_t spread             # 2: in the copies, image cells are 2 apart, with zeros between
+
+
+cdef Py_ssize_t copied_height(const Conv* conv) noexcept nogil:
+    return (max(conv.OH, ROWS) - 1) * conv.stride_h + conv.KH
+
+
+cdef Py_ssize_t copied_cells(const Conv* conv) noexcept nogil:
+    cdef Py_ssize_t cells = max(conv.OW, _VL_FLOAT) + (conv.KW - 1) // conv.stride_w
+    if conv.spread == 2:
+        cells = max(cells, conv.pad_left + 2 * ceil_div(conv.IW, _VL_FLOAT) * _VL_FLOAT)
+    return ceil_div(cells, _VL_FLOAT) * _VL_FLOAT
 
 
 cdef void share_out(Conv* conv) noexcept nogil:
@@ -328,18 +341,17 @@ cdef void share_out(Conv* conv) noexcept nogil:
     if conv.pool_KH and conv.buffered < conv.OH and conv.buffered * FILTERS > conv.OH:
         conv.together = 1
     work = max(min(conv.together, conv.F) * conv.C * conv.KH * conv.KW * conv.OH * conv.OW, 1)
-    chunks = max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
+    chunks = 1 if conv.spread == 2 else max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
     conv.chunk = max(ceil_div(ceil_div(conv.rows, chunks), 2) * 2, 2)
     conv.units = conv.N * conv.G * ceil_div(conv.F, conv.together) * ceil_div(conv.rows, conv.chunk)
     conv.batch = max(TASK // work, 1)
     conv.cells = conv.height = conv.slots = 0
     if depthwise_extent(conv) and not conv.accumulate and not conv.pool_KH and conv.chunk >= conv.rows:
-        conv.cells = ceil_div(max(conv.OW, _VL_FLOAT) + (conv.KW - 1) // conv.stride_w, _VL_FLOAT) * _VL_FLOAT
-        conv.height = (max(conv.OH, ROWS) - 1) * conv.stride_h + conv.KH
-        if conv.height * conv.stride_w * conv.cells > SMALL:
+        conv.height, conv.cells = copied_height(conv), copied_cells(conv)
+        if conv.height * conv.stride_w * conv.cells > SMALL and conv.spread == 1:
             conv.cells = 0
         else:
-            conv.slots = TOGETHER // (conv.height * conv.stride_w * conv.cells)
+            conv.slots = max(TOGETHER // (conv.height * conv.stride_w * conv.cells), 1)
     conv.n_tasks = ceil_div(conv.units, conv.batch)
 
 
@@ -359,6 +371,7 @@ cdef Conv forward(const int64_t* geometry) noexcept nogil:
     conv.pool_KH = geometry[GEO_POOL_KH]
     conv.accumulate = geometry[GEO_ACCUMULATE] != 0 and conv.pool_KH == 0
     conv.rows = geometry[GEO_POOL_OH] if conv.pool_KH else conv.OH
+    conv.spread = 1
     conv.buffered = min(conv.OH, max(conv.pool_KH, 4096 // max(conv.OW, 1))) if conv.pool_KH else 0
     share_out(&conv)
     return conv
@@ -381,6 +394,13 @@ cdef Conv adjoint(const int64_t* geometry) noexcept nogil:
     conv.pool_KH = conv.buffered = 0
     conv.accumulate = geometry[GEO_ACCUMULATE] != 0
     conv.rows = conv.OH
+    conv.spread = 1
+    if depthwise_extent(&conv) and conv.stride_w == 2 and not conv.accumulate and conv.pad_top >= 0 and conv.pad_left >= 0:
+        # Between the cells of grad_output as many zeros: a convolution of stride 1. Three products of four are wasted,
+        # which costs less than vectors for each of the four sums that an input cell can be.
+        conv.spread, conv.stride_h, conv.stride_w = 2, 1, 1
+        if copied_height(&conv) * copied_cells(&conv) > SPREAD:
+            conv.spread, conv.stride_h, conv.stride_w = 1, 2, 2
     share_out(&conv)
     return conv
 
@@ -558,6 +578,29 @@ cdef inline void copy_plane(
         cell += VL
 
 
+cdef inline void spread_plane(
+    const real* image,    # IN   one plane
+    real* copied,         # OUT  [height][cells]
+    const Conv* conv, vec* unused,
+) noexcept nogil:
+    # Image cell (i, j) goes to row 2 i + pad_top, column 2 j + pad_left. Elsewhere there are zeros, and they stay.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), IW = conv.IW, column, ih
+        Py_ssize_t last = min(ceil_div(conv.height - conv.pad_top, 2), conv.IH)
+        real* to
+        vec x, zero
+    fill(&zero, <real> 0)
+    for ih in range(last):
+        to = copied + (2 * ih + conv.pad_top) * conv.cells + conv.pad_left
+        column = 0
+        while column < IW:
+            prefetch(image + (conv.IH + ih) * IW + column)  # the next plane
+            load(&x, image + ih * IW, column, IW, False)
+            (<vec*> (to + 2 * column))[0] = zip_low(x, zero)
+            (<vec*> (to + 2 * column + VL))[0] = zip_high(x, zero)
+            column += VL
+
+
 cdef inline void depthwise_planes(
     const Conv* conv,
     const real* input,
@@ -578,7 +621,10 @@ cdef inline void depthwise_planes(
     while plane < last:
         if image == copied:
             while copied < min(image + conv.slots, last_image + 1):
-                copy_plane(input + copied * conv.IH * conv.IW, scratch + (copied - image) * slot, conv, stride, unused)
+                if conv.spread == 2:
+                    spread_plane(input + copied * conv.IH * conv.IW, scratch + (copied - image) * slot, conv, unused)
+                else:
+                    copy_plane(input + copied * conv.IH * conv.IW, scratch + (copied - image) * slot, conv, stride, unused)
                 copied += 1
             at = scratch
         depthwise_rows(conv, at, NULL, filters, bias[f] if bias != NULL else 0, act_min, act_max, output + plane * size,

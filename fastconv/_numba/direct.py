@@ -36,6 +36,7 @@ DEPTH = 256  # products after which a partial sum is put aside
 FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
 ROWS = 4  # output rows of a depthwise layer that share each loaded vector of pixels
 SMALL = 1024  # elements of a depthwise plane that is copied, with its border
+SPREAD = 1 << 16  # the same of a plane whose cells are spread: half of a second-level cache
 TOGETHER = 2048  # elements of planes that are copied together: with the results, half of a first-level cache
 TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
 CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
@@ -113,34 +114,55 @@ Conv = namedtuple(
     "K together "  # kernel extent where depthwise_rows serves, else 0; filters of a unit
     "rows chunk units batch n_tasks "  # result rows of a plane and of a unit; units of a task
     # Copies of small planes, border included: their number, rows, columns modulo stride; 0: planes are read in place
-    "slots height cells",
+    "slots height cells "
+    "spread",  # 2: in the copies, image cells are 2 apart, with zeros between
 )
 
 
 @shared
-def share_out(N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, accumulate, pool_KH, buffered, rows):
-    # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
-    # whatever the number of threads.
-    K = 0
+def copied_height(OH, KH, stride_h):
+    return (max(OH, ROWS) - 1) * stride_h + KH
+
+
+@shared
+def copied_cells(IW, OW, KW, stride_w, pad_left, spread):
+    cells = max(OW, VL_FLOAT) + (KW - 1) // stride_w
+    if spread == 2:
+        cells = max(cells, pad_left + 2 * ceil_div(IW, VL_FLOAT) * VL_FLOAT)
+    return ceil_div(cells, VL_FLOAT) * VL_FLOAT
+
+
+@shared
+def depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w):
+    # Kernel extent of the cases that depthwise_rows is made for; 0: not one of them.
     if C == 1 and KH == KW and dil_h == 1 and dil_w == 1 and stride_h == stride_w:
         if (stride_h == 1 and (KH == 3 or KH == 5 or KH == 7)) or (stride_h == 2 and (KH == 3 or KH == 5)):
-            K = KH
+            return KH
+    return 0
+
+
+@shared
+def share_out(
+    N, G, C, F, IW, KH, KW, OH, OW, stride_h, stride_w, pad_left, dil_h, dil_w, accumulate, pool_KH, buffered, rows, spread
+):  # fmt: skip
+    # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
+    # whatever the number of threads.
+    K = depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w)
     together = 1 if K else FILTERS
     if pool_KH and buffered < OH and buffered * FILTERS > OH:
         together = 1
     work = max(min(together, F) * C * KH * KW * OH * OW, 1)
-    chunks = max(min(work // TASK, ceil_div(rows, 2)), 1)
+    chunks = 1 if spread == 2 else max(min(work // TASK, ceil_div(rows, 2)), 1)
     chunk = max(ceil_div(ceil_div(rows, chunks), 2) * 2, 2)
     units = N * G * ceil_div(F, together) * ceil_div(rows, chunk)
     batch = max(TASK // work, 1)
     slots = height = cells = 0
     if K and accumulate == 0 and pool_KH == 0 and chunk >= rows:
-        cells = ceil_div(max(OW, VL_FLOAT) + (KW - 1) // stride_w, VL_FLOAT) * VL_FLOAT
-        height = (max(OH, ROWS) - 1) * stride_h + KH
-        if height * stride_w * cells > SMALL:
+        height, cells = copied_height(OH, KH, stride_h), copied_cells(IW, OW, KW, stride_w, pad_left, spread)
+        if height * stride_w * cells > SMALL and spread == 1:
             cells = 0
         else:
-            slots = TOGETHER // (height * stride_w * cells)
+            slots = max(TOGETHER // (height * stride_w * cells), 1)
     return K, together, chunk, units, batch, ceil_div(units, batch), slots, height, cells
 
 
@@ -158,12 +180,13 @@ def forward(geometry):
         rows = geometry[GEO_POOL_OH]
         buffered = min(OH, max(pool_KH, 4096 // max(OW, 1)))
     K, together, chunk, units, batch, n_tasks, slots, height, cells = share_out(
-        N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, accumulate, pool_KH, buffered, rows
-    )
+        N, G, C, F, geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, geometry[GEO_PAD_LEFT], dil_h, dil_w,
+        accumulate, pool_KH, buffered, rows, 1,
+    )  # fmt: skip
     return Conv(
         N, G, C, F, geometry[GEO_IH], geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, geometry[GEO_PAD_TOP],
         geometry[GEO_PAD_LEFT], dil_h, dil_w, 0, F * C * KH * KW, C * KH * KW, KH * KW, KW, 1,
-        accumulate, pool_KH, buffered, K, together, rows, chunk, units, batch, n_tasks, slots, height, cells,
+        accumulate, pool_KH, buffered, K, together, rows, chunk, units, batch, n_tasks, slots, height, cells, 1,
     )  # fmt: skip
 
 
@@ -175,14 +198,21 @@ def adjoint(geometry):
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     accumulate = geometry[GEO_ACCUMULATE]
+    IW, spread = geometry[GEO_OW], 1
+    pad_top, pad_left = dil_h * (KH - 1) - geometry[GEO_PAD_TOP], dil_w * (KW - 1) - geometry[GEO_PAD_LEFT]
+    K = depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w)
+    if K and stride_w == 2 and accumulate == 0 and pad_top >= 0 and pad_left >= 0:
+        # Between the cells of grad_output as many zeros: a convolution of stride 1. Three products of four are wasted,
+        # which costs less than vectors for each of the four sums that an input cell can be.
+        if copied_height(OH, KH, 1) * copied_cells(IW, OW, KW, 1, pad_left, 2) <= SPREAD:
+            spread, stride_h, stride_w = 2, 1, 1
     K, together, chunk, units, batch, n_tasks, slots, height, cells = share_out(
-        N, G, C, F, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, accumulate, 0, 0, OH
+        N, G, C, F, IW, KH, KW, OH, OW, stride_h, stride_w, pad_left, dil_h, dil_w, accumulate, 0, 0, OH, spread
     )
     return Conv(
-        N, G, C, F, geometry[GEO_OH], geometry[GEO_OW], KH, KW, OH, OW, stride_h, stride_w,
-        dil_h * (KH - 1) - geometry[GEO_PAD_TOP], dil_w * (KW - 1) - geometry[GEO_PAD_LEFT], dil_h, dil_w,
+        N, G, C, F, geometry[GEO_OH], IW, KH, KW, OH, OW, stride_h, stride_w, pad_top, pad_left, dil_h, dil_w,
         KH * KW - 1, F * C * KH * KW, KH * KW, F * KH * KW, -KW, -1,
-        accumulate, 0, 0, K, together, OH, chunk, units, batch, n_tasks, slots, height, cells,
+        accumulate, 0, 0, K, together, OH, chunk, units, batch, n_tasks, slots, height, cells, spread,
     )  # fmt: skip
 
 
@@ -384,6 +414,25 @@ def copy_plane(
             to += stride * cells * size
 
 
+@helper
+def spread_plane(
+    image,  # IN   one plane
+    copied,  # OUT  [height][cells]
+    conv,
+    dtype,
+):
+    # Image cell (i, j) goes to row 2 i + pad_top, column 2 j + pad_left. Elsewhere there are zeros, and they stay.
+    IH, IW, size, VL = conv.IH, conv.IW, itemsize(dtype), lanes(dtype)
+    zero = broadcast(dtype.type(0))
+    for ih in range(min(ceil_div(conv.height - conv.pad_top, 2), IH)):
+        to = copied + ((2 * ih + conv.pad_top) * conv.cells + conv.pad_left) * size
+        for column in range(0, IW, VL):
+            prefetch(image + ((IH + ih) * IW + column) * size)  # the next plane
+            x = load_inside(image + ih * IW * size, column, IW, dtype)
+            store(to, 2 * column, zip_low(x, zero))
+            store(to, 2 * column + VL, zip_high(x, zero))
+
+
 def depthwise_planes(
     conv,
     input,
@@ -408,9 +457,11 @@ def depthwise_planes(
     for plane in range(first, last):
         if image == copied:
             while copied < min(image + conv.slots, last_image + 1):
-                copy_plane(
-                    input + copied * conv.IH * conv.IW * size, scratch + (copied - image) * slot, conv, stride, dtype
-                )
+                plane_of = input + copied * conv.IH * conv.IW * size
+                if conv.spread == 2:
+                    spread_plane(plane_of, scratch + (copied - image) * slot, conv, dtype)
+                else:
+                    copy_plane(plane_of, scratch + (copied - image) * slot, conv, stride, dtype)
                 copied += 1
             at = scratch
         shift = get(bias, f, dtype) if bias != 0 else dtype.type(0)
