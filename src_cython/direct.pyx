@@ -2,7 +2,7 @@
 
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that
 padding meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the
-one before.
+one before. Small planes of a depthwise layer are copied with their border instead.
 
 The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
 conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
@@ -967,7 +967,7 @@ cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: a row of zeros; for each worker a small plane, or the rows that a fused pool reads."""
+    """Elements of workspace: a row of zeros; for each worker copies of planes, or rows for a fused pool."""
     cdef Conv conv = forward(&geometry[0])
     return conv.IW + n_workers * (rows_of_worker(&conv) + pool_ring_size(&geometry[0]))
 
@@ -1204,7 +1204,7 @@ cdef void strided_task_of(
 
 
 def conv2d_grad_input_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: a row of zeros, and for each worker a small plane with its border."""
+    """Elements of workspace: a row of zeros, and for each worker copies of planes with their borders."""
     cdef Conv conv = adjoint(&geometry[0])
     return conv.IW + n_workers * rows_of_worker(&conv)
 

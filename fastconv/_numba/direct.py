@@ -2,6 +2,7 @@
 
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that padding
 meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one before.
+Small planes of a depthwise layer are copied with their border instead.
 
 The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
 conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
@@ -806,7 +807,7 @@ def plans(geometry):
 
 
 def conv2d_workspace(geometry, n_workers):
-    """Elements of workspace: a row of zeros; for each worker a small plane, or the rows that a fused pool reads."""
+    """Elements of workspace: a row of zeros; for each worker copies of planes, or rows for a fused pool."""
     conv = plans(geometry)[0]
     return conv.IW + n_workers * (rows_of_worker(conv) + pool_ring_size(geometry.tolist()))
 
@@ -1035,7 +1036,7 @@ def adjoint_task(
 
 
 def conv2d_grad_input_workspace(geometry, n_workers):
-    """Elements of workspace: a row of zeros, and for each worker a small plane with its border."""
+    """Elements of workspace: a row of zeros, and for each worker copies of planes with their borders."""
     conv = plans(geometry)[1]
     return conv.IW + n_workers * rows_of_worker(conv)
 
