@@ -618,6 +618,7 @@ cdef inline void depthwise_planes(
         Py_ssize_t f = first % (conv.G * F), in_group = f % F, image = first // F, copied = image, last_image = (last - 1) // F
         const real* filters = weight + conv.start + f // F * conv.to_group + in_group * conv.to_filter
         const real* at = scratch
+    scratch = <real*> ((<size_t> scratch + 63) // 64 * 64)
     while plane < last:
         if image == copied:
             while copied < min(image + conv.slots, last_image + 1):
@@ -962,7 +963,7 @@ cdef void conv_task_of(
 
 cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
     if conv.cells:
-        return conv.slots * conv.height * conv.stride_w * conv.cells
+        return conv.slots * conv.height * conv.stride_w * conv.cells + 16  # to start at a cache line
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 

@@ -453,6 +453,7 @@ def depthwise_planes(
     F, stride, size, plane_size = conv.F, conv.stride_w, itemsize(dtype), conv.OH * conv.OW
     slot = conv.height * stride * conv.cells * size
     f, image, last_image = first % (conv.G * F), first // F, (last - 1) // F
+    scratch = (scratch + 63) // 64 * 64
     in_group, copied, at = f % F, image, scratch
     filters = weight + (conv.start + f // F * conv.to_group + in_group * conv.to_filter) * size
     for plane in range(first, last):
@@ -764,7 +765,7 @@ def conv_units(
 @shared
 def rows_of_worker(conv):
     if conv.cells:
-        return conv.slots * conv.height * conv.stride_w * conv.cells
+        return conv.slots * conv.height * conv.stride_w * conv.cells + 16  # to start at a cache line
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
