@@ -2,7 +2,7 @@
 
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that
 padding meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the
-one before.
+one before. Small planes of a depthwise layer are copied with their border instead.
 
 The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
 conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
@@ -31,7 +31,10 @@ cdef enum:
     DEPTH = 256      # products after which a partial sum is put aside
     FLUSH = 64       # vectors after which grad_weight's partial sums are put aside
     TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
-    SMALL = 512      # elements of a depthwise plane that is copied, with its border; 16 times that to part columns by 2
+    ROWS = 4         # output rows of a depthwise layer that share each loaded vector of pixels
+    SMALL = 1024     # elements of a depthwise plane that is copied, with its border
+    SPREAD = 1 << 16  # the same of a plane whose cells are spread: half of a second-level cache
+    TOGETHER = 2048  # elements of planes that are copied together: with the results, half of a first-level cache
     CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
 
 cdef extern from *:
@@ -113,10 +116,17 @@ cdef extern from *:
         return (vd)_mm256_maskload_pd(row + column, (__m256i)((lane - (long long)extent) & ~lane));
     }
     #else
-    DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
-    { return gather_f(row, column, 1, extent); }
-    DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
-    { return gather_d(row, column, 1, extent); }
+    /* Out of line: a branch for each lane, wherever a vector is loaded, would be more than a compiler takes. */
+    #define DIRECT_LOAD_INSIDE(S, type, vec, VL) \\
+    static __attribute__((noinline)) vec load_edge_##S(const type *row, Py_ssize_t column, Py_ssize_t extent) \\
+    { return gather_##S(row, column, 1, extent); } \\
+    DIRECT vec load_inside_##S(const type *row, Py_ssize_t column, Py_ssize_t extent) \\
+    { \\
+        if (column >= 0 && column + VL <= extent) return *(const vec *)(row + column); \\
+        return load_edge_##S(row, column, extent); \\
+    }
+    DIRECT_LOAD_INSIDE(f, float, vf, VL_FLOAT)
+    DIRECT_LOAD_INSIDE(d, double, vd, VL_DOUBLE)
     #endif
 
     /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (128-bit lanes stay
@@ -307,7 +317,20 @@ cdef struct Conv:
     Py_ssize_t pool_KH, buffered  # rows of a fused pool's window; convolution rows that a worker holds for it
     Py_ssize_t together           # filters of a unit
     Py_ssize_t rows, chunk, units, batch, n_tasks  # result rows of a plane and of a unit; units of a task
-    Py_ssize_t cells              # of a row of a copied small plane, each column modulo stride; 0: planes are read in place
+    # Copies of small planes, border included: their number, rows, columns modulo stride; 0: planes are read in place
+    Py_ssize_t slots, height, cells
+    Py_ssize_t spread             # 2: in the copies, image cells are 2 apart, with zeros between
+
+
+cdef Py_ssize_t copied_height(const Conv* conv) noexcept nogil:
+    return (max(conv.OH, ROWS) - 1) * conv.stride_h + conv.KH
+
+
+cdef Py_ssize_t copied_cells(const Conv* conv) noexcept nogil:
+    cdef Py_ssize_t cells = max(conv.OW, _VL_FLOAT) + (conv.KW - 1) // conv.stride_w
+    if conv.spread == 2:
+        cells = max(cells, conv.pad_left + 2 * ceil_div(conv.IW, _VL_FLOAT) * _VL_FLOAT)
+    return ceil_div(cells, _VL_FLOAT) * _VL_FLOAT
 
 
 cdef void share_out(Conv* conv) noexcept nogil:
@@ -318,15 +341,17 @@ cdef void share_out(Conv* conv) noexcept nogil:
     if conv.pool_KH and conv.buffered < conv.OH and conv.buffered * FILTERS > conv.OH:
         conv.together = 1
     work = max(min(conv.together, conv.F) * conv.C * conv.KH * conv.KW * conv.OH * conv.OW, 1)
-    chunks = max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
+    chunks = 1 if conv.spread == 2 else max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
     conv.chunk = max(ceil_div(ceil_div(conv.rows, chunks), 2) * 2, 2)
     conv.units = conv.N * conv.G * ceil_div(conv.F, conv.together) * ceil_div(conv.rows, conv.chunk)
     conv.batch = max(TASK // work, 1)
-    conv.cells = 0
-    if conv.together == 1 and depthwise_extent(conv) and not conv.accumulate and not conv.pool_KH and conv.chunk >= conv.rows:
-        conv.cells = ceil_div(max(conv.OW, _VL_FLOAT) + (conv.KW - 1) // conv.stride_w, _VL_FLOAT) * _VL_FLOAT
-        if conv.cells * conv.stride_w * conv.IH > (SMALL if conv.stride_w == 1 else 16 * SMALL):
+    conv.cells = conv.height = conv.slots = 0
+    if depthwise_extent(conv) and not conv.accumulate and not conv.pool_KH and conv.chunk >= conv.rows:
+        conv.height, conv.cells = copied_height(conv), copied_cells(conv)
+        if conv.height * conv.stride_w * conv.cells > SMALL and conv.spread == 1:
             conv.cells = 0
+        else:
+            conv.slots = max(TOGETHER // (conv.height * conv.stride_w * conv.cells), 1)
     conv.n_tasks = ceil_div(conv.units, conv.batch)
 
 
@@ -346,6 +371,7 @@ cdef Conv forward(const int64_t* geometry) noexcept nogil:
     conv.pool_KH = geometry[GEO_POOL_KH]
     conv.accumulate = geometry[GEO_ACCUMULATE] != 0 and conv.pool_KH == 0
     conv.rows = geometry[GEO_POOL_OH] if conv.pool_KH else conv.OH
+    conv.spread = 1
     conv.buffered = min(conv.OH, max(conv.pool_KH, 4096 // max(conv.OW, 1))) if conv.pool_KH else 0
     share_out(&conv)
     return conv
@@ -368,6 +394,13 @@ cdef Conv adjoint(const int64_t* geometry) noexcept nogil:
     conv.pool_KH = conv.buffered = 0
     conv.accumulate = geometry[GEO_ACCUMULATE] != 0
     conv.rows = conv.OH
+    conv.spread = 1
+    if depthwise_extent(&conv) and conv.stride_w == 2 and not conv.accumulate and conv.pad_top >= 0 and conv.pad_left >= 0:
+        # Between the cells of grad_output as many zeros: a convolution of stride 1. Three products of four are wasted,
+        # which costs less than vectors for each of the four sums that an input cell can be.
+        conv.spread, conv.stride_h, conv.stride_w = 2, 1, 1
+        if copied_height(&conv) * copied_cells(&conv) > SPREAD:
+            conv.spread, conv.stride_h, conv.stride_w = 1, 2, 2
     share_out(&conv)
     return conv
 
@@ -382,198 +415,190 @@ cdef Py_ssize_t depthwise_extent(const Conv* conv) noexcept nogil:
     return 0
 
 
-cdef inline void depthwise_block(
-    const real** rows,    # IN   K + 1 image rows, or K with stride 2
-    const real* taps,     # IN   K x K
-    Py_ssize_t column,    # of the image, at tap 0
-    Py_ssize_t extent,
-    real shift,
-    vec* sums,            # OUT  V vectors of one output row, then with stride 1 of the next
-    Py_ssize_t K, Py_ssize_t V, Py_ssize_t stride, bint plain,
+cdef inline void depthwise_row(
+    vec* acc,             # INOUT  ROWS
+    const real* row,      # IN   image row `i` of those that ROWS output rows read; copied: each column modulo stride
+    const vec* taps,      # IN   K x K
+    Py_ssize_t column,    # at tap 0
+    Py_ssize_t extent, Py_ssize_t cells, int i, int K, int stride, bint copied, bint plain,
 ) noexcept nogil:
+    # Each vector that is loaded serves all output rows that it belongs to.
     cdef:
-        vec[4] acc
-        vec x, y, tap, above
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), kh, kw, v
-    for v in range(2 * V):
-        fill(&acc[v], shift)
-    if stride == 1:
-        for kw in range(K):
-            fill(&tap, taps[kw])
-            for v in range(V):
-                load(&x, rows[0], column + kw + v * VL, extent, plain)
-                acc[v] = acc[v] + x * tap
-        for kh in range(1, K):
-            for kw in range(K):
-                fill(&above, taps[(kh - 1) * K + kw])
-                fill(&tap, taps[kh * K + kw])
-                for v in range(V):
-                    load(&x, rows[kh], column + kw + v * VL, extent, plain)
-                    acc[v] = acc[v] + x * tap
-                    acc[V + v] = acc[V + v] + x * above
-        for kw in range(K):
-            fill(&above, taps[(K - 1) * K + kw])
-            for v in range(V):
-                load(&x, rows[K], column + kw + v * VL, extent, plain)
-                acc[V + v] = acc[V + v] + x * above
+        int kh, kw, r
+        vec x, y
+    for kw in range(K):
+        if copied:
+            x = (<const vec*> (row + column + kw % stride * cells + kw // stride))[0]
+        elif stride == 1:
+            load(&x, row, column + kw, extent, plain)
+        else:
+            load(&x, row, column + kw - kw % 2, extent, plain)
+            load(&y, row, column + kw - kw % 2 + sizeof(vec) // sizeof(real), extent, plain)
+            x = odd(x, y) if kw % 2 else even(x, y)
+        for r in range(ROWS):
+            kh = i - r * stride
+            if 0 <= kh < K:
+                acc[r] = acc[r] + x * taps[kh * K + kw]
+
+
+cdef inline void depthwise_block(
+    const real** rows,    # IN   image rows
+    const vec* taps,      # IN   K x K
+    Py_ssize_t column, Py_ssize_t extent, Py_ssize_t cells,
+    real shift,
+    real act_min, real act_max,
+    real* out,            # OUT  a vector of each of ROWS output rows, OW apart
+    Py_ssize_t OW,
+    bint whole,           # whole vectors of all the rows may be written
+    Py_ssize_t n_rows, Py_ssize_t skip, bint accumulate,   # else: rows, and lanes that have been written already
+    int K, int stride, bint copied, bint plain,
+) noexcept nogil:
+    # The rows are written out: a compiler does not unroll a loop as long as that, and then keeps no sum in a register.
+    cdef:
+        vec[ROWS] acc
+        vec low, high
+        Py_ssize_t r
+        int n = K + (ROWS - 1) * stride
+    for r in range(ROWS):
+        fill(&acc[r], shift)
+    depthwise_row(&acc[0], rows[0], taps, column, extent, cells, 0, K, stride, copied, plain)
+    depthwise_row(&acc[0], rows[1], taps, column, extent, cells, 1, K, stride, copied, plain)
+    depthwise_row(&acc[0], rows[2], taps, column, extent, cells, 2, K, stride, copied, plain)
+    depthwise_row(&acc[0], rows[3], taps, column, extent, cells, 3, K, stride, copied, plain)
+    depthwise_row(&acc[0], rows[4], taps, column, extent, cells, 4, K, stride, copied, plain)
+    depthwise_row(&acc[0], rows[5], taps, column, extent, cells, 5, K, stride, copied, plain)
+    if n > 6:
+        depthwise_row(&acc[0], rows[6], taps, column, extent, cells, 6, K, stride, copied, plain)
+    if n > 7:
+        depthwise_row(&acc[0], rows[7], taps, column, extent, cells, 7, K, stride, copied, plain)
+    if n > 8:
+        depthwise_row(&acc[0], rows[8], taps, column, extent, cells, 8, K, stride, copied, plain)
+    if n > 9:
+        depthwise_row(&acc[0], rows[9], taps, column, extent, cells, 9, K, stride, copied, plain)
+    if n > 10:
+        depthwise_row(&acc[0], rows[10], taps, column, extent, cells, 10, K, stride, copied, plain)
+    if stride == 2 and not copied:
+        for r in range(ROWS):
+            acc[r] = in_order(acc[r])
+    if whole:
+        fill(&low, act_min)
+        fill(&high, act_max)
+        for r in range(ROWS):
+            (<vec*> (out + r * OW))[0] = vmin(high, vmax(low, acc[r]))
     else:
-        for kh in range(K):
-            for kw in range(0, K, 2):
-                for v in range(V):
-                    load(&x, rows[kh], column + kw + 2 * v * VL, extent, plain)
-                    load(&y, rows[kh], column + kw + (2 * v + 1) * VL, extent, plain)
-                    fill(&tap, taps[kh * K + kw])
-                    acc[v] = acc[v] + even(x, y) * tap
-                    if kw + 1 < K:
-                        fill(&tap, taps[kh * K + kw + 1])
-                        acc[v] = acc[v] + odd(x, y) * tap
-        for v in range(V):
-            acc[v] = in_order(acc[v])
-    for v in range(2 * V if stride == 1 else V):
-        sums[v] = acc[v]
+        for r in range(n_rows):
+            store(out + r * OW, acc[r], skip, min(OW, <Py_ssize_t> (sizeof(vec) // sizeof(real))), accumulate, act_min,
+                  act_max)
 
 
 cdef inline void depthwise_rows(
     const Conv* conv,
-    const real* image,    # IN   one plane
+    const real* image,    # IN   one plane; copied: [height][stride][cells], border included
     const real* zeros,    # IN   IW of them
     const real* weight,   # IN   one filter
     real shift,
     real act_min, real act_max,
     real* out,            # OUT  rows first .. last - 1
     Py_ssize_t first, Py_ssize_t last,
-    Py_ssize_t K, Py_ssize_t V, Py_ssize_t stride, vec* unused,
+    Py_ssize_t room,      # elements from `out` on that this or a later call of this task writes
+    int K, int stride, bint copied, vec* unused,
 ) noexcept nogil:
-    # With stride 1 two output rows at a time: they share K - 1 image rows.
+    # ROWS output rows at a time. The last ones overlap those before, as do the last columns.
     cdef:
-        Py_ssize_t IH = conv.IH, IW = conv.IW, OW = conv.OW, pad_left = conv.pad_left
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), width = V * VL
-        Py_ssize_t step = 2 if stride == 1 else 1, reach = K - 1 + stride * width
-        bint accumulate = conv.accumulate
-        Py_ssize_t oh = first, ow, end, block, kh, kw, ih, column, skip, lanes, v
-        real[49] taps
-        const real* rows[8]
-        real[16] nowhere
-        vec[4] sums
-        vec low, high
-        bint whole
+        Py_ssize_t IH = conv.IH, IW = conv.IW, OW = conv.OW, cells = conv.cells, pad_left = conv.pad_left
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), reach = K - 1 + stride * VL
+        bint accumulate = conv.accumulate, whole, overlap = not accumulate and last - first >= ROWS
+        Py_ssize_t oh = first, ow, block, kh, kw, ih, column, n_rows
+        vec[49] taps
+        const real* rows[11]
         real* row
-    fill(&low, act_min)
-    fill(&high, act_max)
-    (<vec*> &nowhere[0])[0] = low
     for kh in range(K):
         for kw in range(K):
-            taps[kh * K + kw] = weight[kh * conv.to_kh + kw * conv.to_kw]
+            fill(&taps[kh * K + kw], weight[kh * conv.to_kh + kw * conv.to_kw])
     while oh < last:
-        for kh in range(K + 1):
-            ih = oh * stride - conv.pad_top + kh
-            rows[kh] = image + ih * IW if 0 <= ih < IH else zeros
+        if overlap:
+            oh = min(oh, last - ROWS)
+        n_rows = min(last - oh, ROWS)
+        ih = oh * stride - conv.pad_top
+        if copied:
+            for kh in range(K + (ROWS - 1) * stride):
+                rows[kh] = image + (oh * stride + kh) * stride * cells
+        elif ih >= 0 and ih + K + (ROWS - 1) * stride <= IH:
+            for kh in range(K + (ROWS - 1) * stride):
+                rows[kh] = image + (ih + kh) * IW
+        else:
+            for kh in range(K + (ROWS - 1) * stride):
+                rows[kh] = image + (ih + kh) * IW if 0 <= ih + kh < IH else zeros
         row = out + (oh - first) * OW
-        whole = not accumulate and (stride == 2 or oh + 1 < last)
         # A vector that is wider than the row may run into the next one, which is written later
-        lanes = VL if OW >= VL or (not accumulate and (last - oh - step) * OW >= VL) else OW
+        whole = overlap and (OW >= VL or room - (oh - first + ROWS - 1) * OW >= VL)
         ow = 0
         while ow < OW:
-            column = ow * stride - pad_left
-            if whole and column >= 0 and column + reach <= IW and ow + width <= OW:
-                # Most of the row: nothing to mask
-                end = min(OW - width, (IW - reach + pad_left) // stride)
-                while ow <= end:
-                    depthwise_block(&rows[0], &taps[0], ow * stride - pad_left, IW, shift, &sums[0], K, V, stride, True)
-                    for v in range(V):
-                        (<vec*> (row + ow + v * VL))[0] = vmin(high, vmax(low, sums[v]))
-                    if stride == 1:
-                        for v in range(V):
-                            (<vec*> (row + OW + ow + v * VL))[0] = vmin(high, vmax(low, sums[V + v]))
-                    ow += width
-                continue
             block = min(ow, max(OW - VL, 0))
-            depthwise_block(
-                &rows[0], &taps[0], block * stride - pad_left, IW, shift, &sums[0], K, 1, stride, False
-            )
-            skip = ow - block if accumulate else 0  # lanes that the vector before has added to already
-            store(row + block, sums[0], skip, lanes, accumulate, act_min, act_max)
-            if stride == 1:
-                # Unconditional: else the compiler computes the second row after the first, one long chain
-                store(row + OW + block if oh + 1 < last else &nowhere[0], sums[1], skip, lanes, accumulate, act_min,
-                      act_max)
+            column = block if copied else block * stride - pad_left
+            if copied or column >= 0 and column + reach <= IW:
+                depthwise_block(&rows[0], &taps[0], column, IW, cells, shift, act_min, act_max, row + block, OW, whole,
+                                n_rows, ow - block if accumulate else 0, accumulate, K, stride, copied, True)
+            else:
+                depthwise_block(&rows[0], &taps[0], column, IW, cells, shift, act_min, act_max, row + block, OW, whole,
+                                n_rows, ow - block if accumulate else 0, accumulate, K, stride, copied, False)
             ow += VL
-        oh += step
+        oh += ROWS
 
 
 cdef inline void copy_plane(
     const real* image,    # IN   one plane
-    real* copied,         # OUT  [IH][stride][cells]
+    real* copied,         # OUT  [height][stride][cells]
     const Conv* conv,
-    Py_ssize_t stride, vec* unused,
+    int stride, vec* unused,
 ) noexcept nogil:
-    # Cell j of phase i holds image column j * stride + i - pad_left, or zero.
+    # Cell j of phase i holds image column j * stride + i - pad_left. Around the image there are zeros, and they stay.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), cells = conv.cells, IH = conv.IH, IW = conv.IW, cell = 0, column, ih
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), cells = conv.cells, IW = conv.IW, size = conv.IH * IW, cell = 0
+        Py_ssize_t first = max(-conv.pad_top, 0), last = min(conv.height - conv.pad_top, conv.IH), column
+        Py_ssize_t filled = min(ceil_div(IW + conv.pad_left, stride), cells)
+        const real* row
+        real* to
         vec a, b
-    while cell < cells:
+    while cell < filled:
         column = cell * stride - conv.pad_left
-        for ih in range(IH):
-            prefetch(image + (IH + ih) * IW + column)  # the next plane
-            load(&a, image + ih * IW, column, IW, False)
+        row = image + first * IW
+        to = copied + (first + conv.pad_top) * stride * cells + cell
+        for _ in range(first, last):
+            prefetch(row + size + column)  # the next plane
+            load(&a, row, column, IW, False)
             if stride == 1:
-                (<vec*> (copied + ih * cells + cell))[0] = a
+                (<vec*> to)[0] = a
             else:
-                load(&b, image + ih * IW, column + VL, IW, False)
-                (<vec*> (copied + 2 * ih * cells + cell))[0] = in_order(even(a, b))
-                (<vec*> (copied + (2 * ih + 1) * cells + cell))[0] = in_order(odd(a, b))
+                load(&b, row, column + VL, IW, False)
+                (<vec*> to)[0] = in_order(even(a, b))
+                (<vec*> (to + cells))[0] = in_order(odd(a, b))
+            row += IW
+            to += stride * cells
         cell += VL
 
 
-cdef inline void depthwise_plane(
-    const Conv* conv,
-    const real* copied,   # IN   [IH][stride][cells]
-    const real* zeros,    # IN   stride * cells of them
-    const real* weight,   # IN   one filter
-    real shift,
-    real act_min, real act_max,
-    real* out,            # OUT  one plane
-    Py_ssize_t room,      # elements from ``out`` on that this or a later plane writes
-    Py_ssize_t K, Py_ssize_t stride, vec* unused,
+cdef inline void spread_plane(
+    const real* image,    # IN   one plane
+    real* copied,         # OUT  [height][cells]
+    const Conv* conv, vec* unused,
 ) noexcept nogil:
-    # Two output rows at a time, for independent chains; with stride 1 they share K - 1 rows. No column needs a mask. What a
-    # vector wider than the row writes past its end, the next row or plane overwrites.
+    # Image cell (i, j) goes to row 2 i + pad_top, column 2 j + pad_left. Elsewhere there are zeros, and they stay.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), OH = conv.OH, OW = conv.OW, cells = conv.cells
-        Py_ssize_t n_rows = K + stride, oh = 0, ow, kh, kw, ih, at
-        vec[49] taps  # of 3 x 3 they stay in registers
-        const real* rows[9]
-        const real* cell
-        real[16] nowhere
-        vec one, two, x
-    for kh in range(K):
-        for kw in range(K):
-            fill(&taps[kh * K + kw], weight[kh * conv.to_kh + kw * conv.to_kw])
-    while oh < OH:
-        for kh in range(n_rows):
-            ih = oh * stride - conv.pad_top + kh
-            rows[kh] = copied + ih * stride * cells if 0 <= ih < conv.IH else zeros
-        ow = 0
-        while True:
-            fill(&one, shift)
-            fill(&two, shift)
-            for kh in range(n_rows):
-                cell = rows[kh] + ow
-                for kw in range(K):
-                    x = (<const vec*> (cell + kw % stride * cells + kw // stride))[0]
-                    if kh < K:
-                        one = one + x * taps[kh * K + kw]
-                    if kh >= stride:
-                        two = two + x * taps[(kh - stride) * K + kw]
-            at = oh * OW + ow
-            store(out + at, one, 0, VL if room - at >= VL else OW, False, act_min, act_max)
-            at += OW
-            # Unconditional: else the compiler computes the second row after the first, one long chain
-            store(out + at if oh + 1 < OH else &nowhere[0], two, 0, VL if room - at >= VL else OW, False, act_min, act_max)
-            if ow + VL >= OW:
-                break
-            ow = min(ow + VL, OW - VL)
-        oh += 2
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), IW = conv.IW, column, ih
+        Py_ssize_t last = min(ceil_div(conv.height - conv.pad_top, 2), conv.IH)
+        real* to
+        vec x, zero
+    fill(&zero, <real> 0)
+    for ih in range(last):
+        to = copied + (2 * ih + conv.pad_top) * conv.cells + conv.pad_left
+        column = 0
+        while column < IW:
+            prefetch(image + (conv.IH + ih) * IW + column)  # the next plane
+            load(&x, image + ih * IW, column, IW, False)
+            (<vec*> (to + 2 * column))[0] = zip_low(x, zero)
+            (<vec*> (to + 2 * column + VL))[0] = zip_high(x, zero)
+            column += VL
 
 
 cdef inline void depthwise_planes(
@@ -584,23 +609,39 @@ cdef inline void depthwise_planes(
     real act_min, real act_max,
     real* output,
     Py_ssize_t first, Py_ssize_t last,   # planes of the output
-    real* scratch,        # (IH + 1) * stride * cells
-    Py_ssize_t K, Py_ssize_t stride, vec* unused,
+    real* scratch,        # `slots` copies of planes, with their borders
+    int K, int stride, vec* unused,
 ) noexcept nogil:
+    # Some planes are copied, then worked on: what was stored is in the cache by then, for loads of any alignment.
     cdef:
-        Py_ssize_t plane, f, size = conv.OH * conv.OW
-        real* copied = scratch + stride * conv.cells
-        real shift
-    memset(scratch, 0, stride * conv.cells * sizeof(real))
-    for plane in range(first, last):
-        f = plane % (conv.G * conv.F)  # filters of one group read one plane
-        if plane == first or f % conv.F == 0:
-            copy_plane(input + plane // conv.F * conv.IH * conv.IW, copied, conv, stride, unused)
-        shift = bias[f] if bias != NULL else 0
-        depthwise_plane(
-            conv, copied, scratch, weight + conv.start + f // conv.F * conv.to_group + f % conv.F * conv.to_filter, shift,
-            act_min, act_max, output + plane * size, (last - plane) * size, K, stride, unused,
-        )
+        Py_ssize_t F = conv.F, size = conv.OH * conv.OW, slot = conv.height * stride * conv.cells, plane = first
+        Py_ssize_t f = first % (conv.G * F), in_group = f % F, image = first // F, copied = image, last_image = (last - 1) // F
+        const real* filters = weight + conv.start + f // F * conv.to_group + in_group * conv.to_filter
+        const real* at = scratch
+    scratch = <real*> ((<size_t> scratch + 63) // 64 * 64)
+    while plane < last:
+        if image == copied:
+            while copied < min(image + conv.slots, last_image + 1):
+                if conv.spread == 2:
+                    spread_plane(input + copied * conv.IH * conv.IW, scratch + (copied - image) * slot, conv, unused)
+                else:
+                    copy_plane(input + copied * conv.IH * conv.IW, scratch + (copied - image) * slot, conv, stride, unused)
+                copied += 1
+            at = scratch
+        depthwise_rows(conv, at, NULL, filters, bias[f] if bias != NULL else 0, act_min, act_max, output + plane * size,
+                       0, conv.OH, (last - plane) * size, K, stride, True, unused)
+        plane += 1
+        f += 1
+        in_group += 1
+        filters += conv.to_filter
+        if in_group == F:  # filters of one group read one plane
+            in_group = 0
+            filters += conv.to_group - F * conv.to_filter
+            image += 1
+            at += slot
+        if f == conv.G * F:
+            f = 0
+            filters = weight + conv.start
 
 
 cdef void small_task(
@@ -761,6 +802,7 @@ cdef void conv_rows(
 ) noexcept nogil:
     cdef:
         Py_ssize_t K = depthwise_extent(conv), f = 0, i, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t room = (last - first) * conv.OW
         bint wide = conv.OW >= 2 * VL
         real[4] shift
         real one
@@ -771,15 +813,20 @@ cdef void conv_rows(
         if K:
             if conv.stride_h == 2:
                 if K == 3:
-                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 3, 1, 2, unused)
+                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 3, 2,
+                                   False, unused)
                 else:
-                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 5, 1, 2, unused)
+                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 5, 2,
+                                   False, unused)
             elif K == 3:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 3, 1, 1, unused)
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 3, 1,
+                               False, unused)
             elif K == 5:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 5, 2, 1, unused)
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 5, 1,
+                               False, unused)
             else:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, 7, 2, 1, unused)
+                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 7, 1,
+                               False, unused)
             i = 1
         elif f + FILTERS <= n_filters:
             i = FILTERS
@@ -916,12 +963,12 @@ cdef void conv_task_of(
 
 cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
     if conv.cells:
-        return (conv.IH + 1) * conv.stride_w * conv.cells
+        return conv.slots * conv.height * conv.stride_w * conv.cells + 16  # to start at a cache line
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: a row of zeros; for each worker a small plane, or the rows that a fused pool reads."""
+    """Elements of workspace: a row of zeros; for each worker copies of planes, or rows for a fused pool."""
     cdef Conv conv = forward(&geometry[0])
     return conv.IW + n_workers * (rows_of_worker(&conv) + pool_ring_size(&geometry[0]))
 
@@ -953,7 +1000,7 @@ def conv2d(
         real* maxima = &pooled[0, 0, 0, 0] if pooled.shape[0] else NULL
         int64_t* places = &indices[0, 0, 0, 0] if indices.shape[0] else NULL
         const int64_t* geo = &geometry[0]
-    memset(zeros, 0, conv.IW * sizeof(real))
+    memset(zeros, 0, (conv.IW + (n_threads * slice if conv.cells else 0)) * sizeof(real))
     for task in prange(
         conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
     ):
@@ -1158,7 +1205,7 @@ cdef void strided_task_of(
 
 
 def conv2d_grad_input_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: a row of zeros, and for each worker a small plane with its border."""
+    """Elements of workspace: a row of zeros, and for each worker copies of planes with their borders."""
     cdef Conv conv = adjoint(&geometry[0])
     return conv.IW + n_workers * rows_of_worker(&conv)
 
@@ -1196,7 +1243,7 @@ def conv2d_grad_input(
         ):
             exact_task(task, grad_output, weight, bias, low, high, grad_input, geometry)
     elif conv.stride_h == conv.stride_w == 1:
-        memset(zeros, 0, conv.IW * sizeof(real))
+        memset(zeros, 0, (conv.IW + (n_threads * slice if conv.cells else 0)) * sizeof(real))
         for task in prange(
             conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
         ):

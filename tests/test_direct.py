@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 
 import convolution
-from problems import BY_NAME, RUN_IDS, RUNS, convolutions
+from problems import BY_NAME, RUN_IDS, RUNS, Conv, convolutions
 
 STEM = "direct"
 KERNELS = tuple(convolution.RESULT)
@@ -14,6 +14,37 @@ KERNELS = tuple(convolution.RESULT)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_against_scipy(engine, kernel, case, dtype):
     convolution.check_case(engine, STEM, kernel, case, dtype)
+
+
+# Blocks of 4 rows and one vector, small planes copied a few at a time, large ones read in place
+DEPTHWISE = [
+    Conv("rows-3", 2, 5, 3, 9, 5, 3, 3, padding=1, groups=5),
+    Conv("rows-5-multiplier2", 1, 15, 5, 7, 30, 3, 3, padding=1, groups=15),
+    Conv("planes-40", 2, 20, 7, 7, 20, 3, 3, padding=1, groups=20),
+    Conv("padding-beyond-kernel", 1, 3, 6, 8, 3, 3, 3, padding=4, groups=3),
+    Conv("crop", 1, 3, 11, 12, 3, 3, 3, padding=((-2, 1), (-1, 2)), groups=3),
+    Conv("in-place", 1, 2, 34, 41, 2, 3, 3, padding=1, groups=2),
+    Conv("5x5", 1, 3, 14, 15, 3, 5, 5, padding=2, groups=3),
+    Conv("7x7", 1, 2, 9, 17, 2, 7, 7, padding=3, groups=2),
+    Conv("stride2-rows-4", 3, 5, 8, 15, 5, 3, 3, stride=2, padding=1, groups=5),
+    Conv("stride2-multiplier2", 2, 3, 9, 10, 6, 3, 3, stride=2, padding=((0, 3), (1, 4)), groups=3),
+    Conv("stride2-crop", 1, 3, 12, 13, 3, 3, 3, stride=2, padding=((-1, 2), (3, -2)), groups=3),
+    Conv("stride2-in-place", 1, 2, 43, 66, 2, 3, 3, stride=2, padding=1, groups=2),
+    Conv("stride2-5x5", 1, 3, 13, 18, 3, 5, 5, stride=2, padding=2, groups=3),
+]
+
+
+@pytest.mark.parametrize("case", DEPTHWISE, ids=lambda case: case.name)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_depthwise(engine, kernel, case):
+    convolution.check_case(engine, STEM, kernel, case, "float32")
+
+
+def test_depthwise_tasks(engine):
+    # More planes than one task takes: what a vector writes beyond its row must stay within the task
+    case = Conv("planes-1300", 1, 1300, 7, 7, 1300, 3, 3, padding=1, groups=1300)
+    convolution.check_threads(engine, STEM, case, "float32")
+    convolution.check_case(engine, STEM, "conv2d", case, "float32")
 
 
 @given(case=convolutions())

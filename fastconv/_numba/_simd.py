@@ -360,6 +360,17 @@ class _Unroller(ast.NodeTransformer):
         self.constants.pop(node.target.id, None)  # not there after no turn at all
         return body
 
+    def visit_If(self, node: ast.If) -> Any:
+        # One that constants decide: many a branch that is never taken is too much for Numba's analysis
+        names = {name.id for name in ast.walk(node.test) if isinstance(name, ast.Name)}
+        if not all(name in self.constants or isinstance(self.space.get(name), int) for name in names):
+            return self.generic_visit(node)
+        body = []
+        for statement in node.body if self._value(node.test) else node.orelse:
+            changed = self.visit(statement)
+            body += changed if isinstance(changed, list) else [changed]
+        return body
+
     def visit_Subscript(self, node: ast.Subscript) -> Any:
         if getattr(node.value, "id", None) not in self.arrays:
             return self.generic_visit(node)

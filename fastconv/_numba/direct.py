@@ -2,6 +2,7 @@
 
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that padding
 meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one before.
+Small planes of a depthwise layer are copied with their border instead.
 
 The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
 conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
@@ -34,7 +35,10 @@ from fastconv._problem import (
 FILTERS = 4  # filters that share each loaded vector of pixels
 DEPTH = 256  # products after which a partial sum is put aside
 FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
-SMALL = 512  # elements of a depthwise plane that is copied, with its border; 16 times that to part columns by 2
+ROWS = 4  # output rows of a depthwise layer that share each loaded vector of pixels
+SMALL = 1024  # elements of a depthwise plane that is copied, with its border
+SPREAD = 1 << 16  # the same of a plane whose cells are spread: half of a second-level cache
+TOGETHER = 2048  # elements of planes that are copied together: with the results, half of a first-level cache
 TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
 CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 
@@ -53,8 +57,8 @@ def sum_lanes(v, dtype):
 
 
 # How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _direct_simd);
-# every stride-th one. A mode is a constant of each compiled function.
-PLAIN, MASKED, PAIRS, GATHER = range(4)
+# every stride-th one; COPIED: see `copy_plane`. A mode is a constant of each compiled function.
+PLAIN, MASKED, PAIRS, GATHER, COPIED = range(5)
 
 
 @shared
@@ -110,34 +114,57 @@ Conv = namedtuple(
     "pool_KH buffered "  # rows of a fused pool's window; convolution rows that a worker holds for it
     "K together "  # kernel extent where depthwise_rows serves, else 0; filters of a unit
     "rows chunk units batch n_tasks "  # result rows of a plane and of a unit; units of a task
-    "cells",  # of a row of a copied small plane, each column modulo stride; 0: planes are read in place
+    # Copies of small planes, border included: their number, rows, columns modulo stride; 0: planes are read in place
+    "slots height cells "
+    "spread",  # 2: in the copies, image cells are 2 apart, with zeros between
 )
 
 
 @shared
+def copied_height(OH, KH, stride_h):
+    return (max(OH, ROWS) - 1) * stride_h + KH
+
+
+@shared
+def copied_cells(IW, OW, KW, stride_w, pad_left, spread):
+    cells = max(OW, VL_FLOAT) + (KW - 1) // stride_w
+    if spread == 2:
+        cells = max(cells, pad_left + 2 * ceil_div(IW, VL_FLOAT) * VL_FLOAT)
+    return ceil_div(cells, VL_FLOAT) * VL_FLOAT
+
+
+@shared
+def depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w):
+    # Kernel extent of the cases that depthwise_rows is made for; 0: not one of them.
+    if C == 1 and KH == KW and dil_h == 1 and dil_w == 1 and stride_h == stride_w:
+        if (stride_h == 1 and (KH == 3 or KH == 5 or KH == 7)) or (stride_h == 2 and (KH == 3 or KH == 5)):
+            return KH
+    return 0
+
+
+@shared
 def share_out(
-    N, G, C, F, IH, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, accumulate, pool_KH, buffered, rows
+    N, G, C, F, IW, KH, KW, OH, OW, stride_h, stride_w, pad_left, dil_h, dil_w, accumulate, pool_KH, buffered, rows, spread
 ):  # fmt: skip
     # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
     # whatever the number of threads.
-    K = 0
-    if C == 1 and KH == KW and dil_h == 1 and dil_w == 1 and stride_h == stride_w:
-        if (stride_h == 1 and (KH == 3 or KH == 5 or KH == 7)) or (stride_h == 2 and (KH == 3 or KH == 5)):
-            K = KH
+    K = depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w)
     together = 1 if K else FILTERS
     if pool_KH and buffered < OH and buffered * FILTERS > OH:
         together = 1
     work = max(min(together, F) * C * KH * KW * OH * OW, 1)
-    chunks = max(min(work // TASK, ceil_div(rows, 2)), 1)
+    chunks = 1 if spread == 2 else max(min(work // TASK, ceil_div(rows, 2)), 1)
     chunk = max(ceil_div(ceil_div(rows, chunks), 2) * 2, 2)
     units = N * G * ceil_div(F, together) * ceil_div(rows, chunk)
     batch = max(TASK // work, 1)
-    cells = 0
-    if together == 1 and K and accumulate == 0 and pool_KH == 0 and chunk >= rows:
-        cells = ceil_div(max(OW, VL_FLOAT) + (KW - 1) // stride_w, VL_FLOAT) * VL_FLOAT
-        if cells * stride_w * IH > (SMALL if stride_w == 1 else 16 * SMALL):
+    slots = height = cells = 0
+    if K and accumulate == 0 and pool_KH == 0 and chunk >= rows:
+        height, cells = copied_height(OH, KH, stride_h), copied_cells(IW, OW, KW, stride_w, pad_left, spread)
+        if height * stride_w * cells > SMALL and spread == 1:
             cells = 0
-    return K, together, chunk, units, batch, ceil_div(units, batch), cells
+        else:
+            slots = max(TOGETHER // (height * stride_w * cells), 1)
+    return K, together, chunk, units, batch, ceil_div(units, batch), slots, height, cells
 
 
 @shared
@@ -153,14 +180,14 @@ def forward(geometry):
         accumulate = 0
         rows = geometry[GEO_POOL_OH]
         buffered = min(OH, max(pool_KH, 4096 // max(OW, 1)))
-    K, together, chunk, units, batch, n_tasks, cells = share_out(
-        N, G, C, F, geometry[GEO_IH], KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, accumulate, pool_KH, buffered,
-        rows,
+    K, together, chunk, units, batch, n_tasks, slots, height, cells = share_out(
+        N, G, C, F, geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, geometry[GEO_PAD_LEFT], dil_h, dil_w,
+        accumulate, pool_KH, buffered, rows, 1,
     )  # fmt: skip
     return Conv(
         N, G, C, F, geometry[GEO_IH], geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, geometry[GEO_PAD_TOP],
         geometry[GEO_PAD_LEFT], dil_h, dil_w, 0, F * C * KH * KW, C * KH * KW, KH * KW, KW, 1,
-        accumulate, pool_KH, buffered, K, together, rows, chunk, units, batch, n_tasks, cells,
+        accumulate, pool_KH, buffered, K, together, rows, chunk, units, batch, n_tasks, slots, height, cells, 1,
     )  # fmt: skip
 
 
@@ -172,108 +199,99 @@ def adjoint(geometry):
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     accumulate = geometry[GEO_ACCUMULATE]
-    K, together, chunk, units, batch, n_tasks, cells = share_out(
-        N, G, C, F, geometry[GEO_OH], KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, accumulate, 0, 0, OH
+    IW, spread = geometry[GEO_OW], 1
+    pad_top, pad_left = dil_h * (KH - 1) - geometry[GEO_PAD_TOP], dil_w * (KW - 1) - geometry[GEO_PAD_LEFT]
+    K = depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w)
+    if K and stride_w == 2 and accumulate == 0 and pad_top >= 0 and pad_left >= 0:
+        # Between the cells of grad_output as many zeros: a convolution of stride 1. Three products of four are wasted,
+        # which costs less than vectors for each of the four sums that an input cell can be.
+        if copied_height(OH, KH, 1) * copied_cells(IW, OW, KW, 1, pad_left, 2) <= SPREAD:
+            spread, stride_h, stride_w = 2, 1, 1
+    K, together, chunk, units, batch, n_tasks, slots, height, cells = share_out(
+        N, G, C, F, IW, KH, KW, OH, OW, stride_h, stride_w, pad_left, dil_h, dil_w, accumulate, 0, 0, OH, spread
     )
     return Conv(
-        N, G, C, F, geometry[GEO_OH], geometry[GEO_OW], KH, KW, OH, OW, stride_h, stride_w,
-        dil_h * (KH - 1) - geometry[GEO_PAD_TOP], dil_w * (KW - 1) - geometry[GEO_PAD_LEFT], dil_h, dil_w,
+        N, G, C, F, geometry[GEO_OH], IW, KH, KW, OH, OW, stride_h, stride_w, pad_top, pad_left, dil_h, dil_w,
         KH * KW - 1, F * C * KH * KW, KH * KW, F * KH * KW, -KW, -1,
-        accumulate, 0, 0, K, together, OH, chunk, units, batch, n_tasks, cells,
+        accumulate, 0, 0, K, together, OH, chunk, units, batch, n_tasks, slots, height, cells, spread,
     )  # fmt: skip
 
 
 def depthwise_block(
-    rows,  # IN   addresses of K + 1 image rows
+    rows,  # IN   addresses of image rows; copied: each column modulo stride
     taps,  # IN   K x K
     column,  # of the image, at tap 0
     extent,
+    cells,
     shift,
     act_min,
     act_max,
-    out,  # OUT  V vectors of one output row
-    below,  # OUT  and of the next
+    out,  # OUT  a vector of each of ROWS output rows, OW apart
+    OW,
+    whole,  # whole vectors of all the rows may be written
+    n_rows,  # else: rows, and lanes that have been written already
+    skip,
+    accumulate,
     dtype,
     K,
-    V,
-    mode,  # PLAIN or MASKED
+    stride,
+    mode,  # COPIED, PLAIN or MASKED
 ):
-    acc: registers[2, V]
-    size, VL = itemsize(dtype), lanes(dtype)
-    for v in unroll(V):
-        acc[0, v] = broadcast(shift)
-        acc[1, v] = broadcast(shift)
-    for kw in unroll(K):
-        tap = broadcast(get(taps, kw, dtype))
-        for v in unroll(V):
-            acc[0, v] = fma(load_columns(rows[0], column + kw + v * VL, 1, extent, mode, dtype), tap, acc[0, v])
-    for kh in range(1, K):
-        row = rows[kh]
+    # Each vector that is loaded serves all output rows that it belongs to.
+    if K == 3:
+        inlined()
+    acc: registers[ROWS]
+    tap: registers[K, K]
+    VL, size = lanes(dtype), itemsize(dtype)
+    for kh in unroll(K):
         for kw in unroll(K):
-            above = broadcast(get(taps, kw, dtype))
-            tap = broadcast(get(taps, K + kw, dtype))
-            for v in unroll(V):
-                x = load_columns(row, column + kw + v * VL, 1, extent, mode, dtype)
-                acc[0, v] = fma(x, tap, acc[0, v])
-                acc[1, v] = fma(x, above, acc[1, v])
-        taps += K * size
-    for kw in unroll(K):
-        above = broadcast(get(taps, kw, dtype))
-        for v in unroll(V):
-            acc[1, v] = fma(load_columns(rows[K], column + kw + v * VL, 1, extent, mode, dtype), above, acc[1, v])
-    low, high = broadcast(act_min), broadcast(act_max)
-    for v in unroll(V):
-        store(out, v * VL, vmin(high, vmax(low, acc[0, v])))
-        store(below, v * VL, vmin(high, vmax(low, acc[1, v])))
+            tap[kh, kw] = broadcast(get(taps, kh * K + kw, dtype))
+    for r in unroll(ROWS):
+        acc[r] = broadcast(shift)
+    for i in unroll(K + (ROWS - 1) * stride):
+        row = get(rows, i, np.int64)
+        for kw in unroll(K):
+            if mode == COPIED:
+                x = load(row, column + kw % stride * cells + kw // stride, dtype)
+            elif stride == 1:
+                x = load_columns(row, column + kw, 1, extent, mode, dtype)
+            elif kw % 2 == 0:
+                y = load_columns(row, column + kw, 1, extent, mode, dtype)
+                z = load_columns(row, column + kw + VL, 1, extent, mode, dtype)
+                x = even(y, z)
+            else:
+                x = odd(y, z)
+            for r in unroll(ROWS):
+                if 0 <= i - r * stride < K:
+                    acc[r] = fma(x, tap[i - r * stride, kw], acc[r])
+    if stride == 2 and mode != COPIED:
+        for r in unroll(ROWS):
+            acc[r] = in_order(acc[r], acc[r])
+    if whole:
+        low, high = broadcast(act_min), broadcast(act_max)
+        for r in unroll(ROWS):
+            store(out, r * OW, vmin(high, vmax(low, acc[r])))
+    else:
+        for r in unroll(ROWS):
+            if r < n_rows:
+                epilogue(out + r * OW * size, acc[r], skip, min(OW, VL), accumulate, act_min, act_max, dtype)
 
 
-def strided_depthwise_block(
-    rows,  # IN   addresses of K image rows
-    taps,
-    column,
-    extent,
-    shift,
-    act_min,
-    act_max,
-    out,  # OUT  a vector of one output row
-    below,  # there is no next
-    dtype,
-    K,
-    V,  # 1
-    mode,
-):
-    size, VL = itemsize(dtype), lanes(dtype)
-    acc = broadcast(shift)
-    for kh in range(K):
-        row = rows[kh]
-        for pair in unroll((K + 1) // 2):
-            x = load_columns(row, column + 2 * pair, 1, extent, mode, dtype)
-            y = load_columns(row, column + 2 * pair + VL, 1, extent, mode, dtype)
-            acc = fma(even(x, y), broadcast(get(taps, 2 * pair, dtype)), acc)
-            if 2 * pair + 1 < K:
-                acc = fma(odd(x, y), broadcast(get(taps, 2 * pair + 1, dtype)), acc)
-        taps += K * size
-    low, high = broadcast(act_min), broadcast(act_max)
-    acc = in_order(acc, acc)
-    store(out, 0, vmin(high, vmax(low, acc)))
-
-
-# depthwise_<K>_<V>_<stride>_<mode>: in an unrolled function ``depthwise: registers[...]`` makes depthwise[...] its name
-DEPTHWISE = ((3, 1, 1), (5, 2, 1), (7, 2, 1), (3, 1, 2), (5, 1, 2))  # K, V, stride
+# depthwise_<K>_<stride>_<mode>: in an unrolled function ``depthwise: registers[...]`` makes depthwise[...] its name
+DEPTHWISE = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))  # K, stride
 globals().update(
     {
-        f"depthwise_{K}_{v}_{stride}_{mode}": helper(
-            unrolled(depthwise_block if stride == 1 else strided_depthwise_block, K=K, V=v, mode=mode)
-        )
-        for K, V, stride in DEPTHWISE
-        for v, mode in ((V, PLAIN), (1, MASKED))
+        f"depthwise_{K}_{stride}_{mode}": helper(unrolled(depthwise_block, K=K, stride=stride, mode=mode))
+        for K, stride in DEPTHWISE
+        for mode in (PLAIN, MASKED, COPIED)
+        if mode != COPIED or stride == 2
     }
 )
 
 
 def depthwise_rows(
     conv,
-    image,  # IN   one plane
+    image,  # IN   one plane; copied: [height][stride][cells], border included
     zeros,  # IN   IW of them
     weight,  # IN   one filter
     shift,
@@ -282,82 +300,86 @@ def depthwise_rows(
     out,  # OUT  rows first .. last - 1
     first,
     last,
+    room,  # elements from ``out`` on that this or a later call of this task writes
     dtype,
     K,
-    V,
     stride,
+    copied,
 ):
-    # With stride 1 two output rows at a time: they share K - 1 image rows.
-    inlined()
-    depthwise: registers[8, 3, 3, 2]
-    IH, IW, OW, pad_left = conv.IH, conv.IW, conv.OW, conv.pad_left
+    # ROWS output rows at a time. The last ones overlap those before, as do the last columns.
+    depthwise: registers[8, 3, 5]
+    IH, IW, OW, cells, pad_left = conv.IH, conv.IW, conv.OW, conv.cells, conv.pad_left
     size, VL = itemsize(dtype), lanes(dtype)
-    width, step = V * VL, 2 if stride == 1 else 1
-    reach = K - 1 + stride * width
+    reach = K - 1 + stride * VL
     accumulate = conv.accumulate != 0
-    infinity = dtype.type(np.inf)
-    rows = local(8, np.int64)
+    overlap = not accumulate and last - first >= ROWS
+    rows_memory = local(11, np.int64)
     taps_memory = local(49, dtype)
-    memory = local(32, dtype)
-    taps, sums = address(taps_memory), address(memory)
+    rows, taps = address(rows_memory), address(taps_memory)
     for kh in range(K):
         for kw in range(K):
             put(taps, kh * K + kw, get(weight, kh * conv.to_kh + kw * conv.to_kw, dtype))
     oh = first
     while oh < last:
-        for kh in range(K + 1):
-            ih = oh * stride - conv.pad_top + kh
-            rows[kh] = image + ih * IW * size if 0 <= ih < IH else zeros
+        if overlap:
+            oh = min(oh, last - ROWS)
+        n_rows = min(last - oh, ROWS)
+        ih = oh * stride - conv.pad_top
+        if copied:
+            for kh in unroll(K + (ROWS - 1) * stride):
+                put(rows, kh, image + (oh * stride + kh) * stride * cells * size)
+        elif ih >= 0 and ih + K + (ROWS - 1) * stride <= IH:
+            for kh in unroll(K + (ROWS - 1) * stride):
+                put(rows, kh, image + (ih + kh) * IW * size)
+        else:
+            for kh in unroll(K + (ROWS - 1) * stride):
+                put(rows, kh, image + (ih + kh) * IW * size if 0 <= ih + kh < IH else zeros)
         row = out + (oh - first) * OW * size
-        whole = not accumulate and (stride == 2 or oh + 1 < last)
         # A vector that is wider than the row may run into the next one, which is written later
-        lane = VL if OW >= VL or (not accumulate and (last - oh - step) * OW >= VL) else OW
+        whole = overlap and (OW >= VL or room - (oh - first + ROWS - 1) * OW >= VL)
         ow = 0
         while ow < OW:
-            column = ow * stride - pad_left
-            if whole and column >= 0 and column + reach <= IW and ow + width <= OW:
-                # Most of the row: nothing to mask
-                end = min(OW - width, (IW - reach + pad_left) // stride)
-                while ow <= end:
-                    depthwise[K, V, stride, PLAIN](
-                        rows, taps, ow * stride - pad_left, IW, shift, act_min, act_max, row + ow * size,
-                        row + (OW + ow) * size, dtype,
-                    )  # fmt: skip
-                    ow += width
-                continue
             block = min(ow, max(OW - VL, 0))
-            straight = whole and lane == VL  # to where it belongs: there is nothing that the epilogue would do
-            depthwise[K, 1, stride, MASKED](
-                rows, taps, block * stride - pad_left, IW, shift, act_min if straight else -infinity,
-                act_max if straight else infinity, row + block * size if straight else sums,
-                row + (OW + block) * size if straight else sums + VL * size, dtype,
-            )  # fmt: skip
-            if not straight:
-                skip = ow - block if accumulate else 0  # lanes that the vector before has added to already
-                epilogue(row + block * size, load(sums, 0, dtype), skip, lane, accumulate, act_min, act_max, dtype)
-                if stride == 1 and oh + 1 < last:
-                    below = row + (OW + block) * size
-                    epilogue(below, load(sums, VL, dtype), skip, lane, accumulate, act_min, act_max, dtype)
+            column = block if copied else block * stride - pad_left
+            skip = ow - block if accumulate else 0
+            if copied:
+                depthwise[K, stride, COPIED if stride == 2 else PLAIN](
+                    rows, taps, column, IW, cells, shift, act_min, act_max, row + block * size, OW, whole, n_rows, skip,
+                    accumulate, dtype,
+                )  # fmt: skip
+            elif column >= 0 and column + reach <= IW:
+                depthwise[K, stride, PLAIN](
+                    rows, taps, column, IW, cells, shift, act_min, act_max, row + block * size, OW, whole, n_rows, skip,
+                    accumulate, dtype,
+                )  # fmt: skip
+            else:
+                depthwise[K, stride, MASKED](
+                    rows, taps, column, IW, cells, shift, act_min, act_max, row + block * size, OW, whole, n_rows, skip,
+                    accumulate, dtype,
+                )  # fmt: skip
             ow += VL
-        oh += step
+        oh += ROWS
 
 
+# depthwise_rows_<K>_<stride>_<copied>
 globals().update(
     {
-        f"depthwise_rows_{K}_{stride}": helper(unrolled(depthwise_rows, K=K, V=V, stride=stride))
-        for K, V, stride in DEPTHWISE
+        f"depthwise_rows_{K}_{stride}_{copied}": helper(unrolled(depthwise_rows, K=K, stride=stride, copied=copied))
+        for K, stride in DEPTHWISE
+        for copied in (0, 1)
     }
 )
 
 
 def depthwise_rows_of(conv, image, zeros, weight, shift, act_min, act_max, out, first, last, dtype):
-    """`depthwise_rows` with the kernel's extent and stride as constants."""
+    """`depthwise_rows` in place, with the kernel's extent and stride as constants."""
     inlined()
-    depthwise_rows: registers[8, 3]
+    depthwise_rows: registers[8, 3, 2]
+    room = (last - first) * conv.OW
     for i in unroll(len(DEPTHWISE)):
-        if conv.K == DEPTHWISE[i][0] and conv.stride_w == DEPTHWISE[i][2]:
-            depthwise_rows[DEPTHWISE[i][0], DEPTHWISE[i][2]](
-                conv, image, zeros, weight, shift, act_min, act_max, out, first, last, dtype
+        if conv.K == DEPTHWISE[i][0] and conv.stride_w == DEPTHWISE[i][1]:
+            depthwise_rows[DEPTHWISE[i][0], DEPTHWISE[i][1], 0](
+                conv, image, zeros, weight, shift, act_min, act_max, out, first, last, room, dtype
             )
 
 
@@ -367,81 +389,49 @@ depthwise_rows_of = helper(unrolled(depthwise_rows_of))
 @helper
 def copy_plane(
     image,  # IN   one plane
-    copied,  # OUT  [IH][stride][cells]
+    copied,  # OUT  [height][stride][cells]
     conv,
     stride,
     dtype,
 ):
-    # Cell j of phase i holds image column j * stride + i - pad_left, or zero.
+    # Cell j of phase i holds image column j * stride + i - pad_left. Around the image there are zeros, and they stay.
     cells, IH, IW, size, VL = conv.cells, conv.IH, conv.IW, itemsize(dtype), lanes(dtype)
-    for cell in range(0, cells, VL):
+    first, last = max(-conv.pad_top, 0), min(conv.height - conv.pad_top, IH)
+    for cell in range(0, min(ceil_div(IW + conv.pad_left, stride), cells), VL):
         column = cell * stride - conv.pad_left
-        for ih in range(IH):
-            row = image + ih * IW * size
+        row = image + first * IW * size
+        to = copied + ((first + conv.pad_top) * stride * cells + cell) * size
+        for _ in range(first, last):
             prefetch(row + (IH * IW + column) * size)  # the next plane
             a = load_inside(row, column, IW, dtype)
             if stride == 1:
-                store(copied, ih * cells + cell, a)
+                store(to, 0, a)
             else:
                 b = load_inside(row, column + VL, IW, dtype)
                 evens, odds = even(a, b), odd(a, b)
-                store(copied, 2 * ih * cells + cell, in_order(evens, evens))
-                store(copied, (2 * ih + 1) * cells + cell, in_order(odds, odds))
+                store(to, 0, in_order(evens, evens))
+                store(to, cells, in_order(odds, odds))
+            row += IW * size
+            to += stride * cells * size
 
 
-def depthwise_plane(
+@helper
+def spread_plane(
+    image,  # IN   one plane
+    copied,  # OUT  [height][cells]
     conv,
-    copied,  # IN   [IH][stride][cells]
-    zeros,  # IN   stride * cells of them
-    weight,  # IN   one filter
-    shift,
-    act_min,
-    act_max,
-    out,  # OUT  one plane
-    room,  # elements from ``out`` on that this or a later plane writes
     dtype,
-    K,
-    stride,
 ):
-    # Two output rows at a time, for independent chains; with stride 1 they share K - 1 rows. No column needs a mask. What a
-    # vector wider than the row writes past its end, the next row or plane overwrites.
-    rows: registers[9]
-    size, VL, OH, OW, cells = itemsize(dtype), lanes(dtype), conv.OH, conv.OW, conv.cells
-    taps_memory = local(49, dtype)
-    taps = address(taps_memory)
-    for kh in range(K):
-        for kw in range(K):
-            put(taps, kh * K + kw, get(weight, kh * conv.to_kh + kw * conv.to_kw, dtype))
-    for oh in range(0, OH, 2):
-        for kh in unroll(K + stride):
-            ih = oh * stride - conv.pad_top + kh
-            rows[kh] = copied + ih * stride * cells * size if 0 <= ih < conv.IH else zeros
-        ow = 0
-        while True:
-            one, two = broadcast(shift), broadcast(shift)
-            for kh in unroll(K + stride):
-                for kw in unroll(K):
-                    x = load(rows[kh], ow + kw % stride * cells + kw // stride, dtype)
-                    if kh < K:
-                        one = fma(x, broadcast(get(taps, kh * K + kw, dtype)), one)
-                    if kh >= stride:
-                        two = fma(x, broadcast(get(taps, (kh - stride) * K + kw, dtype)), two)
-            at = oh * OW + ow
-            epilogue(out + at * size, one, 0, VL if room - at >= VL else OW, False, act_min, act_max, dtype)
-            if oh + 1 < OH:
-                at += OW
-                epilogue(out + at * size, two, 0, VL if room - at >= VL else OW, False, act_min, act_max, dtype)
-            if ow + VL >= OW:
-                break
-            ow = min(ow + VL, OW - VL)
-
-
-globals().update(
-    {
-        f"depthwise_plane_{K}_{stride}": helper(unrolled(depthwise_plane, K=K, stride=stride))
-        for K, V, stride in DEPTHWISE
-    }
-)
+    # Image cell (i, j) goes to row 2 i + pad_top, column 2 j + pad_left. Elsewhere there are zeros, and they stay.
+    IH, IW, size, VL = conv.IH, conv.IW, itemsize(dtype), lanes(dtype)
+    zero = broadcast(dtype.type(0))
+    for ih in range(min(ceil_div(conv.height - conv.pad_top, 2), IH)):
+        to = copied + ((2 * ih + conv.pad_top) * conv.cells + conv.pad_left) * size
+        for column in range(0, IW, VL):
+            prefetch(image + ((IH + ih) * IW + column) * size)  # the next plane
+            x = load_inside(image + ih * IW * size, column, IW, dtype)
+            store(to, 2 * column, zip_low(x, zero))
+            store(to, 2 * column + VL, zip_high(x, zero))
 
 
 def depthwise_planes(
@@ -454,26 +444,46 @@ def depthwise_planes(
     output,
     first,  # planes of the output
     last,
-    scratch,  # (IH + 1) * stride * cells
+    scratch,  # `slots` copies of planes, with their borders
     dtype,
 ):
+    # Some planes are copied, then worked on: what was stored is in the cache by then, for loads of any alignment.
     outlined()
-    depthwise_plane: registers[8, 3]
-    stride, size, plane_size = conv.stride_w, itemsize(dtype), conv.OH * conv.OW
-    copied = scratch + stride * conv.cells * size
-    clear(scratch, stride * conv.cells * size)
+    depthwise_rows: registers[8, 3, 2]
+    F, stride, size, plane_size = conv.F, conv.stride_w, itemsize(dtype), conv.OH * conv.OW
+    slot = conv.height * stride * conv.cells * size
+    f, image, last_image = first % (conv.G * F), first // F, (last - 1) // F
+    scratch = (scratch + 63) // 64 * 64
+    in_group, copied, at = f % F, image, scratch
+    filters = weight + (conv.start + f // F * conv.to_group + in_group * conv.to_filter) * size
     for plane in range(first, last):
-        f = plane % (conv.G * conv.F)  # filters of one group read one plane
-        if plane == first or f % conv.F == 0:
-            copy_plane(input + plane // conv.F * conv.IH * conv.IW * size, copied, conv, stride, dtype)
+        if image == copied:
+            while copied < min(image + conv.slots, last_image + 1):
+                plane_of = input + copied * conv.IH * conv.IW * size
+                if conv.spread == 2:
+                    spread_plane(plane_of, scratch + (copied - image) * slot, conv, dtype)
+                else:
+                    copy_plane(plane_of, scratch + (copied - image) * slot, conv, stride, dtype)
+                copied += 1
+            at = scratch
         shift = get(bias, f, dtype) if bias != 0 else dtype.type(0)
-        filters = weight + (conv.start + f // conv.F * conv.to_group + f % conv.F * conv.to_filter) * size
         for i in unroll(len(DEPTHWISE)):
-            if conv.K == DEPTHWISE[i][0] and stride == DEPTHWISE[i][2]:
-                depthwise_plane[DEPTHWISE[i][0], DEPTHWISE[i][2]](
-                    conv, copied, scratch, filters, shift, act_min, act_max, output + plane * plane_size * size,
-                    (last - plane) * plane_size, dtype,
+            if conv.K == DEPTHWISE[i][0] and stride == DEPTHWISE[i][1]:
+                depthwise_rows[DEPTHWISE[i][0], DEPTHWISE[i][1], 1](
+                    conv, at, at, filters, shift, act_min, act_max, output + plane * plane_size * size, np.int64(0),
+                    conv.OH, (last - plane) * plane_size, dtype,
                 )  # fmt: skip
+        f += 1
+        in_group += 1
+        filters += conv.to_filter * size
+        if in_group == F:  # filters of one group read one plane
+            in_group = 0
+            filters += (conv.to_group - F * conv.to_filter) * size
+            image += 1
+            at += slot
+        if f == conv.G * F:
+            f = 0
+            filters = weight + conv.start * size
 
 
 depthwise_planes = helper(unrolled(depthwise_planes))
@@ -755,7 +765,7 @@ def conv_units(
 @shared
 def rows_of_worker(conv):
     if conv.cells:
-        return (conv.IH + 1) * conv.stride_w * conv.cells
+        return conv.slots * conv.height * conv.stride_w * conv.cells + 16  # to start at a cache line
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
@@ -798,7 +808,7 @@ def plans(geometry):
 
 
 def conv2d_workspace(geometry, n_workers):
-    """Elements of workspace: a row of zeros; for each worker a small plane, or the rows that a fused pool reads."""
+    """Elements of workspace: a row of zeros; for each worker copies of planes, or rows for a fused pool."""
     conv = plans(geometry)[0]
     return conv.IW + n_workers * (rows_of_worker(conv) + pool_ring_size(geometry.tolist()))
 
@@ -806,7 +816,7 @@ def conv2d_workspace(geometry, n_workers):
 def conv2d(input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
     conv = plans(geometry)[0]
-    workspace[: conv.IW] = 0
+    workspace[: conv.IW + (n_threads * rows_of_worker(conv) if conv.cells else 0)] = 0
     conv2d_task.run(
         conv.n_tasks, n_threads, input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry
     )
@@ -1027,7 +1037,7 @@ def adjoint_task(
 
 
 def conv2d_grad_input_workspace(geometry, n_workers):
-    """Elements of workspace: a row of zeros, and for each worker a small plane with its border."""
+    """Elements of workspace: a row of zeros, and for each worker copies of planes with their borders."""
     conv = plans(geometry)[1]
     return conv.IW + n_workers * rows_of_worker(conv)
 
@@ -1041,7 +1051,7 @@ def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, w
     if not np.isfinite(weight).all():
         exact_task.run(conv.N * conv.G * conv.F, n_threads, *arrays, geometry)
     elif conv.stride_h == conv.stride_w == 1:
-        workspace[: conv.IW] = 0
+        workspace[: conv.IW + (n_threads * rows_of_worker(conv) if conv.cells else 0)] = 0
         adjoint_task.run(conv.n_tasks, n_threads, *arrays, workspace, geometry)
     else:
         batch = max(TASK // max(conv.C * conv.KH * conv.KW * conv.OW // (conv.stride_h * conv.stride_w), 1), 1)
