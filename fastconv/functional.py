@@ -1085,6 +1085,24 @@ def max_pool2d_backward(
     array([[[0., 0.],
             [0., 7.]]])
     """
+    return _max_pool2d_backward(
+        grad_output, indices, input_shape, kernel_size, stride, padding, dilation, backend=backend
+    )  # fmt: skip
+
+
+def _max_pool2d_backward(
+    grad_output: Any,
+    indices: Any,
+    input_shape: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    *,
+    backend: str = "auto",
+    trusted: bool = False,
+) -> np.ndarray:
+    """`max_pool2d_backward`; ``trusted``: nobody but `max_pool2d` has written the indices, they need no check."""
     function = "max_pool2d_backward"
     g = as_floats(function, "grad_output", grad_output)
     where = as_indices(function, "indices", indices)
@@ -1096,12 +1114,9 @@ def max_pool2d_backward(
     problem.check_grad_output(function, "grad_output", g.shape)
     problem.check_grad_output(function, "indices", where.shape)
     plan = _pool_plan(function, problem, function, backend)
-    plane = (problem.IH, problem.IW)
-    operands = (
-        (g, problem.output_shape),
-        (ready_indices(function, "indices", where, problem.output_shape, plane), problem.output_shape),
-    )
-    return _run(function, plan, operands, size)
+    if not trusted:
+        where = ready_indices(function, "indices", where, problem.output_shape, (problem.IH, problem.IW))
+    return _run(function, plan, ((g, problem.output_shape), (where, problem.output_shape)), size)
 
 
 def max_unpool2d(
