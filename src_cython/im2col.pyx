@@ -940,6 +940,7 @@ cdef enum:
     CHUNK_ELEMENTS = 1 << 20
     TASK_TILES = 8          # tiles of MR rows of K in a task, and
     TASK_PANELS = 4         # panels of filters: its block of results stays in the first-level cache
+    FEW_TASKS = 4           # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 
 cdef struct Outer:
@@ -947,7 +948,7 @@ cdef struct Outer:
     Py_ssize_t images, chunks                    # images of a chunk
     Py_ssize_t rows, row_width, x_elements       # copied rows of a channel, elements of all channels of a chunk
     Py_ssize_t filters, panels, y_elements       # filters of a group, filled to whole vectors; their panels
-    Py_ssize_t tile_blocks, panel_blocks, c_elements, kept_elements
+    Py_ssize_t task_panels, tile_blocks, panel_blocks, c_elements, kept_elements   # panels of a task
 
 
 cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
@@ -961,8 +962,9 @@ cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noex
     o.filters = ceil_div(b.OCG, VL) * VL
     o.panels = ceil_div(o.filters, NR)
     o.tile_blocks = ceil_div(ceil_div(b.K, _MR), TASK_TILES)
-    o.panel_blocks = ceil_div(o.panels, TASK_PANELS)
-    o.c_elements = TASK_TILES * _MR * TASK_PANELS * NR
+    o.task_panels = TASK_PANELS if G * o.tile_blocks >= FEW_TASKS else 1
+    o.panel_blocks = ceil_div(o.panels, o.task_panels)
+    o.c_elements = TASK_TILES * _MR * o.task_panels * NR
     o.kept_elements = G * o.tile_blocks * o.panel_blocks * o.c_elements
     x_image = geometry[GEO_IC] * o.rows * o.row_width
     y_image = G * b.P * o.filters
@@ -1102,11 +1104,11 @@ cdef void conv2d_grad_weight_task(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, G = geometry[GEO_G], IC = geometry[GEO_IC]
         Py_ssize_t KW = geometry[GEO_KW], stride_w = geometry[GEO_STRIDE_W], dil_w = geometry[GEO_DIL_W]
-        Py_ssize_t panel_from = task % o.panel_blocks * TASK_PANELS
+        Py_ssize_t panel_from = task % o.panel_blocks * o.task_panels
         Py_ssize_t k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * _MR
         Py_ssize_t g = task // o.panel_blocks // o.tile_blocks
-        Py_ssize_t panel_to = min(panel_from + TASK_PANELS, o.panels), rows_of_k = min(TASK_TILES * _MR, b.K - k_from)
-        Py_ssize_t ldc = TASK_PANELS * NR, tall = max(CHAIN_PIXELS // max(o.OW, 1), 1), wide = max(min(o.OW, CHAIN_PIXELS), 1)
+        Py_ssize_t panel_to = min(panel_from + o.task_panels, o.panels), rows_of_k = min(TASK_TILES * _MR, b.K - k_from)
+        Py_ssize_t ldc = o.task_panels * NR, tall = max(CHAIN_PIXELS // max(o.OW, 1), 1), wide = max(min(o.OW, CHAIN_PIXELS), 1)
         Py_ssize_t many = max(CHAIN_PIXELS // max(b.P, 1), 1), x_image = IC * o.rows * o.row_width, y_image = G * b.P * o.filters
         Py_ssize_t block_of_images, row_block, column_block, n, images, oh, ow, rows, columns, panel, width, y_step
         Py_ssize_t tile_index, i, k, tap, oc, x_step = geometry[GEO_STRIDE_H] * o.row_width

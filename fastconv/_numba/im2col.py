@@ -838,6 +838,7 @@ CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level 
 # which are read and written for every chunk, are larger
 TASK_TILES = 8  # tiles of MR rows of K in a task, and
 TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
+FEW_TASKS = 4  # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 
 Outer = namedtuple(
@@ -846,7 +847,7 @@ Outer = namedtuple(
     "images chunks "  # images of a chunk
     "rows row_width x_elements "  # copied rows of a channel, elements of all channels of a chunk
     "filters panels y_elements "  # filters of a group, filled to whole vectors; their panels
-    "tile_blocks panel_blocks c_elements kept_elements",
+    "task_panels tile_blocks panel_blocks c_elements kept_elements",  # panels of a task
 )
 
 
@@ -858,8 +859,9 @@ def outer(b, geometry, VL):
     filters = ceil_div(b.OCG, VL) * VL
     panels = ceil_div(filters, NR)
     tile_blocks = ceil_div(ceil_div(b.K, MR), TASK_TILES)
-    panel_blocks = ceil_div(panels, TASK_PANELS)
-    c_elements = TASK_TILES * MR * TASK_PANELS * NR
+    task_panels = TASK_PANELS if G * tile_blocks >= FEW_TASKS else 1
+    panel_blocks = ceil_div(panels, task_panels)
+    c_elements = TASK_TILES * MR * task_panels * NR
     kept_elements = G * tile_blocks * panel_blocks * c_elements
     x_image, y_image = geometry[GEO_IC] * rows * row_width, G * b.P * filters
     images = max(min(max(CHUNK_ELEMENTS, kept_elements) // max(x_image + y_image, 1), N), 1)
@@ -867,7 +869,7 @@ def outer(b, geometry, VL):
     images = ceil_div(N, max(chunks, 1))
     return Outer(
         OH, OW, images, chunks, rows, row_width, 0 if b.flat else images * x_image, filters, panels, images * y_image,
-        tile_blocks, panel_blocks, c_elements, kept_elements if chunks > 1 else 0,
+        task_panels, tile_blocks, panel_blocks, c_elements, kept_elements if chunks > 1 else 0,
     )  # fmt: skip
 
 
@@ -1008,11 +1010,11 @@ def conv2d_grad_weight_task(
     b = blocking(geometry, 1)
     o = outer(b, geometry, VL)
     KW, stride_w, dil_h, dil_w = geometry[GEO_KW], geometry[GEO_STRIDE_W], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
-    panel_from = task % o.panel_blocks * TASK_PANELS
+    panel_from = task % o.panel_blocks * o.task_panels
     k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * MR
     g = task // o.panel_blocks // o.tile_blocks
-    panel_to, rows_of_k = min(panel_from + TASK_PANELS, o.panels), min(TASK_TILES * MR, b.K - k_from)
-    ldc, tall, wide = TASK_PANELS * NR, max(CHAIN_PIXELS // max(o.OW, 1), 1), max(min(o.OW, CHAIN_PIXELS), 1)
+    panel_to, rows_of_k = min(panel_from + o.task_panels, o.panels), min(TASK_TILES * MR, b.K - k_from)
+    ldc, tall, wide = o.task_panels * NR, max(CHAIN_PIXELS // max(o.OW, 1), 1), max(min(o.OW, CHAIN_PIXELS), 1)
     many, x_image, y_image = max(CHAIN_PIXELS // max(b.P, 1), 1), IC * o.rows * o.row_width, G * b.P * o.filters
     chunk_images = min(o.images, geometry[GEO_N] - chunk * o.images)
     copied = address(workspace)
