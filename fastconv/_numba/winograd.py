@@ -39,7 +39,7 @@ from fastconv._numba._winograd_simd import (
 )  # fmt: skip
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
-    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE,
+    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, GEO_TURNED,
 )  # fmt: skip
 from fastconv._problem import WINOGRAD_POINTS as POINTS
 
@@ -713,6 +713,24 @@ def take_taps(source, distance, taps, dtype):
 take_taps = helper(unrolled(take_taps))
 
 
+@helper
+def turn_filters(
+    weight,  # IN   [channel][OCG][9], first filter
+    turned,  # OUT  [filter][ICG][9]
+    filters,
+    ICG,
+    OCG,
+    dtype,
+):
+    """Filters of the adjoint convolution: channels and filters change places, taps their order."""
+    size = itemsize(dtype)
+    for c in range(ICG):
+        for f in range(filters):
+            taps, target = weight + (c * OCG + f) * 9 * size, turned + (f * ICG + c) * 9 * size
+            for i in range(9):
+                put(target, i, get(taps, 8 - i, dtype))
+
+
 @task
 def pack_weight_task(
     task: index,
@@ -728,18 +746,21 @@ def pack_weight_task(
     g, panel = task // b.panels, task % b.panels
     memory, squares = local(TAPS, dtype), local(TAPS, dtype)
     edge, taps = address(memory), address(squares)
-    kept = (g * b.OCG + panel * NR) * K * size
-    copy(
-        address(packed) + geometry[GEO_G] * b.u_elements * size + kept, address(weight) + kept,
-        min(b.OCG - panel * NR, NR) * K * size,
-    )  # fmt: skip
+    own = address(packed) + (geometry[GEO_G] * b.u_elements + (g * b.OCG + panel * NR) * K) * size
+    filters = min(b.OCG - panel * NR, NR)
+    if geometry[GEO_TURNED] != 0:
+        turn_filters(
+            address(weight) + (g * b.ICG * b.OCG + panel * NR) * 9 * size, own, filters, b.ICG, b.OCG, dtype
+        )  # fmt: skip
+    else:
+        copy(own, address(weight) + (g * b.OCG + panel * NR) * K * size, filters * K * size)
     u = address(packed) + (g * b.u_elements + panel * channels_there * NR) * size
     for square in range(ceil_div(channels_there, 4)):
         c = square * 4
         for i in range(NV):
             first = panel * NR + i * VL
             filters, channels = min(max(b.OCG - first, 0), VL), min(max(b.ICG - c, 0), 4)
-            source = address(weight) + ((g * b.OCG + first) * K + c * 9) * size
+            source = own + (i * VL * K + c * 9) * size
             distance = K
             if filters < VL or channels < 4:
                 clear(edge, VL * run * size)
@@ -759,7 +780,7 @@ def pack_weight_task(
 
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
-    """weight (OC, ICG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
+    """weight (OC, ICG, 3, 3), turned (IC, OCG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
     b = plan(geometry, weight.itemsize)
     pack_weight_task.run(int(geometry[GEO_G]) * b.panels, n_threads, weight, packed, geometry)
 
