@@ -22,7 +22,7 @@ from common cimport (
 from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
-from lanes cimport load_lanes, transpose
+from lanes cimport load_lanes, store_filters, transpose
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
 cdef enum:
@@ -933,8 +933,9 @@ def conv2d_grad_input(
 # out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
 # problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
 cdef enum:
-    # Pixels summed in registers before they are added to the block: a panel of filters stays in the first-level cache
-    CHAIN_PIXELS = 384
+    # Pixels summed in registers before they are added to the block: a panel of filters stays in the first-level cache.
+    # Planes of 7, 14, 28 and 56 divide into as many without a rest
+    CHAIN_PIXELS = 392
     # Operands of a chunk stay in the third-level cache; more if the blocks of results are larger, which are read and
     # written for every chunk
     CHUNK_ELEMENTS = 1 << 20
@@ -1111,15 +1112,20 @@ cdef void conv2d_grad_weight_task(
         Py_ssize_t ldc = o.task_panels * NR, tall = max(CHAIN_PIXELS // max(o.OW, 1), 1), wide = max(min(o.OW, CHAIN_PIXELS), 1)
         Py_ssize_t many = max(CHAIN_PIXELS // max(b.P, 1), 1), x_image = IC * o.rows * o.row_width, y_image = G * b.P * o.filters
         Py_ssize_t block_of_images, row_block, column_block, n, images, oh, ow, rows, columns, panel, width, y_step
-        Py_ssize_t tile_index, i, k, tap, oc, x_step = geometry[GEO_STRIDE_H] * o.row_width
+        Py_ssize_t tile_index, i, k, tap, x_step = geometry[GEO_STRIDE_H] * o.row_width
         const real* x
         const real* y
         const real* cells[_MR]
+        Py_ssize_t[TASK_TILES * _MR] places   # of each row's first cell in an image
         real* c
-        real* target
 
     if begin:
         memset(block, 0, o.c_elements * sizeof(real))
+    for i in range(TASK_TILES * _MR):
+        k = k_from + min(i, rows_of_k - 1)    # past the end: the last row again
+        tap = k % b.T
+        places[i] = (k // b.T * o.rows + tap // KW * geometry[GEO_DIL_H]) * o.row_width
+        places[i] += tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w
     for block_of_images in range(ceil_div(chunk_images, many)):
         n = block_of_images * many
         images = min(many, chunk_images - n)
@@ -1136,12 +1142,7 @@ cdef void conv2d_grad_weight_task(
                     y_step = o.OW * width
                     for tile_index in range(ceil_div(rows_of_k, _MR)):           # tiles of MR rows of K
                         for i in range(_MR):
-                            k = k_from + min(tile_index * _MR + i, rows_of_k - 1)  # past the end: the last row again
-                            tap = k % b.T
-                            cells[i] = (
-                                x + (k // b.T * o.rows + tap // KW * geometry[GEO_DIL_H]) * o.row_width + oh * x_step
-                                + tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w + ow
-                            )
+                            cells[i] = x + places[tile_index * _MR + i] + oh * x_step + ow
                         c = block + tile_index * _MR * ldc + (panel - panel_from) * NR
                         if width == NR:
                             outer_tile(
@@ -1157,13 +1158,10 @@ cdef void conv2d_grad_weight_task(
                             )
     if not end or b.T == 0:
         return
-    for oc in range(panel_from * NR, min(panel_to * NR, b.OCG)):
-        target = &grad_weight[g * b.OCG + oc, 0, 0, 0] + k_from
-        for k in range(rows_of_k):
-            if geometry[GEO_ACCUMULATE]:
-                target[k] += block[k * ldc + oc - panel_from * NR]
-            else:
-                target[k] = block[k * ldc + oc - panel_from * NR]
+    store_filters(
+        <const real*> block, &grad_weight[g * b.OCG + panel_from * NR, 0, 0, 0] + k_from, rows_of_k,
+        min(panel_to * NR, b.OCG) - panel_from * NR, ldc, b.K, geometry[GEO_ACCUMULATE] != 0, unused,
+    )
 
 
 def conv2d_grad_weight(

@@ -29,7 +29,7 @@ from common cimport (
 )
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
-from lanes cimport high_f, load_lanes, low_f, store_lanes, transpose
+from lanes cimport high_f, load_lanes, low_f, store_filters, store_lanes, transpose
 
 # V and M of a block stay in the second-level cache, or stream through the third, where U is the larger part.
 cdef enum:
@@ -1291,43 +1291,6 @@ cdef inline void transform_products(
                 grad_weight_1d(
                     &half[i * T], 1, <vec*> (results + (c * 9 + i * 3) * ldd + j * VL), ldd // VL, m
                 )
-
-
-cdef void store_filters(
-    const real* results,        # IN   [row][filter]: rows of one filter stand together in grad_weight
-    real* out,                  # OUT  the first row of the first filter, K from filter to filter
-    Py_ssize_t rows,
-    Py_ssize_t filters,
-    Py_ssize_t ldd,
-    Py_ssize_t K,
-    bint accumulate,
-    vec* unused,
-) noexcept nogil:
-    """Rows of VL filters turned, 4 or 2 at once."""
-    cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), vector, square, squares, k, r, i, j
-        vec[4] z
-        vec old
-        real value
-    for vector in range(ceil_div(filters, VL)):
-        k = vector * VL
-        squares = rows // quad if filters - k >= VL else 0
-        for square in range(squares):
-            r = square * quad
-            for j in range(quad):
-                z[j] = (<const vec*> (results + (r + j) * ldd + k))[0]
-            transpose(&z[0])
-            for j in range(quad):
-                if accumulate:
-                    load_lanes(&old, <const real*> out + (k + j) * K + r, quad * K)
-                    z[j] = z[j] + old
-                store_lanes(out + (k + j) * K + r, quad * K, z[j])
-        for i in range(k, min(k + VL, filters)):
-            for r in range(squares * quad, rows):
-                value = results[r * ldd + i]
-                if accumulate:
-                    value = value + out[i * K + r]
-                out[i * K + r] = value
 
 
 cdef void conv2d_grad_weight_task(

@@ -20,6 +20,7 @@ import numpy as np
 from fastconv._numba._common import ceil_div, clamp
 from fastconv._numba._direct_simd import every_other
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
+from fastconv._numba._lanes import store_filters
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch, put,
@@ -832,7 +833,7 @@ def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, w
 # the copied input broadcast from MR places at once, so that no column is packed. Operands of a chunk of images are laid
 # out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
 # problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
-CHAIN_PIXELS = 384  # pixels summed in registers before they are added to the block: a panel of filters stays in the
+CHAIN_PIXELS = 392  # pixels summed in registers before they are added to the block: a panel of filters stays in the
 # first-level cache meanwhile
 CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level cache; more if the blocks of results,
 # which are read and written for every chunk, are larger
@@ -1005,7 +1006,7 @@ def conv2d_grad_weight_task(
     geometry: const_int64[::1],  # IN
 ):
     dtype = grad_weight.dtype
-    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    VL, size = lanes(dtype), itemsize(dtype)
     NR, G, IC = NV * VL, geometry[GEO_G], geometry[GEO_IC]
     b = blocking(geometry, 1)
     o = outer(b, geometry, VL)
@@ -1022,10 +1023,18 @@ def conv2d_grad_weight_task(
     if b.flat:
         copied = address(input) + chunk * o.images * x_image * size
     block = turned + (o.y_elements + (task if o.kept_elements > 0 else worker) * o.c_elements) * size
-    cells = local(MR, np.int64)
+    cells, places = (
+        local(MR, np.int64),
+        local(TASK_TILES * MR, np.int64),
+    )  # places: of each row's first cell in an image
 
     if chunk == 0:
         clear(block, o.c_elements * size)
+    for i in range(TASK_TILES * MR):
+        k = k_from + min(i, rows_of_k - 1)  # past the end: the last row again
+        tap = k % b.T
+        places[i] = (k // b.T * o.rows + tap // KW * dil_h) * o.row_width
+        places[i] += tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w
     x_step = geometry[GEO_STRIDE_H] * o.row_width
     for block_of_images in range(ceil_div(chunk_images, many)):
         n = block_of_images * many
@@ -1043,13 +1052,8 @@ def conv2d_grad_weight_task(
                     y += (panel * NR * b.P + (oh * o.OW + ow) * width) * size
                     y_step = o.OW * width
                     for tile_index in range(ceil_div(rows_of_k, MR)):  # tiles of MR rows of K
-                        for i in range(MR):  # rows that do not exist repeat the last
-                            k = k_from + min(tile_index * MR + i, rows_of_k - 1)
-                            tap = k % b.T
-                            cells[i] = x + size * (
-                                (k // b.T * o.rows + tap // KW * dil_h) * o.row_width + oh * x_step
-                                + tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w + ow
-                            )  # fmt: skip
+                        for i in range(MR):
+                            cells[i] = x + (places[tile_index * MR + i] + oh * x_step + ow) * size
                         c = block + (tile_index * MR * ldc + (panel - panel_from) * NR) * size
                         if width == NR:
                             outer_tile_NV(
@@ -1065,11 +1069,10 @@ def conv2d_grad_weight_task(
                             )
     if chunk < o.chunks - 1 or b.T == 0:
         return
-    for oc in range(panel_from * NR, min(panel_to * NR, b.OCG)):
-        target = address(grad_weight) + ((g * b.OCG + oc) * b.K + k_from) * size
-        for k in range(rows_of_k):
-            before = get(target, k, dtype) if geometry[GEO_ACCUMULATE] != 0 else zero
-            put(target, k, before + get(block, k * ldc + oc - panel_from * NR, dtype))
+    store_filters(
+        block, address(grad_weight) + ((g * b.OCG + panel_from * NR) * b.K + k_from) * size, rows_of_k,
+        min(panel_to * NR, b.OCG) - panel_from * NR, ldc, b.K, geometry[GEO_ACCUMULATE] != 0, dtype,
+    )  # fmt: skip
 
 
 def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):
