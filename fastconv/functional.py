@@ -703,8 +703,13 @@ def conv2d_backward(
     return (
         _run(function, plan("grad_input"), (pair_g, (w, w.shape), (None, ())), x.shape) if need_input else None,
         _run(function, plan("grad_weight"), (pair_x, pair_g), w.shape) if need_weight else None,
-        batch_g.sum(axis=(0, 2, 3), dtype=batch_g.dtype) if need_bias else None,
+        bias_gradient(batch_g) if need_bias else None,
     )
+
+
+def bias_gradient(grad_output: np.ndarray) -> np.ndarray:
+    """The sum over images and cells of each map of (N, OC, OH, OW): over images first, whole vectors at once."""
+    return grad_output.sum(axis=0).reshape(grad_output.shape[1], -1).sum(axis=1)
 
 
 def conv_transpose2d(

@@ -839,6 +839,7 @@ CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level 
 # which are read and written for every chunk, are larger
 TASK_TILES = 8  # tiles of MR rows of K in a task, and
 TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
+TASK_ROWS = TASK_TILES * MR
 FEW_TASKS = 4  # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 
@@ -1025,12 +1026,12 @@ def conv2d_grad_weight_task(
     block = turned + (o.y_elements + (task if o.kept_elements > 0 else worker) * o.c_elements) * size
     cells, places = (
         local(MR, np.int64),
-        local(TASK_TILES * MR, np.int64),
+        local(TASK_ROWS, np.int64),
     )  # places: of each row's first cell in an image
 
     if chunk == 0:
         clear(block, o.c_elements * size)
-    for i in range(TASK_TILES * MR):
+    for i in range(TASK_ROWS):
         k = k_from + min(i, rows_of_k - 1)  # past the end: the last row again
         tap = k % b.T
         places[i] = (k // b.T * o.rows + tap // KW * dil_h) * o.row_width
