@@ -108,7 +108,8 @@ def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem
             source = weight.reshape(by_group)[..., phase.kernel_rows, phase.kernel_columns]
             turned = turned_space[: source.size].reshape(inner.weight_shape)
             by_input = turned.reshape(problem.G, problem.ICG, problem.OCG, inner.KH, inner.KW)
-            by_input[...] = source[..., ::-1, ::-1].swapaxes(1, 2)
+            for kh, kw in np.ndindex(inner.KH, inner.KW):  # tap by tap: NumPy's inner loop runs over channels
+                by_input[..., kh, kw] = source[..., -1 - kh, -1 - kw].swapaxes(1, 2)
             if whole:
                 step.run(grad_output, turned, bias, output, rest, n_threads)
             else:
