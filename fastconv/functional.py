@@ -709,7 +709,7 @@ def conv2d_backward(
 
 def bias_gradient(grad_output: np.ndarray) -> np.ndarray:
     """The sum over images and cells of each map of (N, OC, OH, OW): over images first, whole vectors at once."""
-    return grad_output.sum(axis=0).reshape(grad_output.shape[1], -1).sum(axis=1)
+    return grad_output.sum(axis=0).sum(axis=(1, 2))
 
 
 def conv_transpose2d(
