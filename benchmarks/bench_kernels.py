@@ -17,15 +17,18 @@ WINOGRAD_TILE = 4  # what "auto" takes for most planes
 class _Kernel(_common.Timed):
     """Binds one kernel call in ``setup`` to ``self.call``."""
 
+    dtype = "float32"
+
     def prepare(self, kernel, shape, threads):
         backend, isa = _common.require(kernel, shape, threads)
         self.k = _backends.kernels(backend, isa)
         self.threads = threads
-        self.data = Data(shape)
+        self.data = Data(shape, self.dtype)
 
     def bind(self, stem, name, *arrays):
         """``self.call``: kernel ``stem.name`` with a workspace of just its size; called once."""
-        workspace = _arena.aligned_empty(4 * self.k.workspace(stem, name, self.geometry, self.threads)).view("float32")
+        size = self.k.workspace(stem, name, self.geometry, self.threads) * np.dtype(self.dtype).itemsize
+        workspace = _arena.aligned_empty(size).view(self.dtype)
         kernel, geometry, threads = getattr(getattr(self.k, stem), name), self.geometry, self.threads
         self.call = lambda: kernel(*arrays, workspace, geometry, threads)
         self.call()
@@ -50,14 +53,14 @@ class Conv2d(_Kernel):
     def setup(self, kernel, algorithm, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
-        problem = _common.conv_problem(shape)
+        problem = _common.conv_problem(shape, self.dtype)
         _common.require_algorithm(algorithm, problem)
         self.geometry = problem.geometry(tile=WINOGRAD_TILE)
         weight = self.packed_weight(algorithm)
         output = np.empty(problem.output_shape, weight.dtype)
         self.bind(
             algorithm, "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
-            output, NO_IMAGE["float32"], NO_INDICES,
+            output, NO_IMAGE[self.dtype], NO_INDICES,
         )  # fmt: skip
 
     def time_forward(self, kernel, algorithm, name, threads):
@@ -73,7 +76,7 @@ class Unit(_Kernel):
     def setup(self, kernel, algorithm, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
-        problem = _common.conv_problem(shape)
+        problem = _common.conv_problem(shape, self.dtype)
         pool = PoolProblem.from_args(
             "benchmark", problem.output_shape, problem.dtype, shape.pool, shape.pool_stride, shape.pool_padding
         )
@@ -84,7 +87,7 @@ class Unit(_Kernel):
         pooled = np.empty(shape.output_shape, weight.dtype)
         self.bind(
             algorithm, "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
-            NO_IMAGE["float32"], pooled, NO_INDICES,
+            NO_IMAGE[self.dtype], pooled, NO_INDICES,
         )  # fmt: skip
 
     def time_unit(self, kernel, algorithm, name, threads):
@@ -95,19 +98,21 @@ class _Gradient(_Kernel):
     params = (_common.KERNELS, _common.ALGORITHMS, _common.CONVS, _common.THREADS)
     param_names = ("backend", "algorithm", "shape", "threads")
 
-    def prepare_gradient(self, kernel, name, threads):
+    def prepare_gradient(self, kernel, algorithm, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
-        self.problem = _common.conv_problem(shape)
-        self.geometry = self.problem.geometry()
+        problem = _common.conv_problem(shape, self.dtype)
+        if algorithm == "winograd":
+            _common.require_algorithm(algorithm, problem)
+        self.geometry = problem.geometry(tile=WINOGRAD_TILE)
 
 
 class Conv2dGradInput(_Gradient):
     """Gradient of a convolution in its input."""
 
     def setup(self, kernel, algorithm, name, threads):
-        self.prepare_gradient(kernel, name, threads)
-        data, no_bias = self.data, np.empty(0, "float32")
+        self.prepare_gradient(kernel, algorithm, name, threads)
+        data, no_bias = self.data, np.empty(0, self.dtype)
         grad_input = np.empty_like(data.input)
         self.bind(
             algorithm, "conv2d_grad_input", data.grad_output, data.weight, no_bias, -np.inf, np.inf, grad_input
@@ -121,7 +126,7 @@ class Conv2dGradWeight(_Gradient):
     """Gradient of a convolution in its weight."""
 
     def setup(self, kernel, algorithm, name, threads):
-        self.prepare_gradient(kernel, name, threads)
+        self.prepare_gradient(kernel, algorithm, name, threads)
         data = self.data
         self.bind(algorithm, "conv2d_grad_weight", data.input, data.grad_output, np.empty_like(data.weight))
 
@@ -138,8 +143,8 @@ class PackWeight(_Kernel):
     def setup(self, kernel, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
-        self.geometry = _common.conv_problem(shape).geometry()
-        packed = np.empty(self.k.im2col.packed_weight_size(self.geometry), "float32")
+        self.geometry = _common.conv_problem(shape, self.dtype).geometry()
+        packed = np.empty(self.k.im2col.packed_weight_size(self.geometry), self.dtype)
         self.bind("im2col", "pack_weight", self.data.weight, packed)
 
     def time_pack_weight(self, kernel, name, threads):
@@ -155,9 +160,9 @@ class Columns(_Kernel):
     def setup(self, kernel, function, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
-        self.geometry = _common.conv_problem(shape).geometry()
+        self.geometry = _common.conv_problem(shape, self.dtype).geometry()
         OH, OW = shape.conv_extents
-        cols = np.zeros((1, shape.IC, shape.kernel, shape.kernel, OH, OW), "float32")
+        cols = np.zeros((1, shape.IC, shape.kernel, shape.kernel, OH, OW), self.dtype)
         arrays = (self.data.input, cols) if function == "im2col" else (cols, self.data.input)
         self.bind("im2col", function, *arrays)
 
@@ -174,8 +179,8 @@ class MaxPool2d(_Kernel):
     def setup(self, kernel, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
-        self.geometry = _common.pool_problem(shape).geometry()
-        output = np.empty(shape.output_shape, "float32")
+        self.geometry = _common.pool_problem(shape, self.dtype).geometry()
+        output = np.empty(shape.output_shape, self.dtype)
         indices = np.empty(shape.output_shape, "int64") if shape.indices else NO_INDICES
         self.bind("pool", "max_pool2d", self.data.input, output, indices)
 
@@ -192,8 +197,8 @@ class MaxPool2dBackward(_Kernel):
     def setup(self, kernel, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
-        self.geometry = _common.pool_problem(shape).geometry()
-        output, indices = np.empty(shape.output_shape, "float32"), np.empty(shape.output_shape, "int64")
+        self.geometry = _common.pool_problem(shape, self.dtype).geometry()
+        output, indices = np.empty(shape.output_shape, self.dtype), np.empty(shape.output_shape, "int64")
         self.bind("pool", "max_pool2d", self.data.input, output, indices)
         self.bind("pool", "max_pool2d_backward", self.data.grad_output, indices, np.empty_like(self.data.input))
 
@@ -210,8 +215,8 @@ class AvgPool2d(_Kernel):
     def setup(self, kernel, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
-        self.geometry = _common.pool_problem(shape).geometry()
-        self.bind("pool", "avg_pool2d", self.data.input, np.empty(shape.output_shape, "float32"))
+        self.geometry = _common.pool_problem(shape, self.dtype).geometry()
+        self.bind("pool", "avg_pool2d", self.data.input, np.empty(shape.output_shape, self.dtype))
 
     def time_avg_pool2d(self, kernel, name, threads):
         self.call()
@@ -232,10 +237,10 @@ class Pad2d(_Kernel):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
         border = _common.ConvProblem.from_args(
-            "benchmark", shape.input_shape, shape.weight_shape, "float32", 1, shape.padding, padding_mode=mode
+            "benchmark", shape.input_shape, shape.weight_shape, self.dtype, 1, shape.padding, padding_mode=mode
         ).border()
         self.geometry = border.geometry()
-        self.bind("pad", "pad2d", self.data.input, np.empty(border.output_shape, "float32"))
+        self.bind("pad", "pad2d", self.data.input, np.empty(border.output_shape, self.dtype))
 
     def time_pad2d(self, kernel, mode, name, threads):
         self.call()

@@ -22,7 +22,10 @@ OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], str]] = {
     **{f"unit {name}": (bench_kernels.Unit, (name,), "unit") for name in ("im2col", "direct", "winograd")},
     "pack im2col": (bench_kernels.PackWeight, (), "conv"),
     **{f"grad_input {name}": (bench_kernels.Conv2dGradInput, (name,), "conv") for name in ("im2col", "direct")},
-    **{f"grad_weight {name}": (bench_kernels.Conv2dGradWeight, (name,), "conv") for name in ("im2col", "direct")},
+    **{
+        f"grad_weight {name}": (bench_kernels.Conv2dGradWeight, (name,), "conv")
+        for name in ("im2col", "direct", "winograd")
+    },
     "max_pool2d": (bench_kernels.MaxPool2d, (), "pool"),
     "max_pool2d_backward": (bench_kernels.MaxPool2dBackward, (), "pool"),
     "avg_pool2d": (bench_kernels.AvgPool2d, (), "pool"),
@@ -39,6 +42,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shape", dest="names", nargs="+", metavar="NAME", help="layers or networks, e.g. vgg16 smoke")
     parser.add_argument("--operation", nargs="+", choices=tuple(OPERATIONS), default=tuple(OPERATIONS), metavar="OPERATION",
                         help=", ".join(OPERATIONS))  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
     parser.add_argument("--isa", help="level of the Cython back end (default: the one in use)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="default: 1")
     parser.add_argument("--seconds", type=float, default=0.1, help="for each kernel and layer (default: 0.1)")
@@ -80,6 +84,7 @@ def cells(
             pair = benchmark(), benchmark()
             try:
                 for each, kernel in zip(pair, (cython, "numba"), strict=True):
+                    each.dtype = options.dtype
                     each.setup(kernel, *parameters, shape.name, threads)
             except NotImplementedError:
                 continue
@@ -104,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for threads in options.threads:
         found: dict[tuple[str, str], list[tuple[float, str]]] = {}
-        print(f"## {threads} thread{'s' * (threads > 1)}: best time of each in turns, float32, batch 1\n")
+        print(f"## {threads} thread{'s' * (threads > 1)}: best time of each in turns, {options.dtype}, batch 1\n")
         print("| operation | layer | cython, us | numba, us | cython / numba |\n|---|---|--:|--:|--:|")
         for operation, shape, cython, numba in cells(chosen, threads, options):
             print(f"| {operation} | {shape.name} {shape} | {cython * 1e6:.1f} | {numba * 1e6:.1f} | "

@@ -18,13 +18,13 @@ import numpy as np
 # The one vector that every kernel reads. A convolution is described as its FORWARD problem, for
 # gradients too. Pooling uses the same extents (IC == OC channels); the pool_* fields describe a
 # max-pool fused behind a convolution (pool_KH == 0: none); tile is the extent of Winograd's output
-# tiles. common.pxd repeats this order.
+# tiles; turned: the weight is that of the convolution whose adjoint this one is. common.pxd repeats this order.
 GEOMETRY = (
     "N", "IC", "IH", "IW", "OC", "KH", "KW", "OH", "OW", "G",
     "stride_h", "stride_w", "pad_top", "pad_bottom", "pad_left", "pad_right", "dil_h", "dil_w",
     "accumulate", "pad_mode", "count_include_pad", "divisor",
     "pool_KH", "pool_KW", "pool_OH", "pool_OW", "pool_stride_h", "pool_stride_w", "pool_pad_top", "pool_pad_left",
-    "tile",
+    "tile", "turned",
 )  # fmt: skip
 Geometry = namedtuple("Geometry", GEOMETRY)  # type: ignore[misc]  # names stand once, above
 (
@@ -33,7 +33,7 @@ Geometry = namedtuple("Geometry", GEOMETRY)  # type: ignore[misc]  # names stand
     GEO_ACCUMULATE, GEO_PAD_MODE, GEO_COUNT_INCLUDE_PAD, GEO_DIVISOR,
     GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW,
     GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_POOL_PAD_TOP, GEO_POOL_PAD_LEFT,
-    GEO_TILE,
+    GEO_TILE, GEO_TURNED,
 ) = range(len(GEOMETRY))  # fmt: skip
 
 PAD_ZEROS, PAD_REFLECT, PAD_REPLICATE, PAD_CIRCULAR = range(4)
@@ -406,14 +406,15 @@ class ConvProblem:
                 f"{self.input_shape} and weight {self.weight_shape}"
             )
 
-    def geometry(self, *, accumulate: bool = False, tile: int = 0) -> np.ndarray:
-        """The read-only int64 vector that kernels read; ``tile`` is for Winograd's."""
+    def geometry(self, *, accumulate: bool = False, tile: int = 0, turned: bool = False) -> np.ndarray:
+        """The read-only int64 vector that kernels read; ``tile`` and ``turned`` are for Winograd's."""
         fields = {name: getattr(self, name) for name in GEOMETRY[:GEO_ACCUMULATE]}
         if self.pool is not None:
             fields |= {
                 name: getattr(self.pool, name.removeprefix("pool_")) for name in GEOMETRY if name.startswith("pool_")
             }
-        return _vector(**fields, accumulate=int(accumulate), pad_mode=PADDING_MODES[self.padding_mode], tile=tile)
+        flags = {"accumulate": int(accumulate), "turned": int(turned), "tile": tile}
+        return _vector(**fields, **flags, pad_mode=PADDING_MODES[self.padding_mode])
 
     def border(self) -> ConvProblem:
         """The padding step alone, as the problem that ``pad`` kernels read: output = padded input."""

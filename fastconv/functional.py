@@ -703,8 +703,13 @@ def conv2d_backward(
     return (
         _run(function, plan("grad_input"), (pair_g, (w, w.shape), (None, ())), x.shape) if need_input else None,
         _run(function, plan("grad_weight"), (pair_x, pair_g), w.shape) if need_weight else None,
-        batch_g.sum(axis=(0, 2, 3), dtype=batch_g.dtype) if need_bias else None,
+        bias_gradient(batch_g) if need_bias else None,
     )
+
+
+def bias_gradient(grad_output: np.ndarray) -> np.ndarray:
+    """The sum over images and cells of each map of (N, OC, OH, OW): over images first, whole vectors at once."""
+    return grad_output.sum(axis=0).sum(axis=(1, 2))
 
 
 def conv_transpose2d(
@@ -1085,6 +1090,24 @@ def max_pool2d_backward(
     array([[[0., 0.],
             [0., 7.]]])
     """
+    return _max_pool2d_backward(
+        grad_output, indices, input_shape, kernel_size, stride, padding, dilation, backend=backend
+    )  # fmt: skip
+
+
+def _max_pool2d_backward(
+    grad_output: Any,
+    indices: Any,
+    input_shape: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    *,
+    backend: str = "auto",
+    trusted: bool = False,
+) -> np.ndarray:
+    """`max_pool2d_backward`; ``trusted``: nobody but `max_pool2d` has written the indices, they need no check."""
     function = "max_pool2d_backward"
     g = as_floats(function, "grad_output", grad_output)
     where = as_indices(function, "indices", indices)
@@ -1096,12 +1119,9 @@ def max_pool2d_backward(
     problem.check_grad_output(function, "grad_output", g.shape)
     problem.check_grad_output(function, "indices", where.shape)
     plan = _pool_plan(function, problem, function, backend)
-    plane = (problem.IH, problem.IW)
-    operands = (
-        (g, problem.output_shape),
-        (ready_indices(function, "indices", where, problem.output_shape, plane), problem.output_shape),
-    )
-    return _run(function, plan, operands, size)
+    if not trusted:
+        where = ready_indices(function, "indices", where, problem.output_shape, (problem.IH, problem.IW))
+    return _run(function, plan, ((g, problem.output_shape), (where, problem.output_shape)), size)
 
 
 def max_unpool2d(

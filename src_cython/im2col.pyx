@@ -23,7 +23,7 @@ from common cimport (
 from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
-from lanes cimport load_lanes, transpose
+from lanes cimport load_lanes, store_filters, transpose
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
 cdef enum:
@@ -1044,13 +1044,15 @@ def conv2d_grad_input(
 # out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
 # problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
 cdef enum:
-    # Pixels summed in registers before they are added to the block: a panel of filters stays in the first-level cache
-    CHAIN_PIXELS = 384
+    # Pixels summed in registers before they are added to the block: a panel of filters stays in the first-level cache.
+    # Planes of 7, 14, 28 and 56 divide into as many without a rest
+    CHAIN_PIXELS = 392
     # Operands of a chunk stay in the third-level cache; more if the blocks of results are larger, which are read and
     # written for every chunk
     CHUNK_ELEMENTS = 1 << 20
     TASK_TILES = 8          # tiles of MR rows of K in a task, and
     TASK_PANELS = 4         # panels of filters: its block of results stays in the first-level cache
+    FEW_TASKS = 4           # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 
 cdef struct Outer:
@@ -1058,7 +1060,7 @@ cdef struct Outer:
     Py_ssize_t images, chunks                    # images of a chunk
     Py_ssize_t rows, row_width, x_elements       # copied rows of a channel, elements of all channels of a chunk
     Py_ssize_t filters, panels, y_elements       # filters of a group, filled to whole vectors; their panels
-    Py_ssize_t tile_blocks, panel_blocks, c_elements, kept_elements
+    Py_ssize_t task_panels, tile_blocks, panel_blocks, c_elements, kept_elements   # panels of a task
 
 
 cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
@@ -1072,8 +1074,9 @@ cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noex
     o.filters = ceil_div(b.OCG, VL) * VL
     o.panels = ceil_div(o.filters, NR)
     o.tile_blocks = ceil_div(ceil_div(b.K, _MR), TASK_TILES)
-    o.panel_blocks = ceil_div(o.panels, TASK_PANELS)
-    o.c_elements = TASK_TILES * _MR * TASK_PANELS * NR
+    o.task_panels = TASK_PANELS if G * o.tile_blocks >= FEW_TASKS else 1
+    o.panel_blocks = ceil_div(o.panels, o.task_panels)
+    o.c_elements = TASK_TILES * _MR * o.task_panels * NR
     o.kept_elements = G * o.tile_blocks * o.panel_blocks * o.c_elements
     x_image = geometry[GEO_IC] * o.rows * o.row_width
     y_image = G * b.P * o.filters
@@ -1213,22 +1216,27 @@ cdef void conv2d_grad_weight_task(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, G = geometry[GEO_G], IC = geometry[GEO_IC]
         Py_ssize_t KW = geometry[GEO_KW], stride_w = geometry[GEO_STRIDE_W], dil_w = geometry[GEO_DIL_W]
-        Py_ssize_t panel_from = task % o.panel_blocks * TASK_PANELS
+        Py_ssize_t panel_from = task % o.panel_blocks * o.task_panels
         Py_ssize_t k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * _MR
         Py_ssize_t g = task // o.panel_blocks // o.tile_blocks
-        Py_ssize_t panel_to = min(panel_from + TASK_PANELS, o.panels), rows_of_k = min(TASK_TILES * _MR, b.K - k_from)
-        Py_ssize_t ldc = TASK_PANELS * NR, tall = max(CHAIN_PIXELS // max(o.OW, 1), 1), wide = max(min(o.OW, CHAIN_PIXELS), 1)
+        Py_ssize_t panel_to = min(panel_from + o.task_panels, o.panels), rows_of_k = min(TASK_TILES * _MR, b.K - k_from)
+        Py_ssize_t ldc = o.task_panels * NR, tall = max(CHAIN_PIXELS // max(o.OW, 1), 1), wide = max(min(o.OW, CHAIN_PIXELS), 1)
         Py_ssize_t many = max(CHAIN_PIXELS // max(b.P, 1), 1), x_image = IC * o.rows * o.row_width, y_image = G * b.P * o.filters
         Py_ssize_t block_of_images, row_block, column_block, n, images, oh, ow, rows, columns, panel, width, y_step
-        Py_ssize_t tile_index, i, k, tap, oc, x_step = geometry[GEO_STRIDE_H] * o.row_width
+        Py_ssize_t tile_index, i, k, tap, x_step = geometry[GEO_STRIDE_H] * o.row_width
         const real* x
         const real* y
         const real* cells[_MR]
+        Py_ssize_t[TASK_TILES * _MR] places   # of each row's first cell in an image
         real* c
-        real* target
 
     if begin:
         memset(block, 0, o.c_elements * sizeof(real))
+    for i in range(TASK_TILES * _MR):
+        k = k_from + min(i, rows_of_k - 1)    # past the end: the last row again
+        tap = k % b.T
+        places[i] = (k // b.T * o.rows + tap // KW * geometry[GEO_DIL_H]) * o.row_width
+        places[i] += tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w
     for block_of_images in range(ceil_div(chunk_images, many)):
         n = block_of_images * many
         images = min(many, chunk_images - n)
@@ -1245,12 +1253,7 @@ cdef void conv2d_grad_weight_task(
                     y_step = o.OW * width
                     for tile_index in range(ceil_div(rows_of_k, _MR)):           # tiles of MR rows of K
                         for i in range(_MR):
-                            k = k_from + min(tile_index * _MR + i, rows_of_k - 1)  # past the end: the last row again
-                            tap = k % b.T
-                            cells[i] = (
-                                x + (k // b.T * o.rows + tap // KW * geometry[GEO_DIL_H]) * o.row_width + oh * x_step
-                                + tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w + ow
-                            )
+                            cells[i] = x + places[tile_index * _MR + i] + oh * x_step + ow
                         c = block + tile_index * _MR * ldc + (panel - panel_from) * NR
                         if width == NR:
                             outer_tile(
@@ -1266,13 +1269,10 @@ cdef void conv2d_grad_weight_task(
                             )
     if not end or b.T == 0:
         return
-    for oc in range(panel_from * NR, min(panel_to * NR, b.OCG)):
-        target = &grad_weight[g * b.OCG + oc, 0, 0, 0] + k_from
-        for k in range(rows_of_k):
-            if geometry[GEO_ACCUMULATE]:
-                target[k] += block[k * ldc + oc - panel_from * NR]
-            else:
-                target[k] = block[k * ldc + oc - panel_from * NR]
+    store_filters(
+        <const real*> block, &grad_weight[g * b.OCG + panel_from * NR, 0, 0, 0] + k_from, rows_of_k,
+        min(panel_to * NR, b.OCG) - panel_from * NR, ldc, b.K, geometry[GEO_ACCUMULATE] != 0, unused,
+    )
 
 
 def conv2d_grad_weight(

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Vectors as 128-bit lanes, each 4 floats or 2 doubles: planes turned to channels last, and back."""
 
-from common cimport real, vd, vec, vf
+from common cimport ceil_div, real, vd, vec, vf
 
 cdef extern from *:
     """
@@ -121,3 +121,40 @@ cdef inline void store_lanes(real* p, Py_ssize_t step, vec v) noexcept nogil:
         store_lanes_f(<float*> p, step, v)
     else:
         store_lanes_d(<double*> p, step, v)
+
+
+cdef inline void store_filters(
+    const real* results,        # IN   [row][filter]: rows of one filter stand together in grad_weight
+    real* out,                  # OUT  the first row of the first filter, K from filter to filter
+    Py_ssize_t rows,
+    Py_ssize_t filters,
+    Py_ssize_t ldd,
+    Py_ssize_t K,
+    bint accumulate,
+    vec* unused,
+) noexcept nogil:
+    """Rows of VL filters turned, 4 or 2 at once."""
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), vector, square, squares, k, r, i, j
+        vec[4] z
+        vec old
+        real value
+    for vector in range(ceil_div(filters, VL)):
+        k = vector * VL
+        squares = rows // quad if filters - k >= VL else 0
+        for square in range(squares):
+            r = square * quad
+            for j in range(quad):
+                z[j] = (<const vec*> (results + (r + j) * ldd + k))[0]
+            transpose(&z[0])
+            for j in range(quad):
+                if accumulate:
+                    load_lanes(&old, <const real*> out + (k + j) * K + r, quad * K)
+                    z[j] = z[j] + old
+                store_lanes(out + (k + j) * K + r, quad * K, z[j])
+        for i in range(k, min(k + VL, filters)):
+            for r in range(squares * quad, rows):
+                value = results[r * ldd + i]
+                if accumulate:
+                    value = value + out[i * K + r]
+                out[i * K + r] = value

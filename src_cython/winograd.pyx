@@ -24,12 +24,12 @@ from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
-    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, VL_FLOAT, ceil_div, clamp,
-    fill, int64_t, prefetch, real, start, vd, vec, vf, vmax, vmin, vset_d, vset_f,
+    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, GEO_TURNED, VL_FLOAT, ceil_div,
+    clamp, fill, int64_t, prefetch, real, start, vd, vec, vf, vmax, vmin, vset_d, vset_f,
 )
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
-from lanes cimport high_f, load_lanes, low_f, store_lanes, transpose
+from lanes cimport high_f, load_lanes, low_f, store_filters, store_lanes, transpose
 
 # V and M of a block stay in the second-level cache, or stream through the third, where U is the larger part.
 cdef enum:
@@ -763,12 +763,33 @@ cdef inline void transform_weight(const vec* taps, real* u, Py_ssize_t step, int
         weight_1d(&half[i * 3], 1, <vec*> u + i * T * step, step, m)
 
 
+cdef void turn_filters(
+    const real* weight,         # IN   [channel][OCG][9], first filter
+    real* turned,               # OUT  [filter][ICG][9]
+    Py_ssize_t filters,
+    Py_ssize_t ICG,
+    Py_ssize_t OCG,
+) noexcept nogil:
+    """Filters of the adjoint convolution: channels and filters change places, taps their order."""
+    cdef:
+        Py_ssize_t c, f, i
+        const real* taps
+        real* target
+    for c in range(ICG):
+        for f in range(filters):
+            taps = weight + (c * OCG + f) * 9
+            target = turned + (f * ICG + c) * 9
+            for i in range(9):
+                target[i] = taps[8 - i]
+
+
 cdef void pack_weight_task(
     Py_ssize_t task,
     const real* weight,               # IN
     real* packed,                     # OUT
     const Blocking* b,                # IN
     Py_ssize_t G,
+    bint turned,
     vec* unused,
 ) noexcept nogil:
     # A task is one panel of filters. The 9 taps of 4 (or 2) channels are that many squares to transpose.
@@ -779,12 +800,13 @@ cdef void pack_weight_task(
         real[36 * VL_FLOAT] edge
         vec[36] taps
         const real* source
+        real* own = packed + G * b.u_elements + (g * b.OCG + panel * NR) * K
         real* u
-    source = weight + (g * b.OCG + panel * NR) * K
-    memcpy(
-        packed + G * b.u_elements + (g * b.OCG + panel * NR) * K, source,
-        min(b.OCG - panel * NR, NR) * K * sizeof(real),
-    )
+    filters = min(b.OCG - panel * NR, NR)
+    if turned:
+        turn_filters(weight + (g * b.ICG * b.OCG + panel * NR) * 9, own, filters, b.ICG, b.OCG)
+    else:
+        memcpy(own, weight + (g * b.OCG + panel * NR) * K, filters * K * sizeof(real))
     u = packed + g * b.u_elements + panel * b.channel_blocks * VL * NR
     for squares in range(b.channel_blocks * VL // quad):
         c = squares * quad
@@ -792,7 +814,7 @@ cdef void pack_weight_task(
             first = panel * NR + i * VL
             filters = min(max(b.OCG - first, 0), VL)
             channels = min(max(b.ICG - c, 0), quad)
-            source = weight + (g * b.OCG + first) * K + c * 9
+            source = <const real*> own + i * VL * K + c * 9
             distance = K
             if filters < VL or channels < quad:
                 memset(edge, 0, VL * run * sizeof(real))
@@ -820,8 +842,9 @@ def pack_weight(
     const int64_t[::1] geometry,
     int n_threads,
 ):
-    """weight (OC, ICG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
+    """weight (OC, ICG, 3, 3), turned (IC, OCG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
     cdef:
+        bint turned = geometry[GEO_TURNED] != 0
         Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
         Py_ssize_t task, G = geometry[GEO_G], n_tasks = G * b.panels
         const real* w = &weight[0, 0, 0, 0] if weight.shape[0] and weight.shape[1] else NULL
@@ -830,9 +853,9 @@ def pack_weight(
         vd* doubles = NULL
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="static"):
         if real is float:
-            pack_weight_task(task, w, target, &b, G, floats)
+            pack_weight_task(task, w, target, &b, G, turned, floats)
         else:
-            pack_weight_task(task, w, target, &b, G, doubles)
+            pack_weight_task(task, w, target, &b, G, turned, doubles)
 
 
 # -------------------------------------------------------------------------------------------------- kernels: forward
@@ -1268,43 +1291,6 @@ cdef inline void transform_products(
                 grad_weight_1d(
                     &half[i * T], 1, <vec*> (results + (c * 9 + i * 3) * ldd + j * VL), ldd // VL, m
                 )
-
-
-cdef void store_filters(
-    const real* results,        # IN   [row][filter]: rows of one filter stand together in grad_weight
-    real* out,                  # OUT  the first row of the first filter, K from filter to filter
-    Py_ssize_t rows,
-    Py_ssize_t filters,
-    Py_ssize_t ldd,
-    Py_ssize_t K,
-    bint accumulate,
-    vec* unused,
-) noexcept nogil:
-    """Rows of VL filters turned, 4 or 2 at once."""
-    cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), vector, square, squares, k, r, i, j
-        vec[4] z
-        vec old
-        real value
-    for vector in range(ceil_div(filters, VL)):
-        k = vector * VL
-        squares = rows // quad if filters - k >= VL else 0
-        for square in range(squares):
-            r = square * quad
-            for j in range(quad):
-                z[j] = (<const vec*> (results + (r + j) * ldd + k))[0]
-            transpose(&z[0])
-            for j in range(quad):
-                if accumulate:
-                    load_lanes(&old, <const real*> out + (k + j) * K + r, quad * K)
-                    z[j] = z[j] + old
-                store_lanes(out + (k + j) * K + r, quad * K, z[j])
-        for i in range(k, min(k + VL, filters)):
-            for r in range(squares * quad, rows):
-                value = results[r * ldd + i]
-                if accumulate:
-                    value = value + out[i * K + r]
-                out[i * K + r] = value
 
 
 cdef void conv2d_grad_weight_task(

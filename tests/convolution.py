@@ -32,11 +32,11 @@ def pool_geometry(problem, kernel, stride, pads=(0, 0), accumulate=False, tile=0
     return geometry, extents
 
 
-def weight_of(engine, stem, w, problem, n_threads=1, tile=0):
+def weight_of(engine, stem, w, problem, n_threads=1, tile=0, turned=False):
     """The weight as the family's conv2d reads it: packed for im2col and winograd."""
     if stem not in ("im2col", "winograd"):
         return w
-    geometry = problem.geometry(tile=tile)
+    geometry = problem.geometry(tile=tile, turned=turned)
     packed = Guarded((int(getattr(engine.k, stem).packed_weight_size(geometry)),), w.dtype)
     engine.run(stem, "pack_weight", w, packed.array, geometry=geometry, n_threads=n_threads)
     packed.check(f"{engine.name} pack_weight")

@@ -270,5 +270,8 @@ def test_parity(capsys):
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows if "smoke" in row[1]] == [f"| {name}" for name in wanted]
     assert all(float(row[4].strip(" |")) > 0 for row in rows if "smoke" in row[1])
+    double = ["--shape", "smoke.1x1", "--operation", wanted[0], "--seconds", "0", "--dtype", "float64"]
+    assert parity.main(double) == 0
+    assert "in turns, float64, batch 1" in capsys.readouterr().out
     assert parity.main(["--shape", "nothing"]) == 2
     assert "shape 'nothing': it must be a name" in capsys.readouterr().err

@@ -546,6 +546,34 @@ def test_rules_by_hand():
             np.testing.assert_array_equal(net.backward(grad, rule=rule), np.array(values) + with_shortcut)
 
 
+@pytest.mark.parametrize("rule", ["gradient", "deconvnet", "guided"])
+def test_a_relu_and_the_pool_behind_it_go_back_as_each_would_alone(rule):
+    """`Sequential` merges the two; windows overlap, and zeros, equal maxima, NaN and Inf stand in them."""
+    relu, pool = ReLU(), MaxPool2d(3, 2, 1)
+    x = np.floor(3 * numbers((2, 3, 9, 8)))
+    x[0, 0, 4, 4], x[1, 2, 2, 6] = np.nan, np.inf
+    output = pool(relu(x))
+    grad = np.floor(5 * numbers(output.shape))
+    grad[0, 0, 2, 2] = np.inf
+    alone = relu.backward(pool.backward(grad, rule=rule), rule=rule)
+    net = Sequential(relu, pool)
+    given = grad.copy()
+    net(x)
+    np.testing.assert_array_equal(net.backward(grad, rule=rule), alone)
+    np.testing.assert_array_equal(grad, given)
+    for layer in (net, relu, pool):  # nothing is left of the forward
+        with pytest.raises(RuntimeError, match="no forward"):
+            layer.backward(grad)
+
+
+def test_indices_that_the_caller_holds_are_checked_again():
+    pool = MaxPool2d(2, return_indices=True)
+    output, indices = pool(numbers((1, 1, 4, 4)))
+    indices[...] = 99
+    with pytest.raises(ValueError, match="indices hold 99"):
+        pool.backward(output)
+
+
 def test_a_linear_networks_rules_agree_and_spare_the_parameters():
     net = Sequential(Conv2d(1, 2, 3, rng=0), AvgPool2d(2))
     x = numbers((1, 1, 6, 6), "float32")

@@ -406,3 +406,18 @@ def test_a_weight_packed_before(engine, algorithm):
     step.run(x, packed.array, bias, out, space, 1)
     assert step.packed_elements == 0 and step.detail == module.forward(engine.k, problem).detail
     assert_same(out, fc.plan_conv2d(problem, algorithm)(x, w, None))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 17), (1, 17, 16), (3, 2, 9)])
+@pytest.mark.parametrize("tile", TILES)
+def test_a_turned_weight_is_packed_as_its_copy_would_be(engine, shape, tile):
+    """Filters and channels change places within each group, taps their order; the very same bytes."""
+    G, OCG, ICG = shape
+    problem = problem_of((1, G * ICG, 4, 4), (G * OCG, ICG, 3, 3), 1, 1, groups=G)
+    given = normals((G * ICG, OCG, 3, 3), "float32", 1)
+    turned = given.reshape(G, ICG, OCG, 3, 3).swapaxes(1, 2)[..., ::-1, ::-1].reshape(problem.weight_shape)
+    packed = [
+        convolution.weight_of(engine, STEM, each, problem, tile=tile, turned=flag)
+        for each, flag in ((np.ascontiguousarray(turned), False), (given, True))
+    ]
+    np.testing.assert_array_equal(*packed)

@@ -76,6 +76,18 @@ def phases(problem: ConvProblem) -> list[Phase]:
     return found
 
 
+def of_finite(step: Step, definition: Step) -> Step:
+    """``step``, but ``definition`` for weights that are not finite.
+
+    The zeros around grad_output times Inf would make NaN in cells that meet no such product.
+    """
+
+    def run(grad_output, weight, *others):
+        (step if np.isfinite(weight).all() else definition).run(grad_output, weight, *others)
+
+    return replace(step, run=run, workspace=lambda n: max(step.workspace(n), definition.workspace(n)))
+
+
 def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem], Step], definition: Step) -> Step:
     """grad_input by the step that ``forward`` makes for each phase; ``definition`` takes non-finite weights."""
     found = phases(problem)
@@ -88,10 +100,6 @@ def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem
     low, high = problem.act_min, problem.act_max
 
     def run(grad_output, weight, bias, output, workspace, n_threads):
-        if not np.isfinite(weight).all():
-            # The zeros around grad_output times Inf would make NaN in cells that meet no such product
-            definition.run(grad_output, weight, bias, output, workspace, n_threads)
-            return
         for phase in bare:
             value = np.clip(bias if bias.size else np.zeros(1), low, high).astype(output.dtype)
             output[:, :, phase.rows, phase.columns] = value[:, None, None]
@@ -100,7 +108,8 @@ def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem
             source = weight.reshape(by_group)[..., phase.kernel_rows, phase.kernel_columns]
             turned = turned_space[: source.size].reshape(inner.weight_shape)
             by_input = turned.reshape(problem.G, problem.ICG, problem.OCG, inner.KH, inner.KW)
-            by_input[...] = source[..., ::-1, ::-1].swapaxes(1, 2)
+            for kh, kw in np.ndindex(inner.KH, inner.KW):  # tap by tap: NumPy's inner loop runs over channels
+                by_input[..., kh, kw] = source[..., -1 - kh, -1 - kw].swapaxes(1, 2)
             if whole:
                 step.run(grad_output, turned, bias, output, rest, n_threads)
             else:
@@ -110,7 +119,8 @@ def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem
 
     def workspace(n_workers):
         inner_need = max((step.workspace(n_workers) for _, _, step in dense), default=0)
-        return max(filters + largest + inner_need, definition.workspace(n_workers))
+        return filters + largest + inner_need
 
     packed = filters + max((step.packed_elements for _, _, step in dense), default=0)
-    return Step(run, workspace, packed_elements=packed, detail=dense[0][2].detail if dense else "")
+    step = Step(run, workspace, packed_elements=packed, detail=dense[0][2].detail if dense else "")
+    return of_finite(step, definition)

@@ -70,24 +70,27 @@ def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
     return tiles * weights / 45.0 + blocks * weights * 4 / 25.0 + moving + packing + 4000.0
 
 
-def _geometry(problem: ConvProblem, packed: bool, tile: int) -> np.ndarray:
-    return problem.geometry(tile=tile or min(CHOICES, key=lambda each: _cost(problem, each, packed)))
+def _geometry(problem: ConvProblem, packed: bool, tile: int, turned: bool = False) -> np.ndarray:
+    best = tile or min(CHOICES, key=lambda each: _cost(problem, each, packed))
+    return problem.geometry(tile=best, turned=turned)
 
 
 def _detail(geometry: np.ndarray) -> str:
     return f"tile       {geometry[GEO_TILE]} x {geometry[GEO_TILE]}"
 
 
-def forward(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
-    """output = clamp(conv(input, weight) + bias)."""
-    geometry = _geometry(problem, False, tile)
+def forward(k: Any, problem: ConvProblem, *, tile: int = 0, turned: bool = False) -> Step:
+    """output = clamp(conv(input, weight) + bias); ``turned``: of the weight of the convolution whose adjoint this is."""
+    geometry = _geometry(problem, False, tile, turned)
     size = int(k.winograd.packed_weight_size(geometry))
     return packing(k.winograd.pack_weight, size, geometry, _of_packed(k, problem, geometry))
 
 
 def grad_input(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
     """grad_input = clamp(adjoint of conv in its input (grad_output) + bias): a convolution with the turned weight."""
-    return transposed.grad_input(k, problem, partial(forward, tile=tile), im2col.grad_input(k, problem))
+    definition = im2col.grad_input(k, problem)
+    dense = [phase.problem for phase in transposed.phases(problem) if phase.problem]  # stride 1: one; none of no cells
+    return transposed.of_finite(forward(k, dense[0], tile=tile, turned=True), definition) if dense else definition
 
 
 def grad_weight(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:

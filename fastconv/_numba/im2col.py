@@ -21,6 +21,7 @@ import numpy as np
 from fastconv._numba._common import ceil_div, clamp
 from fastconv._numba._direct_simd import every_other
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
+from fastconv._numba._lanes import store_filters
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch, put,
@@ -958,12 +959,14 @@ def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, w
 # the copied input broadcast from MR places at once, so that no column is packed. Operands of a chunk of images are laid
 # out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
 # problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
-CHAIN_PIXELS = 384  # pixels summed in registers before they are added to the block: a panel of filters stays in the
+CHAIN_PIXELS = 392  # pixels summed in registers before they are added to the block: a panel of filters stays in the
 # first-level cache meanwhile
 CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level cache; more if the blocks of results,
 # which are read and written for every chunk, are larger
 TASK_TILES = 8  # tiles of MR rows of K in a task, and
 TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
+TASK_ROWS = TASK_TILES * MR
+FEW_TASKS = 4  # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 
 Outer = namedtuple(
@@ -972,7 +975,7 @@ Outer = namedtuple(
     "images chunks "  # images of a chunk
     "rows row_width x_elements "  # copied rows of a channel, elements of all channels of a chunk
     "filters panels y_elements "  # filters of a group, filled to whole vectors; their panels
-    "tile_blocks panel_blocks c_elements kept_elements",
+    "task_panels tile_blocks panel_blocks c_elements kept_elements",  # panels of a task
 )
 
 
@@ -984,8 +987,9 @@ def outer(b, geometry, VL):
     filters = ceil_div(b.OCG, VL) * VL
     panels = ceil_div(filters, NR)
     tile_blocks = ceil_div(ceil_div(b.K, MR), TASK_TILES)
-    panel_blocks = ceil_div(panels, TASK_PANELS)
-    c_elements = TASK_TILES * MR * TASK_PANELS * NR
+    task_panels = TASK_PANELS if G * tile_blocks >= FEW_TASKS else 1
+    panel_blocks = ceil_div(panels, task_panels)
+    c_elements = TASK_TILES * MR * task_panels * NR
     kept_elements = G * tile_blocks * panel_blocks * c_elements
     x_image, y_image = geometry[GEO_IC] * rows * row_width, G * b.P * filters
     images = max(min(max(CHUNK_ELEMENTS, kept_elements) // max(x_image + y_image, 1), N), 1)
@@ -993,7 +997,7 @@ def outer(b, geometry, VL):
     images = ceil_div(N, max(chunks, 1))
     return Outer(
         OH, OW, images, chunks, rows, row_width, 0 if b.flat else images * x_image, filters, panels, images * y_image,
-        tile_blocks, panel_blocks, c_elements, kept_elements if chunks > 1 else 0,
+        task_panels, tile_blocks, panel_blocks, c_elements, kept_elements if chunks > 1 else 0,
     )  # fmt: skip
 
 
@@ -1129,16 +1133,16 @@ def conv2d_grad_weight_task(
     geometry: const_int64[::1],  # IN
 ):
     dtype = grad_weight.dtype
-    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    VL, size = lanes(dtype), itemsize(dtype)
     NR, G, IC = NV * VL, geometry[GEO_G], geometry[GEO_IC]
     b = blocking(geometry, 1)
     o = outer(b, geometry, VL)
     KW, stride_w, dil_h, dil_w = geometry[GEO_KW], geometry[GEO_STRIDE_W], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
-    panel_from = task % o.panel_blocks * TASK_PANELS
+    panel_from = task % o.panel_blocks * o.task_panels
     k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * MR
     g = task // o.panel_blocks // o.tile_blocks
-    panel_to, rows_of_k = min(panel_from + TASK_PANELS, o.panels), min(TASK_TILES * MR, b.K - k_from)
-    ldc, tall, wide = TASK_PANELS * NR, max(CHAIN_PIXELS // max(o.OW, 1), 1), max(min(o.OW, CHAIN_PIXELS), 1)
+    panel_to, rows_of_k = min(panel_from + o.task_panels, o.panels), min(TASK_TILES * MR, b.K - k_from)
+    ldc, tall, wide = o.task_panels * NR, max(CHAIN_PIXELS // max(o.OW, 1), 1), max(min(o.OW, CHAIN_PIXELS), 1)
     many, x_image, y_image = max(CHAIN_PIXELS // max(b.P, 1), 1), IC * o.rows * o.row_width, G * b.P * o.filters
     chunk_images = min(o.images, geometry[GEO_N] - chunk * o.images)
     copied = address(workspace)
@@ -1146,10 +1150,18 @@ def conv2d_grad_weight_task(
     if b.flat:
         copied = address(input) + chunk * o.images * x_image * size
     block = turned + (o.y_elements + (task if o.kept_elements > 0 else worker) * o.c_elements) * size
-    cells = local(MR, np.int64)
+    cells, places = (
+        local(MR, np.int64),
+        local(TASK_ROWS, np.int64),
+    )  # places: of each row's first cell in an image
 
     if chunk == 0:
         clear(block, o.c_elements * size)
+    for i in range(TASK_ROWS):
+        k = k_from + min(i, rows_of_k - 1)  # past the end: the last row again
+        tap = k % b.T
+        places[i] = (k // b.T * o.rows + tap // KW * dil_h) * o.row_width
+        places[i] += tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w
     x_step = geometry[GEO_STRIDE_H] * o.row_width
     for block_of_images in range(ceil_div(chunk_images, many)):
         n = block_of_images * many
@@ -1167,13 +1179,8 @@ def conv2d_grad_weight_task(
                     y += (panel * NR * b.P + (oh * o.OW + ow) * width) * size
                     y_step = o.OW * width
                     for tile_index in range(ceil_div(rows_of_k, MR)):  # tiles of MR rows of K
-                        for i in range(MR):  # rows that do not exist repeat the last
-                            k = k_from + min(tile_index * MR + i, rows_of_k - 1)
-                            tap = k % b.T
-                            cells[i] = x + size * (
-                                (k // b.T * o.rows + tap // KW * dil_h) * o.row_width + oh * x_step
-                                + tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w + ow
-                            )  # fmt: skip
+                        for i in range(MR):
+                            cells[i] = x + (places[tile_index * MR + i] + oh * x_step + ow) * size
                         c = block + (tile_index * MR * ldc + (panel - panel_from) * NR) * size
                         if width == NR:
                             outer_tile_NV(
@@ -1189,11 +1196,10 @@ def conv2d_grad_weight_task(
                             )
     if chunk < o.chunks - 1 or b.T == 0:
         return
-    for oc in range(panel_from * NR, min(panel_to * NR, b.OCG)):
-        target = address(grad_weight) + ((g * b.OCG + oc) * b.K + k_from) * size
-        for k in range(rows_of_k):
-            before = get(target, k, dtype) if geometry[GEO_ACCUMULATE] != 0 else zero
-            put(target, k, before + get(block, k * ldc + oc - panel_from * NR, dtype))
+    store_filters(
+        block, address(grad_weight) + ((g * b.OCG + panel_from * NR) * b.K + k_from) * size, rows_of_k,
+        min(panel_to * NR, b.OCG) - panel_from * NR, ldc, b.K, geometry[GEO_ACCUMULATE] != 0, dtype,
+    )  # fmt: skip
 
 
 def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):

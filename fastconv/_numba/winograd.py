@@ -29,6 +29,7 @@ import numpy as np
 
 from fastconv._numba._common import ceil_div, clamp
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
+from fastconv._numba._lanes import store_filters
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch,
@@ -39,7 +40,7 @@ from fastconv._numba._winograd_simd import (
 )  # fmt: skip
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
-    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE,
+    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, GEO_TURNED,
 )  # fmt: skip
 from fastconv._problem import WINOGRAD_POINTS as POINTS
 
@@ -713,6 +714,24 @@ def take_taps(source, distance, taps, dtype):
 take_taps = helper(unrolled(take_taps))
 
 
+@helper
+def turn_filters(
+    weight,  # IN   [channel][OCG][9], first filter
+    turned,  # OUT  [filter][ICG][9]
+    filters,
+    ICG,
+    OCG,
+    dtype,
+):
+    """Filters of the adjoint convolution: channels and filters change places, taps their order."""
+    size = itemsize(dtype)
+    for c in range(ICG):
+        for f in range(filters):
+            taps, target = weight + (c * OCG + f) * 9 * size, turned + (f * ICG + c) * 9 * size
+            for i in range(9):
+                put(target, i, get(taps, 8 - i, dtype))
+
+
 @task
 def pack_weight_task(
     task: index,
@@ -728,18 +747,21 @@ def pack_weight_task(
     g, panel = task // b.panels, task % b.panels
     memory, squares = local(TAPS, dtype), local(TAPS, dtype)
     edge, taps = address(memory), address(squares)
-    kept = (g * b.OCG + panel * NR) * K * size
-    copy(
-        address(packed) + geometry[GEO_G] * b.u_elements * size + kept, address(weight) + kept,
-        min(b.OCG - panel * NR, NR) * K * size,
-    )  # fmt: skip
+    own = address(packed) + (geometry[GEO_G] * b.u_elements + (g * b.OCG + panel * NR) * K) * size
+    filters = min(b.OCG - panel * NR, NR)
+    if geometry[GEO_TURNED] != 0:
+        turn_filters(
+            address(weight) + (g * b.ICG * b.OCG + panel * NR) * 9 * size, own, filters, b.ICG, b.OCG, dtype
+        )  # fmt: skip
+    else:
+        copy(own, address(weight) + (g * b.OCG + panel * NR) * K * size, filters * K * size)
     u = address(packed) + (g * b.u_elements + panel * channels_there * NR) * size
     for square in range(ceil_div(channels_there, 4)):
         c = square * 4
         for i in range(NV):
             first = panel * NR + i * VL
             filters, channels = min(max(b.OCG - first, 0), VL), min(max(b.ICG - c, 0), 4)
-            source = address(weight) + ((g * b.OCG + first) * K + c * 9) * size
+            source = own + (i * VL * K + c * 9) * size
             distance = K
             if filters < VL or channels < 4:
                 clear(edge, VL * run * size)
@@ -759,7 +781,7 @@ def pack_weight_task(
 
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
-    """weight (OC, ICG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
+    """weight (OC, ICG, 3, 3), turned (IC, OCG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
     b = plan(geometry, weight.itemsize)
     pack_weight_task.run(int(geometry[GEO_G]) * b.panels, n_threads, weight, packed, geometry)
 
@@ -1179,45 +1201,6 @@ def transform_products(
 transform_products_2, transform_products_4, transform_products_6 = (
     helper(unrolled(transform_products, m=m)) for m in POINTS
 )  # fmt: skip
-
-
-def store_filters(
-    results,  # IN   [row][filter]: rows of one filter stand together in grad_weight
-    out,  # OUT  the first row of the first filter, K from filter to filter
-    rows,
-    filters,
-    ldd,
-    K,
-    accumulate,
-    dtype,
-):
-    """Rows of VL filters turned, 4 at once."""
-    outlined()
-    z: registers[4]
-    VL, size = lanes(dtype), itemsize(dtype)
-    quad = 16 // size
-    for vector in range(ceil_div(filters, VL)):
-        k = vector * VL
-        squares = rows // 4 if filters - k >= VL else 0
-        for square in range(squares):
-            r = square * 4
-            for j in unroll(4):
-                z[j] = load(results, (r + j) * ldd + k, dtype)
-            z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
-            for j in unroll(4):
-                offset = r + j // quad * quad + (k + j % quad) * K
-                if accumulate:
-                    z[j] = z[j] + load_lanes(out, offset, quad * K, dtype)
-                store_lanes(out, offset, quad * K, z[j])
-        for i in range(k, min(k + VL, filters)):
-            for r in range(squares * 4, rows):
-                value = get(results, r * ldd + i, dtype)
-                if accumulate:
-                    value = value + get(out, i * K + r, dtype)
-                put(out, i * K + r, value)
-
-
-store_filters = helper(unrolled(store_filters))
 
 
 @task

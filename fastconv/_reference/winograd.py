@@ -73,8 +73,14 @@ def packed_weight_size(geometry):
 
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
-    """weight (OC, ICG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
+    """weight (OC, ICG, 3, 3) -> packed, in the order in which this back end's conv2d reads it.
+
+    Turned, the weight is (IC, OCG, 3, 3), that of the convolution whose adjoint reads what is packed.
+    """
     g = unpack(geometry)
+    if g.turned:
+        by_group = weight.reshape(g.G, g.IC // g.G, g.OC // g.G, 3, 3)
+        weight = by_group.swapaxes(1, 2)[..., ::-1, ::-1].reshape(g.OC, g.IC // g.G, 3, 3)
     _, G, _ = _arrays(g.tile, weight.dtype)
     split = packed.size - weight.size
     packed[:split] = np.moveaxis(G @ weight @ G.T, (2, 3), (0, 1)).ravel()

@@ -175,19 +175,25 @@ class BackwardPass:
     ``run.store(self, weight=..., bias=...)`` hands over gradients of parameters.
     """
 
+    merges = True  # whether two layers may go back in one step; not where somebody counts on every one of them
+
     def __init__(self, frame: Frame, rule: str, accumulate: bool, needs_input: bool) -> None:
         self.rule = rule
         self.needs_input = needs_input  # whether the caller of the running layer wants the gradient of its input
         self.owned = False  # whether nobody else knows the gradient that the running layer got: it may write there
+        self.rectified = False  # whether the running layer, a max-pool, also goes back through the ReLU before it
         self.needs_parameters = rule == "gradient"
         self._frame = frame
         self._accumulate = accumulate
         self._written: set[tuple[int, str]] = set()
 
-    def __call__(self, layer: Any, grad_output: Any, needs_input: bool = True, owned: bool = False) -> Any:
+    def __call__(
+        self, layer: Any, grad_output: Any, needs_input: bool = True, owned: bool = False, through: Any = None
+    ) -> Any:
         """Gradient of the input of ``layer``, from its last forward in the frame that is left.
 
         ``owned``: `grad_output` is the caller's own and not needed any more, so the layer may overwrite it.
+        ``through``: the ReLU before ``layer``, a max-pool; the gradient is that of the ReLU's input.
         """
         stack = self._frame.stacks.get(layer)
         if not stack:
@@ -199,12 +205,15 @@ class BackwardPass:
             raise ValueError(f"{function}: grad_output has shape {grad.shape}: it must be the output's, {entry.shape}")
         if grad.dtype.newbyteorder("=") != entry.dtype:
             raise TypeError(f"{function}: grad_output is {grad.dtype}: it must be the output's dtype, {entry.dtype}")
-        outer, (self.needs_input, self.owned) = (self.needs_input, self.owned), (needs_input, owned)
+        outer = self.needs_input, self.owned, self.rectified
+        self.needs_input, self.owned, self.rectified = needs_input, owned, through is not None
         try:
             grad_input = layer._backward(ready(grad, grad.shape), entry.saved, self)
         finally:
-            self.needs_input, self.owned = outer
+            self.needs_input, self.owned, self.rectified = outer
         self._frame.pop(layer)
+        if through is not None:
+            self._frame.pop(through)
         return grad_input
 
     def store(self, layer: Any, **gradients: np.ndarray | None) -> None:

@@ -37,7 +37,7 @@ class ReLU(Elementwise):
         return output, output  # x > 0 where y > 0, and the next layer keeps y anyway
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
-        return _rectified(grad_output, None if run.rule == "deconvnet" else saved > 0, run)
+        return rectified(grad_output, None if run.rule == "deconvnet" else saved > 0, run)
 
 
 class ReLU6(Elementwise):
@@ -64,10 +64,10 @@ class ReLU6(Elementwise):
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         passed = None if run.rule == "deconvnet" else (saved > 0) & (saved < 6)
-        return _rectified(grad_output, passed, run)
+        return rectified(grad_output, passed, run)
 
 
-def _rectified(grad: np.ndarray, passed: np.ndarray | None, run: BackwardPass) -> np.ndarray:
+def rectified(grad: np.ndarray, passed: np.ndarray | None, run: BackwardPass) -> np.ndarray:
     """What a rectifier sends back; ``passed`` is where its input was in its linear range."""
     out = grad if run.owned else None
     if run.rule != "gradient":

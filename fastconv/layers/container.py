@@ -147,10 +147,17 @@ class Sequential(_Container):
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         layers = list(self._layers.values())
         needs_input, owned, grad = run.needs_input, run.owned, grad_output
-        for _, layer in reversed(list(pairwise(layers))):
-            grad = run(layer, grad, owned=owned)
+        through = None
+        for before, layer in reversed(list(pairwise(layers))):
+            if layer is through:
+                through = None
+                continue
+            # A window's winner was positive where the maximum is: the ReLU masks the fewer cells behind the pool
+            merged = type(layer) is MaxPool2d and type(before) is ReLU and run.rule == "gradient" and run.merges
+            through = before if merged else None
+            grad = run(layer, grad, owned=owned, through=through)
             owned = type(layer) in NEW_GRADIENTS
-        return run(layers[0], grad, needs_input, owned) if layers else grad
+        return grad if not layers or layers[0] is through else run(layers[0], grad, needs_input, owned)
 
     def _trace(self, *signals: Any, **options: Any) -> tuple[Any, int]:
         return self._forward(*signals)[0] if self._layers else signals[0], 0

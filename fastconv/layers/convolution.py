@@ -390,8 +390,8 @@ class ConvTranspose2d(_Conv):
         }
         if run.needs_parameters:
             grad_weight = functional.conv2d_grad_weight(grad_output, weight.shape, x, **geometry)
-            spatial = tuple(axis for axis in range(grad_output.ndim) if axis != grad_output.ndim - 3)
-            run.store(self, weight=grad_weight, bias=None if self.bias is None else grad_output.sum(axis=spatial))
+            maps = grad_output.reshape(-1, *grad_output.shape[-3:])
+            run.store(self, weight=grad_weight, bias=None if self.bias is None else functional.bias_gradient(maps))
         return functional.conv2d(grad_output, weight, **geometry) if run.needs_input else None
 
     def _trace(self, signal: Signal) -> tuple[Signal, int]:

@@ -13,6 +13,7 @@ from fastconv._problem import PoolProblem, at_least, flag, integer, pair, resolv
 from fastconv.layers._base import Layer, check_maps, count, maps
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass, recording
+from fastconv.layers.activation import rectified
 
 
 class MaxPool2d(Layer):
@@ -76,13 +77,16 @@ class MaxPool2d(Layer):
         if not with_indices:
             return functional.max_pool2d(x, *arguments), None
         output, indices = functional.max_pool2d(x, *arguments, True)
-        return (output, indices) if self.return_indices else output, (indices, x.shape)
+        return (output, indices) if self.return_indices else output, (indices, x.shape, output > 0)
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
-        indices, shape = saved
-        return functional.max_pool2d_backward(
-            grad_output, indices, shape, self.kernel_size, self.stride, self.padding, self.dilation
-        )
+        indices, shape, positive = saved
+        if run.rectified:
+            grad_output = rectified(grad_output, positive, run)
+        return functional._max_pool2d_backward(
+            grad_output, indices, shape, self.kernel_size, self.stride, self.padding, self.dilation,
+            trusted=not self.return_indices,
+        )  # fmt: skip
 
     def _trace(self, signal: Signal) -> tuple[Any, int]:
         problem = PoolProblem.from_args(

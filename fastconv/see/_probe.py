@@ -59,13 +59,17 @@ class Order(Frame):
 class Injected(BackwardPass):
     """A backward pass that starts inside: at `target` the gradient is replaced by `seed`, once."""
 
+    merges = False
+
     def __init__(self, frame: Frame, rule: str, target: Layer, seed: np.ndarray) -> None:
         super().__init__(frame, rule, False, True)
         self.needs_parameters = False
         self._target, self._seed = target, seed
         self._done = False
 
-    def __call__(self, layer: Any, grad_output: Any, needs_input: bool = True, owned: bool = False) -> Any:
+    def __call__(
+        self, layer: Any, grad_output: Any, needs_input: bool = True, owned: bool = False, through: Any = None
+    ) -> Any:
         if layer is self._target and not self._done:
             grad_output, self._done = self._seed, True
         return super().__call__(layer, grad_output, needs_input)

@@ -20,6 +20,8 @@ _guards.py        Ctrl-C between steps only; which layer gave the first NaN
 1.0
 """
 
+import numpy as np
+
 from fastconv.train.augment import Augment, center_crop
 from fastconv.train.checkpoint import load_checkpoint, save_checkpoint
 from fastconv.train.clipping import clip_grad_norm
@@ -28,6 +30,11 @@ from fastconv.train.history import History
 from fastconv.train.losses import mean_squared_error, softmax_cross_entropy
 from fastconv.train.optimizers import SGD, Adam, AdamW
 from fastconv.train.schedules import CosineSchedule, OneCycleSchedule, StepSchedule
+
+# The maps of a step come and go. When more lies free at the end of its heap than twice the largest block it has unmapped,
+# glibc gives it back, and each page of the next step's maps is faulted in and zeroed anew. A block of the largest size
+# that counts, never touched, raises that bound to 64 MiB.
+np.empty((32 << 20) - 8192, np.uint8)
 
 __all__ = [
     "SGD",
