@@ -69,7 +69,6 @@ VL_DOUBLE = _VL_DOUBLE
 
 cdef enum:
     CELLS = 32768  # cells that a task reads at least: microseconds, against a fraction of one to start it
-    PARTS = 32     # partial sums of a run of cells: two vectors at least, to hide the latency of an addition
 
 # Two ways to cut the work into tasks: runs of output rows, counted through all planes, and runs of planes.
 cdef inline Py_ssize_t rows_per_task(const int64_t* geometry) noexcept nogil:
@@ -385,20 +384,26 @@ cdef inline real divisor_of_column(Py_ssize_t ow, const int64_t* geometry, real*
     )
 
 
-cdef inline real run_sum(const real* x, Py_ssize_t count) noexcept nogil:
-    """The sum of a run of cells, by PARTS partial sums."""
-    cdef real parts[PARTS]
+cdef inline real run_sum(const real* x, Py_ssize_t count, vec* like) noexcept nogil:
+    """The sum of a run of cells, by four vectors of partial sums: they hide the latency of an addition."""
+    cdef Py_ssize_t i = 0, lane, lanes = sizeof(vec) // sizeof(real)
+    cdef vec sum0, sum1, sum2, sum3, rest
     cdef real total = 0
-    cdef Py_ssize_t i, part
-    for part in range(PARTS):
-        parts[part] = 0
-    for i in range(count // PARTS):
-        for part in range(PARTS):
-            parts[part] += x[i * PARTS + part]
-    for part in range(PARTS):
-        total += parts[part]
-    for i in range(count // PARTS * PARTS, count):
-        total += x[i]
+    spread(&sum0, 0)
+    sum1 = sum2 = sum3 = sum0
+    while i + 4 * lanes <= count:
+        sum0 = sum0 + (<const vec*> (x + i))[0]
+        sum1 = sum1 + (<const vec*> (x + i + lanes))[0]
+        sum2 = sum2 + (<const vec*> (x + i + 2 * lanes))[0]
+        sum3 = sum3 + (<const vec*> (x + i + 3 * lanes))[0]
+        i += 4 * lanes
+    while i < count:
+        tap(&rest, False, x, i, 0, 1, count, 0)
+        sum0 = sum0 + rest
+        i += lanes
+    sum0 = (sum0 + sum1) + (sum2 + sum3)
+    for lane in range(lanes):
+        total += (<real*> &sum0)[lane]
     return total
 
 
@@ -484,7 +489,7 @@ cdef inline void mean_rows(
             row = x + reduced * IW
             sums = values + (reduced & (slots - 1)) * size
             if OW == 1 and dil_w == 1:
-                sums[0] = run_sum(row, min(KW - pad_left, IW))
+                sums[0] = run_sum(row, min(KW - pad_left, IW), like)
             elif KW == 3 and dil_w == 1 and stride_w == 2:
                 sum_along_row(row, sums, pad_left, IW, OW, 3, 2, 1, like)
             elif KW == 3 and dil_w == 1 and stride_w == 1:
@@ -576,6 +581,7 @@ cdef void avg_pool2d_task(
         bint tiling = is_tiling(geometry), plane = is_plane(geometry)
         const real* x
         real* y
+        real divisor
         vf* like_f = NULL
         vd* like_d = NULL
     row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * IC * OH)
@@ -585,9 +591,11 @@ cdef void avg_pool2d_task(
         x = &input[n, c, 0, 0]
         y = &output[n, c, 0, 0]
         if plane:
-            y[0] = run_sum(x, geometry[GEO_IH] * geometry[GEO_IW]) / (
-                divisor_of_row(0, geometry, y) * divisor_of_column(0, geometry, y)
-            )
+            divisor = divisor_of_row(0, geometry, y) * divisor_of_column(0, geometry, y)
+            if real is float:
+                y[0] = run_sum(x, geometry[GEO_IH] * geometry[GEO_IW], like_f) / divisor
+            else:
+                y[0] = run_sum(x, geometry[GEO_IH] * geometry[GEO_IW], like_d) / divisor
         elif real is float:
             if tiling:
                 mean_tiles(x, y, oh, oh_last, geometry, like_f)
