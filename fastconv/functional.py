@@ -1030,16 +1030,16 @@ def _max_pool(
         make,
     )  # fmt: skip
     shape = _result_shape(plan, x.ndim, axes)
-    target = np.empty(plan.output_shape, plan.problem.dtype)
+    in_place = False
     if out is not None:
-        check_out(function, out, shape, x.dtype.name, (x,))
-        if kernel_ready(out):
-            target = out.reshape(plan.output_shape)
+        check_out(function, out, shape, plan.problem.dtype, (x,))
+        in_place = kernel_ready(out)
+    target = out.reshape(plan.output_shape) if in_place else np.empty(plan.output_shape, plan.problem.dtype)
     indices = np.empty(plan.output_shape, np.int64) if return_indices else NO_INDICES
     plan.run((ready(x, plan.problem.input_shape),), (target, indices))
     result = target.reshape(shape)
     if out is not None:
-        if not kernel_ready(out):
+        if not in_place:
             out[...] = result
         result = out
     return (result, indices.reshape(shape)) if return_indices else result

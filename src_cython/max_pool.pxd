@@ -2,8 +2,8 @@
 """Maxima of windows on vectors: what the pool kernels and the max-pool fused behind a convolution share.
 
 Windows are reduced first along the row, then over the rows: of equal maxima that still finds the first in row-major order,
-and rows that windows share are reduced once. A ring holds the reduced rows that are still needed: image row ih in slot
-ih & (slots - 1). Windows of 2x2 that tile the plane share nothing and are done at one go.
+and rows that windows share are reduced once. `max_common` does the windows that networks have in one sweep, where no cell is
+NaN; `max_rows` does all others: a ring holds the reduced rows that are still needed, image row ih in slot ih & (slots - 1).
 
 Lanes of a vector are windows that are neighbours in a row. A vector that meets columns outside the image masks them off.
 Cells of one window are numbered with integers as wide as the elements: in float32 its rows must span fewer than 2**31 cells.
@@ -14,7 +14,7 @@ from libc.stdint cimport int32_t
 
 from common cimport (
     GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
-    GEO_STRIDE_W, ceil_div, int64_t, real, vec,
+    GEO_STRIDE_W, ceil_div, int64_t, real, vec, vmax,
 )
 from common cimport VL_FLOAT as _VL_FLOAT
 
@@ -64,12 +64,12 @@ cdef extern from *:
     #define POOL_LOAD_d(type, vec, cells, VL) POOL_LOAD(pd, epu64, set1_epi64, cells, long long, VL)
     #elif FASTCONV_VL == 8 && defined(__AVX2__)
     #define POOL_LOAD(pd, vec, cells, lane, VL) { \\
+        const lane least = 1ULL << (8 * sizeof(lane) - 1); /* below it, what was negative is large: one comparison */ \\
         cells at; \\
         for (int i = 0; i < VL; i++) at[i] = i; \\
-        at += (lane)column; \\
-        cells inside = (at >= 0) & (at < (lane)extent); \\
-        vec v = (vec)_mm256_maskload_##pd(row + column, (__m256i)inside); \\
-        return SIMD_SELECT(inside, v, ((vec){0} + border)); }
+        cells inside = at + ((lane)column ^ least) < ((lane)extent ^ least); \\
+        cells v = (cells)_mm256_maskload_##pd(row + column, (__m256i)inside); /* 0 outside */ \\
+        return (vec)(v | (~inside & (cells)((vec){0} + border))); }
     #define POOL_LOAD_f(type, vec, cells, VL) POOL_LOAD(ps, vec, cells, int, VL)
     #define POOL_LOAD_d(type, vec, cells, VL) POOL_LOAD(pd, vec, cells, long long, VL)
     #else
@@ -103,6 +103,16 @@ cdef extern from *:
             } \\
         } \\
     } \\
+    POOL void cells_of_##S(vec *v, int inside, Py_ssize_t column, Py_ssize_t stride) \\
+    { \\
+        cells at = EVEN; /* that names the columns of a tap's lanes, too */ \\
+        if (stride == 1) for (int i = 0; i < VL; i++) at[i] = i; \\
+        at += (type##_lane)column; \\
+        if (!inside) at &= ~(at < 0); \\
+        *v = (vec)at; \\
+    } \\
+    POOL int has_flags_##S(vec v) \\
+    { vdi bits = (vdi)v; long long any = 0; for (int i = 0; i < VL_DOUBLE; i++) any |= bits[i]; return any != 0; } \\
     POOL void untangle_##S(vec *v) { *v = (vec)POOL_SHUFFLE(VL_DOUBLE, (vdi)*v, (vdi)*v, PLACES); } \\
     POOL void ramp_##S(vec *v, int64_t first, int64_t step) \\
     { cells lane; for (int i = 0; i < VL; i++) lane[i] = i; *v = (vec)(lane * (type##_lane)step + (type##_lane)first); } \\
@@ -160,6 +170,17 @@ cdef extern from *:
     }
     POOL_RULES(f, vf, ps)
     POOL_RULES(d, vd, pd)
+    #define POOL_COMMON_RULES(S, vec, pd, epi) \\
+    POOL void note_nan_##S(vec *flags, vec a, vec b) \\
+    { *flags = (vec)_mm512_mask_set1_##epi((__m512i)*flags, _mm512_cmp_##pd##_mask(a, b, _CMP_UNORD_Q), -1); } \\
+    POOL void fold_larger_##S(vec *best, vec *where, vec value, vec cell) \\
+    { \\
+        __auto_type wins = _mm512_cmp_##pd##_mask(value, *best, _CMP_GT_OQ); \\
+        *best = _mm512_max_##pd(value, *best); \\
+        *where = _mm512_mask_mov_##pd(*where, wins, cell); \\
+    }
+    POOL_COMMON_RULES(f, vf, ps, epi32)
+    POOL_COMMON_RULES(d, vd, pd, epi64)
     #else
     #define POOL_RULES(S, vec, cells) \\
     POOL void fold_max_##S(vec *best, vec value) \\
@@ -172,6 +193,27 @@ cdef extern from *:
     }
     POOL_RULES(f, vf, vfi)
     POOL_RULES(d, vd, vdi)
+    #if FASTCONV_VL == 8 && defined(__AVX2__)
+    #define UNORDERED_f(a, b) (vfi)_mm256_cmp_ps(a, b, _CMP_UNORD_Q)
+    #define UNORDERED_d(a, b) (vdi)_mm256_cmp_pd(a, b, _CMP_UNORD_Q)
+    #define PICK_f(mask, a, b) (vf)_mm256_blendv_ps((vf)(b), (vf)(a), (vf)(mask))
+    #define PICK_d(mask, a, b) (vd)_mm256_blendv_pd((vd)(b), (vd)(a), (vd)(mask))
+    #else
+    #define UNORDERED_f(a, b) ((a != a) | (b != b))
+    #define UNORDERED_d UNORDERED_f
+    #define PICK_f SIMD_SELECT
+    #define PICK_d SIMD_SELECT
+    #endif
+    #define POOL_COMMON_RULES(S, vec, cells) \\
+    POOL void note_nan_##S(vec *flags, vec a, vec b) { *flags = (vec)((cells)*flags | UNORDERED_##S(a, b)); } \\
+    POOL void fold_larger_##S(vec *best, vec *where, vec value, vec cell) \\
+    { \\
+        cells wins = value > *best; \\
+        *best = vmax_##S(value, *best); \\
+        *where = PICK_##S(wins, cell, *where); \\
+    }
+    POOL_COMMON_RULES(f, vf, vfi)
+    POOL_COMMON_RULES(d, vd, vdi)
     #endif
 
     #define POOL_OF(name, v) _Generic((v), vf: name##_f, vd: name##_d)
@@ -179,6 +221,10 @@ cdef extern from *:
         POOL_OF(tap, *(v))(v, inside, (const void *)(row), column, offset, stride, extent, border)
     #define spread(v, number) POOL_OF(spread, *(v))(v, number)
     #define untangle(v) POOL_OF(untangle, *(v))(v)
+    #define cells_of(v, inside, column, stride) POOL_OF(cells_of, *(v))(v, inside, column, stride)
+    #define note_nan(flags, a, b) POOL_OF(note_nan, *(flags))(flags, a, b)
+    #define has_flags(v) POOL_OF(has_flags, v)(v)
+    #define fold_larger(best, where, value, cell) POOL_OF(fold_larger, value)(best, where, value, cell)
     #define fold_max(best, value) POOL_OF(fold_max, value)(best, value)
     #define fold_first(best, where, value, cell) POOL_OF(fold_first, value)(best, where, value, cell)
     #define ramp(v, first, step) POOL_OF(ramp, *(v))(v, first, step)
@@ -195,6 +241,10 @@ cdef extern from *:
     void untangle(...) nogil    # (v)                     what was computed from such taps: each lane to its place
     void fold_max(...) nogil    # (best, value)           the maximum: NaN wins, of equals best (zeros have signs)
     void fold_first(...) nogil  # (best, where, value, cell)  where value is larger, or the first NaN: it and its cell
+    void fold_larger(...) nogil  # (best, where, value, cell)  fold_first where neither is NaN
+    void note_nan(...) nogil    # (flags, a, b)           flags the lanes where a or b is NaN
+    bint has_flags(...) nogil   # (v)                     whether a lane is flagged
+    void cells_of(...) nogil    # (v, inside, column, stride)  cells: columns of the first tap of windows, 0 for those below it
     void ramp(...) nogil        # (v, first, step)        cells: lane i is first + i * step
     void add_cells(...) nogil   # (v, other)              cells: v += other
     void put(...) nogil         # (p, value, count)       the first count lanes to memory
@@ -253,10 +303,224 @@ cdef inline bint is_tiling(const int64_t* geometry) noexcept nogil:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- max pooling
+# ---------------------------------------------------------------------------------------------- the common windows
 
-# `like` only carries the type. with_indices and inside, and KW, n_rows and stride_w at the calls that matter, are constants:
-# then the loops over a window are unrolled and all of it stays in registers.
+# In this part windows are 2x2 at step 2, or 3x3 at step 2 or 1, and K, stride, with_indices and inside are constants.
+# vmax and fold_larger keep the first of two values if it is NaN and lose the second: all seconds are looked at, in pairs.
+
+
+cdef inline bint is_common(const int64_t* geometry) noexcept nogil:
+    """Whether `max_common` has the windows, each of which must meet the image."""
+    cdef Py_ssize_t K = geometry[GEO_KH], stride = geometry[GEO_STRIDE_H]
+    return (
+        geometry[GEO_KW] == K and geometry[GEO_STRIDE_W] == stride and geometry[GEO_DIL_H] == geometry[GEO_DIL_W] == 1
+        and ((K == 2 and stride == 2) or (K == 3 and (stride == 1 or stride == 2)))
+        and geometry[GEO_PAD_TOP] < K and (geometry[GEO_OH] - 1) * stride - geometry[GEO_PAD_TOP] < geometry[GEO_IH]
+        and geometry[GEO_PAD_LEFT] < K and (geometry[GEO_OW] - 1) * stride - geometry[GEO_PAD_LEFT] < geometry[GEO_IW]
+    )
+
+
+cdef inline void reduce_row(
+    vec* best,             # OUT  maxima along the row, as tap orders them
+    vec* columns,          # OUT  with_indices: theirs
+    vec* flags,            # OUT  of lanes that lost a NaN
+    const real* x,         # IN   image row
+    Py_ssize_t column, Py_ssize_t IW,
+    const bint with_indices, const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
+) noexcept nogil:
+    cdef Py_ssize_t kw
+    cdef vec other, last, cell
+    tap(best, inside, x, column, 0, stride, IW, -INFINITY)
+    if with_indices:
+        cells_of(columns, inside, column, stride)
+    for kw in range(1, K):
+        tap(&other, inside, x, column, kw, stride, IW, -INFINITY)
+        if with_indices:
+            cells_of(&cell, True, column + kw, stride)
+            fold_larger(best, columns, other, cell)
+        else:
+            best[0] = vmax(other, best[0])
+        if kw == K - 1:
+            note_nan(flags, other, last if K == 3 else other)
+        last = other
+
+
+cdef inline Py_ssize_t blocks_inside(
+    Py_ssize_t pad_left, Py_ssize_t readable, Py_ssize_t lanes, const Py_ssize_t K, const Py_ssize_t stride
+) noexcept nogil:
+    """Vectors of windows, from the first of a row on, whose taps end within ``readable`` elements."""
+    return max(readable + pad_left - (K - 1 if stride != 2 else (K - 1) & ~1), 0) // (lanes * stride)
+
+
+cdef inline void carry_row(
+    const real* x,         # IN   image row
+    real* carried,         # OUT  (size) reduced; with_indices: columns behind
+    vec* flags,
+    Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t size,
+    const bint with_indices, const Py_ssize_t K, const Py_ssize_t stride,
+) noexcept nogil:
+    # As if no vector lay inside: one row of a plane need not be fast, but the code short
+    cdef Py_ssize_t ow = 0, lanes = sizeof(vec) // sizeof(real)
+    cdef vec best, columns
+    while ow < OW:
+        reduce_row(&best, &columns, flags, x, ow * stride - pad_left, IW, with_indices, False, K, stride)
+        (<vec*> (carried + ow))[0] = best
+        if with_indices:
+            (<vec*> (carried + size + ow))[0] = columns
+        ow += lanes
+
+
+cdef inline void max_common_block(
+    const real* x,         # IN   first row of the windows
+    const Py_ssize_t* below,  # IN   (K) from there to each row, in elements
+    real* oldest,          # IN/OUT  carried: the first row reduced, which the last replaces
+    const real* newer,     # IN   carried: the second
+    real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
+    int64_t* indices,      # OUT  with_indices: the same
+    vec* flags,
+    Py_ssize_t room, int64_t first_cell, Py_ssize_t column, Py_ssize_t IW, Py_ssize_t size,
+    const bint with_indices, const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
+) noexcept nogil:
+    cdef Py_ssize_t row
+    cdef vec value, where, other, last, cell, step
+    if stride == K:
+        reduce_row(&value, &where, flags, x, column, IW, with_indices, inside, K, stride)
+    else:
+        value = (<const vec*> oldest)[0]
+        if with_indices:
+            where = (<const vec*> (oldest + size))[0]
+    for row in range(1, K):
+        if row < K - stride:
+            other = (<const vec*> newer)[0]
+            if with_indices:
+                cell = (<const vec*> (newer + size))[0]
+        else:
+            reduce_row(&other, &cell, flags, x + below[row], column, IW, with_indices, inside, K, stride)
+        if row == K - 1:
+            note_nan(flags, other, last if K == 3 else other)
+            if stride < K:
+                (<vec*> oldest)[0] = other
+                if with_indices:
+                    (<vec*> (oldest + size))[0] = cell
+        if with_indices:
+            ramp(&step, below[row], 0)
+            add_cells(&cell, step)
+            fold_larger(&value, &where, other, cell)
+        else:
+            value = vmax(other, value)
+        last = other
+    if stride == 2:
+        untangle(&value)
+    put(output, value, room)
+    if with_indices:
+        if stride == 2:
+            untangle(&where)
+        put_cells(indices, where, first_cell, room)
+
+
+cdef inline bint max_common(
+    const real* x,         # IN   a plane
+    real* output,          # OUT  its output plane
+    int64_t* indices,      # OUT  with_indices
+    real* ring,            # TMP  max_ring_size
+    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t readable, Py_ssize_t room,
+    const bint with_indices, const Py_ssize_t K, const Py_ssize_t stride, const int64_t* geometry, vec* like,
+) noexcept nogil:
+    """Output rows [oh_first, oh_last) of one plane; False, and any values, if a NaN was lost."""
+    # K - stride reduced rows are carried from one output row to the next. A row outside of the image is replaced by the
+    # nearest inside: that is one of the same window, so the maximum stays, and its first cell.
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW]
+        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
+        Py_ssize_t size = row_size(geometry), lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes
+        Py_ssize_t last_tap = blocks * stride - pad_left + K - 1  # of a row's vectors, or behind it
+        Py_ssize_t oh = oh_first, alike, ow, ow_left = 0 if pad_left <= 0 else lanes, ow_right, row, top, first
+        Py_ssize_t below[3]
+        bint whole, crosses = (OW - 1) * stride - pad_left + K > IW
+        const real* rows
+        real* oldest = ring
+        real* newer = ring + 2 * size
+        real* other
+        real* y = output + oh_first * OW
+        int64_t* where = indices + oh_first * OW if with_indices else NULL
+        vec flags
+    spread(&flags, 0)
+    while oh < oh_last:
+        # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
+        top = oh * stride - pad_top
+        first = max(top, 0)
+        for row in range(K):
+            below[row] = (min(max(top + row, 0), IH - 1) - first) * IW
+        alike = oh + 1
+        if top >= 0:
+            alike = max(alike, min(oh_last, (IH - K + pad_top) // stride + 1))
+        while alike > oh + 1 and (
+            (not crosses and ((alike - 1) * stride - pad_top + K - 1) * IW + last_tap > readable)
+            or (alike - 1 - oh_first) * OW + blocks > room
+        ):
+            alike -= 1
+        ow_right = lanes * blocks_inside(
+            pad_left, IW if crosses else readable - ((alike - 1 - oh) * stride + first) * IW - below[K - 1], lanes, K, stride
+        )
+        rows = x + first * IW
+        if oh == oh_first:
+            if stride < K:
+                carry_row(rows, oldest, &flags, pad_left, IW, OW, size, with_indices, K, stride)
+            if stride < K - 1:
+                carry_row(rows + below[1], newer, &flags, pad_left, IW, OW, size, with_indices, K, stride)
+        ow_right = min(min(ow_right, (room - (alike - 1 - oh_first) * OW) // lanes * lanes), blocks)
+        whole = ow_left == 0 and ow_right == blocks
+        while oh < alike:
+            if whole:  # apart from the other rows, for then all that the loop needs is in registers
+                ow = 0
+                while ow < blocks:
+                    max_common_block(
+                        rows, below, oldest + ow, newer + ow, y + ow, where + ow if with_indices else NULL, &flags, lanes,
+                        first * IW, ow * stride - pad_left, IW, size, with_indices, True, K, stride,
+                    )
+                    ow += lanes
+            else:
+                ow = 0
+                while ow < blocks:
+                    if ow_left <= ow < ow_right:
+                        max_common_block(
+                            rows, below, oldest + ow, newer + ow, y + ow, where + ow if with_indices else NULL, &flags, lanes,
+                            first * IW, ow * stride - pad_left, IW, size, with_indices, True, K, stride,
+                        )
+                    else:
+                        max_common_block(
+                            rows, below, oldest + ow, newer + ow, y + ow, where + ow if with_indices else NULL, &flags,
+                            room - (oh - oh_first) * OW - ow, first * IW, ow * stride - pad_left, IW, size, with_indices, False,
+                            K, stride,
+                        )
+                    ow += lanes
+            oh += 1
+            first += stride
+            rows += stride * IW
+            y += OW
+            if with_indices:
+                where += OW
+            if stride < K - 1:
+                other = oldest
+                oldest = newer
+                newer = other
+    return not has_flags(flags)
+
+
+cdef inline bint max_windows(
+    const real* x, real* output, int64_t* indices, real* ring, Py_ssize_t oh_first, Py_ssize_t oh_last,
+    Py_ssize_t readable, Py_ssize_t room, const bint with_indices, const int64_t* geometry, vec* like,
+) noexcept nogil:
+    if geometry[GEO_KH] == 2:
+        return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 2, 2, geometry, like)
+    if geometry[GEO_STRIDE_H] == 2:
+        return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 3, 2, geometry, like)
+    return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 3, 1, geometry, like)
+
+
+# ---------------------------------------------------------------------------------------------------- any windows
+
+# `like` only carries the type.
 cdef inline void max_along_block(
     const real* x,         # IN   image row
     real* best,            # OUT  a vector of reduced windows
@@ -356,7 +620,7 @@ cdef inline void max_rows(
     real* output,          # OUT  its output plane
     int64_t* indices,      # OUT  with_indices
     real* ring,            # TMP  max_ring_size
-    Py_ssize_t oh_first, Py_ssize_t oh_last,
+    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t readable, Py_ssize_t room,
     const bint with_indices, const int64_t* geometry, vec* like,
 ) noexcept nogil:
     """Output rows [oh_first, oh_last) of one plane."""
@@ -373,8 +637,7 @@ cdef inline void max_rows(
         real* y
         int64_t* where
         const real* row
-        Py_ssize_t oh, ow, top, first, slot, n_rows, room, readable, reduced = 0
-        Py_ssize_t end = min((oh_last - 1) * stride_h - pad_top + span(KH, dil_h), IH)  # of the image rows that are there
+        Py_ssize_t oh, ow, top, first, slot, n_rows, reduced = 0
 
     for oh in range(oh_first, oh_last):
         # Image rows that no earlier window has met
@@ -382,19 +645,12 @@ cdef inline void max_rows(
         reduced = max(reduced, top)
         while reduced < min(top + span(KH, dil_h), IH):
             row = x + reduced * IW
-            readable = (end - reduced) * IW
             best = values + (reduced & (slots - 1)) * size
             column = columns + (reduced & (slots - 1)) * size
-            if KW == 3 and dil_w == 1 and stride_w == 2:
-                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 3, 2, 1, like)
-            elif KW == 3 and dil_w == 1 and stride_w == 1:
-                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 3, 1, 1, like)
-            elif KW == 2 and dil_w == 1 and stride_w == 2:
-                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 2, 2, 1, like)
-            elif stride_w == 1:
-                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, KW, 1, dil_w, like)
+            if stride_w == 1:
+                max_along_row(row, best, column, pad_left, IW, OW, readable - reduced * IW, with_indices, KW, 1, dil_w, like)
             else:
-                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, KW, stride_w, dil_w, like)
+                max_along_row(row, best, column, pad_left, IW, OW, readable - reduced * IW, with_indices, KW, stride_w, dil_w, like)
             if with_indices:
                 correct_columns(column, -pad_left, stride_w, dil_w)
             reduced += 1
@@ -410,80 +666,15 @@ cdef inline void max_rows(
             continue
         slot = first & (slots - 1)
         n_rows = rows_inside(top, first, IH, KH, dil_h)
-        room = (oh_last - oh) * OW  # what is written past the end of the row, the next rows overwrite
-        if n_rows == 3 and dil_h == 1:
-            max_over_rows(values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, 3, 1, OW, size, like)
-        elif n_rows == 2 and dil_h == 1:
-            max_over_rows(values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, 2, 1, OW, size, like)
-        else:
-            max_over_rows(values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, n_rows, dil_h, OW, size, like)
-
-
-cdef inline void max_tiles_block(
-    const real* x,         # IN   upper of two image rows
-    real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
-    int64_t* indices,      # OUT  with_indices: the same
-    Py_ssize_t room, int64_t first_cell, Py_ssize_t column, Py_ssize_t IW,
-    const bint with_indices, const bint inside, vec* like,
-) noexcept nogil:
-    cdef Py_ssize_t tile
-    cdef vec value, other, where, cell
-    tap(&value, inside, x, column, 0, 2, IW, -INFINITY)
-    if not with_indices:
-        # Both rows at once, then one of the other: shorter chains
-        tap(&other, inside, x, column, 1, 2, IW, -INFINITY)
-        fold_max(&value, other)
-        tap(&where, inside, x + IW, column, 0, 2, IW, -INFINITY)
-        tap(&other, inside, x + IW, column, 1, 2, IW, -INFINITY)
-        fold_max(&where, other)
-        fold_max(&value, where)
-    else:
-        ramp(&where, 0, 0)
-        for tile in range(1, 4):
-            tap(&other, inside, x + (tile >> 1) * IW, column, tile & 1, 2, IW, -INFINITY)
-            ramp(&cell, (tile >> 1) * IW + (tile & 1), 0)
-            fold_first(&value, &where, other, cell)
-        untangle(&where)
-        ramp(&cell, column, 2)
-        add_cells(&where, cell)
-        put_cells(indices, where, first_cell, room)
-    untangle(&value)
-    put(output, value, room)
-
-
-cdef inline void max_tiles(
-    const real* x,         # IN   a plane
-    real* output,          # OUT  its output plane
-    int64_t* indices,      # OUT  with_indices
-    Py_ssize_t oh_first, Py_ssize_t oh_last,
-    const bint with_indices, const int64_t* geometry, vec* like,
-) noexcept nogil:
-    """Output rows [oh_first, oh_last) of one plane, where `is_tiling`."""
-    cdef:
-        Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW], oh, ow, at, lanes = sizeof(vec) // sizeof(real)
-        const real* row
-        int64_t* where = NULL
-    for oh in range(oh_first, oh_last):
-        row = x + 2 * oh * IW
-        ow = 0
-        while ow < OW:
-            at = oh * OW + ow
-            if with_indices:
-                where = indices + at
-            if block_inside(2 * ow, lanes, 2, 2, (2 * (oh_last - oh) - 1) * IW):  # from the lower row on
-                max_tiles_block(
-                    row, output + at, where, oh_last * OW - at, 2 * oh * IW, 2 * ow, IW, with_indices, True, like
-                )
-            else:
-                max_tiles_block(
-                    row, output + at, where, oh_last * OW - at, 2 * oh * IW, 2 * ow, IW, with_indices, False, like
-                )
-            ow += lanes
+        max_over_rows(
+            values, columns, y, where, room - (oh - oh_first) * OW, first * IW, IW, with_indices, slot, slots, n_rows, dil_h, OW,
+            size, like,
+        )
 
 
 cdef inline Py_ssize_t max_ring_size(const int64_t* geometry) noexcept nogil:
     """Elements for the rings of values and of columns."""
-    return 0 if is_tiling(geometry) else 2 * ring_slots(geometry) * row_size(geometry)
+    return 2 * ring_slots(geometry) * row_size(geometry)
 
 
 cdef inline void max_of_plane(
@@ -492,14 +683,18 @@ cdef inline void max_of_plane(
     int64_t* indices,      # OUT  or NULL
     real* ring,            # TMP  max_ring_size
     Py_ssize_t oh_first, Py_ssize_t oh_last,
+    Py_ssize_t readable,   # elements from x on: in lanes past the last window anything may stand
+    Py_ssize_t room,       # elements from row oh_first of output on: what is written past a row, the next ones overwrite
+    bint common,           # is_common
     const int64_t* geometry, vec* like,
 ) noexcept nogil:
-    if is_tiling(geometry):
+    cdef bint done = False
+    if common:
         if indices == NULL:
-            max_tiles(x, output, indices, oh_first, oh_last, False, geometry, like)
+            done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, False, geometry, like)
         else:
-            max_tiles(x, output, indices, oh_first, oh_last, True, geometry, like)
-    elif indices == NULL:
-        max_rows(x, output, indices, ring, oh_first, oh_last, False, geometry, like)
-    else:
-        max_rows(x, output, indices, ring, oh_first, oh_last, True, geometry, like)
+            done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, True, geometry, like)
+    if not done and indices == NULL:
+        max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, False, geometry, like)
+    elif not done:
+        max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, True, geometry, like)

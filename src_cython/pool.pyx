@@ -13,17 +13,62 @@ from common cimport (
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
+from lanes cimport high_f, low_f  # no-cython-lint: spread_tiles calls them
 from max_pool cimport (
-    block_inside, first_inside, is_tiling, max_of_plane, max_ring_size, put, ring_slots, row_size, rows_inside, span, spread,
-    tap, untangle,
+    block_inside, first_inside, has_flags, is_common, is_tiling, max_of_plane, max_ring_size, put, ring_slots, row_size,
+    rows_inside, span, spread, tap, untangle,
 )
+
+cdef extern from *:
+    """
+    /* Pairs of elements, ordered so that low and high of lanes.pxd deal them out in their order. */
+    #if FASTCONV_VL == 16
+    #define APART ((vdi){0, 4, 1, 5, 2, 6, 3, 7})
+    #elif FASTCONV_VL == 8
+    #define APART ((vdi){0, 2, 1, 3})
+    #else
+    #define APART ((vdi){0, 1})
+    #endif
+    #define POOL_APART(v) POOL_SHUFFLE(VL_DOUBLE, (vdi)(v), (vdi)(v), APART)
+
+    /* Indices as cells, apart. In float32 their lower halves tell enough. */
+    POOL vfi apart_indices_f(const int64_t *p)
+    { return POOL_SHUFFLE(VL_FLOAT, *(const vfi *)p, *(const vfi *)(p + VL_DOUBLE), EVEN_F); }
+    POOL vdi apart_indices_d(const int64_t *p) { return POOL_APART(*(const vdi *)p); }
+
+    /* A vector of tiles of 2x2: each value goes to the cell of its tile that its index names, 0 to the other three.
+       flags: of the lanes, of the first `count`, whose index names another cell. */
+    #define POOL_SPREAD_TILES(S, type, vec, cells, VL) \
+    POOL void spread_tiles_##S( \
+        vec *flags, const type *values, const int64_t *indices, type *upper, type *lower, \
+        int64_t first_cell, Py_ssize_t IW, Py_ssize_t count) \
+    { \
+        cells lane; \
+        for (int i = 0; i < VL; i++) lane[i] = 2 * i; \
+        lane = (cells)POOL_APART(lane); \
+        vec value = (vec)POOL_APART(*(const vec *)values); \
+        cells tap = apart_indices_##S(indices) - lane - (type##_lane)first_cell; \
+        cells tap0 = tap == 0, tap1 = tap == 1, tap2 = tap == (type##_lane)IW, tap3 = tap == (type##_lane)(IW + 1); \
+        *flags = (vec)((cells)*flags | (~(tap0 | tap1 | tap2 | tap3) & (lane < (type##_lane)(2 * count)))); \
+        vec left = (vec)((cells)value & tap0), right = (vec)((cells)value & tap1); \
+        *(vec *)upper = low_##S(left, right); \
+        *(vec *)(upper + VL) = high_##S(left, right); \
+        left = (vec)((cells)value & tap2), right = (vec)((cells)value & tap3); \
+        *(vec *)lower = low_##S(left, right); \
+        *(vec *)(lower + VL) = high_##S(left, right); \
+    }
+    POOL_SPREAD_TILES(f, float, vf, vfi, VL_FLOAT)
+    POOL_SPREAD_TILES(d, double, vd, vdi, VL_DOUBLE)
+    #define spread_tiles(flags, values, indices, upper, lower, first_cell, IW, count) \
+        POOL_OF(spread_tiles, *(flags))(flags, (void *)(values), indices, (void *)(upper), (void *)(lower), first_cell, IW, count)
+    """
+    void spread_tiles(...) nogil  # (flags, values, indices, upper, lower, first_cell, IW, count)
 
 VL_FLOAT = _VL_FLOAT
 VL_DOUBLE = _VL_DOUBLE
 
 cdef enum:
     CELLS = 32768  # cells that a task reads at least: microseconds, against a fraction of one to start it
-    PARTS = 32     # partial sums of a run of cells: two vectors at least, to hide the latency of an addition
 
 # Two ways to cut the work into tasks: runs of output rows, counted through all planes, and runs of planes.
 cdef inline Py_ssize_t rows_per_task(const int64_t* geometry) noexcept nogil:
@@ -54,26 +99,30 @@ cdef void max_pool2d_task(
 ) noexcept nogil:
     # A task is a run of output rows, counted through all planes.
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], OH = geometry[GEO_OH]
-        Py_ssize_t row = task * rows_per_task(geometry), row_last, n, c, oh, oh_last
+        Py_ssize_t planes = geometry[GEO_N] * geometry[GEO_IC], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
+        Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], row = task * rows_per_task(geometry), plane, oh, count
+        Py_ssize_t left = min(rows_per_task(geometry), planes * OH - row), readable
+        bint common = is_common(geometry)
         const real* x
         real* y
         int64_t* where = NULL
         vf* like_f = NULL
         vd* like_d = NULL
-    row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * IC * OH)
-    while row < row_last:
-        n, c, oh = row // OH // IC, row // OH % IC, row % OH
-        oh_last = min(oh + row_last - row, OH)
-        x = &input[n, c, 0, 0]
-        y = &output[n, c, 0, 0]
+    plane, oh = row // OH, row % OH
+    while left > 0:
+        count = min(left, OH - oh)
+        x = &input[0, 0, 0, 0] + plane * cells
+        y = &output[0, 0, 0, 0] + plane * OH * OW
         if indices.shape[0] > 0:
-            where = &indices[n, c, 0, 0]
+            where = &indices[0, 0, 0, 0] + plane * OH * OW
+        readable = (planes - plane) * cells
         if real is float:
-            max_of_plane(x, y, where, ring, oh, oh_last, geometry, like_f)
+            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, geometry, like_f)
         else:
-            max_of_plane(x, y, where, ring, oh, oh_last, geometry, like_d)
-        row += oh_last - oh
+            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, geometry, like_d)
+        left -= count
+        plane += 1
+        oh = 0
 
 
 def max_pool2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
@@ -98,6 +147,51 @@ def max_pool2d(
         max_pool2d_task(task, input, output, indices, ring + threadid() * size, g)
 
 
+cdef inline bint put_tiles(
+    const real* values,    # IN   a plane of windows
+    const int64_t* indices,  # IN   theirs
+    real* image,           # OUT  a plane
+    Py_ssize_t readable,   # elements of values and indices
+    Py_ssize_t room,       # elements from image on: what is written past the plane, the next ones overwrite
+    const int64_t* geometry, vec* like,
+) noexcept nogil:
+    """Where `is_tiling`: each value to its index, 0 elsewhere; False, and any values, if an index lies outside its window."""
+    # From the last vector of a row to its first, so that what runs over the end of the upper row is overwritten, too.
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
+        Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes, oh, ow, cell, window, tile
+        real* upper
+        real* lower
+        bint outside = False, found
+        vec flags
+    if real is float and (IH * IW) >> 31 != 0:
+        return False
+    spread(&flags, 0)
+    for oh in range(OH):
+        upper = image + 2 * oh * IW
+        lower = upper + IW
+        ow = blocks
+        while ow > 0:
+            ow -= lanes
+            if (2 * oh + 1) * IW + 2 * blocks <= room and oh * OW + blocks <= readable:
+                spread_tiles(
+                    &flags, values + oh * OW + ow, indices + oh * OW + ow, upper + 2 * ow, lower + 2 * ow,
+                    2 * (oh * IW + ow), IW, OW - ow,
+                )
+                continue
+            for window in range(oh * OW + ow, oh * OW + min(ow + lanes, OW)):
+                found = False
+                for tile in range(4):
+                    cell = 2 * (oh * IW + window - oh * OW) + (tile >> 1) * IW + (tile & 1)
+                    image[cell] = values[window] if indices[window] == cell else 0
+                    found = found or indices[window] == cell
+                outside = outside or not found
+        for ow in range(2 * OW, IW):
+            upper[ow] = lower[ow] = 0
+    memset(image + 2 * OH * IW, 0, (IH - 2 * OH) * IW * sizeof(real))
+    return not (outside or has_flags(flags))
+
+
 cdef void max_pool2d_backward_task(
     Py_ssize_t task,
     const real[:, :, :, ::1] grad_output,   # IN
@@ -109,15 +203,27 @@ cdef void max_pool2d_backward_task(
     cdef:
         Py_ssize_t IC = geometry[GEO_IC], cells = geometry[GEO_IH] * geometry[GEO_IW]
         Py_ssize_t windows = geometry[GEO_OH] * geometry[GEO_OW]
-        Py_ssize_t plane = task * planes_per_task(geometry), plane_last, window
+        Py_ssize_t plane = task * planes_per_task(geometry), plane_last, window, readable, room
+        Py_ssize_t planes = geometry[GEO_N] * IC
         const real* grads
         const int64_t* where
         real* image
-    plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
+        bint tiling = is_tiling(geometry), done
+        vf* like_f = NULL
+        vd* like_d = NULL
+    plane_last = min(plane + planes_per_task(geometry), planes)
     for plane in range(plane, plane_last):
         grads = &grad_output[plane // IC, plane % IC, 0, 0]
         where = &indices[plane // IC, plane % IC, 0, 0]
         image = &grad_input[plane // IC, plane % IC, 0, 0]
+        if tiling:
+            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
+            if real is float:
+                done = put_tiles(grads, where, image, readable, room, geometry, like_f)
+            else:
+                done = put_tiles(grads, where, image, readable, room, geometry, like_d)
+            if done:
+                continue
         memset(image, 0, cells * sizeof(real))
         for window in range(windows):
             image[where[window]] += grads[window]
@@ -152,15 +258,27 @@ cdef void max_unpool2d_task(
     cdef:
         Py_ssize_t IC = geometry[GEO_IC], cells = geometry[GEO_IH] * geometry[GEO_IW]
         Py_ssize_t windows = geometry[GEO_OH] * geometry[GEO_OW]
-        Py_ssize_t plane = task * planes_per_task(geometry), plane_last, window
+        Py_ssize_t plane = task * planes_per_task(geometry), plane_last, window, readable, room
+        Py_ssize_t planes = geometry[GEO_N] * IC
         const real* values
         const int64_t* where
         real* image
-    plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
+        bint tiling = is_tiling(geometry), done
+        vf* like_f = NULL
+        vd* like_d = NULL
+    plane_last = min(plane + planes_per_task(geometry), planes)
     for plane in range(plane, plane_last):
         values = &input[plane // IC, plane % IC, 0, 0]
         where = &indices[plane // IC, plane % IC, 0, 0]
         image = &output[plane // IC, plane % IC, 0, 0]
+        if tiling:
+            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
+            if real is float:
+                done = put_tiles(values, where, image, readable, room, geometry, like_f)
+            else:
+                done = put_tiles(values, where, image, readable, room, geometry, like_d)
+            if done:
+                continue
         memset(image, 0, cells * sizeof(real))
         for window in range(windows):
             image[where[window]] = values[window]
@@ -266,20 +384,26 @@ cdef inline real divisor_of_column(Py_ssize_t ow, const int64_t* geometry, real*
     )
 
 
-cdef inline real run_sum(const real* x, Py_ssize_t count) noexcept nogil:
-    """The sum of a run of cells, by PARTS partial sums."""
-    cdef real parts[PARTS]
+cdef inline real run_sum(const real* x, Py_ssize_t count, vec* like) noexcept nogil:
+    """The sum of a run of cells, by four vectors of partial sums: they hide the latency of an addition."""
+    cdef Py_ssize_t i = 0, lane, lanes = sizeof(vec) // sizeof(real)
+    cdef vec sum0, sum1, sum2, sum3, rest
     cdef real total = 0
-    cdef Py_ssize_t i, part
-    for part in range(PARTS):
-        parts[part] = 0
-    for i in range(count // PARTS):
-        for part in range(PARTS):
-            parts[part] += x[i * PARTS + part]
-    for part in range(PARTS):
-        total += parts[part]
-    for i in range(count // PARTS * PARTS, count):
-        total += x[i]
+    spread(&sum0, 0)
+    sum1 = sum2 = sum3 = sum0
+    while i + 4 * lanes <= count:
+        sum0 = sum0 + (<const vec*> (x + i))[0]
+        sum1 = sum1 + (<const vec*> (x + i + lanes))[0]
+        sum2 = sum2 + (<const vec*> (x + i + 2 * lanes))[0]
+        sum3 = sum3 + (<const vec*> (x + i + 3 * lanes))[0]
+        i += 4 * lanes
+    while i < count:
+        tap(&rest, False, x, i, 0, 1, count, 0)
+        sum0 = sum0 + rest
+        i += lanes
+    sum0 = (sum0 + sum1) + (sum2 + sum3)
+    for lane in range(lanes):
+        total += (<real*> &sum0)[lane]
     return total
 
 
@@ -365,7 +489,7 @@ cdef inline void mean_rows(
             row = x + reduced * IW
             sums = values + (reduced & (slots - 1)) * size
             if OW == 1 and dil_w == 1:
-                sums[0] = run_sum(row, min(KW - pad_left, IW))
+                sums[0] = run_sum(row, min(KW - pad_left, IW), like)
             elif KW == 3 and dil_w == 1 and stride_w == 2:
                 sum_along_row(row, sums, pad_left, IW, OW, 3, 2, 1, like)
             elif KW == 3 and dil_w == 1 and stride_w == 1:
@@ -457,6 +581,7 @@ cdef void avg_pool2d_task(
         bint tiling = is_tiling(geometry), plane = is_plane(geometry)
         const real* x
         real* y
+        real divisor
         vf* like_f = NULL
         vd* like_d = NULL
     row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * IC * OH)
@@ -466,9 +591,11 @@ cdef void avg_pool2d_task(
         x = &input[n, c, 0, 0]
         y = &output[n, c, 0, 0]
         if plane:
-            y[0] = run_sum(x, geometry[GEO_IH] * geometry[GEO_IW]) / (
-                divisor_of_row(0, geometry, y) * divisor_of_column(0, geometry, y)
-            )
+            divisor = divisor_of_row(0, geometry, y) * divisor_of_column(0, geometry, y)
+            if real is float:
+                y[0] = run_sum(x, geometry[GEO_IH] * geometry[GEO_IW], like_f) / divisor
+            else:
+                y[0] = run_sum(x, geometry[GEO_IH] * geometry[GEO_IW], like_d) / divisor
         elif real is float:
             if tiling:
                 mean_tiles(x, y, oh, oh_last, geometry, like_f)

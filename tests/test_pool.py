@@ -144,6 +144,41 @@ def test_max_pool(engine, case, kind, dtype):
     check_max(engine, x, case.problem(dtype), f"{engine.name} {case.name} {kind}")
 
 
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1)], ids=str)
+def test_max_pool_loses_no_nan(engine, window, dtype):
+    """The common windows look at some cells alone for NaN: one in each cell of a plane in turn, beside planes without."""
+    IH, IW = 5, 19
+    x = np.tile(normals((1, 1, IH, IW), dtype, 3), (1, IH * IW + 1, 1, 1))
+    cells = np.arange(IH * IW)
+    x[0, cells, cells // IW, cells % IW] = np.nan
+    check_max(engine, x, Pool("", x.shape, *window).problem(dtype), f"{engine.name} {window}")
+
+
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 1, 1)], ids=str)
+def test_max_pool_in_several_tasks(engine, window):
+    """Tasks end within planes, and what runs over the end of a row stays within its task."""
+    case = Pool("", (1, 2, 131, 190), *window)
+    x, p = integers(case.shape, "float32", 50, 1), case.problem()
+    check_max(engine, x, p, f"{engine.name} {window}")
+    values, indices = exact_max(x, p)
+    actual, where = max_pool(engine, x, p, 2)
+    assert_same(actual, values)
+    assert_same(where, indices)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6, 34), (1, 4, 5, 9), (1, 70, 24, 24)], ids=str)
+def test_tiles_with_indices_of_other_windows(engine, shape, dtype):
+    """2x2 tiles are filled at one go; a plane whose indices lie elsewhere is not, whatever its neighbours are."""
+    p = Pool("", shape, 2).problem(dtype)
+    grad = integers(p.output_shape, dtype, 9, 1)
+    _, indices = exact_max(integers(shape, dtype, 4, 2), p)
+    indices[:, 1::2] = _some_indices(p, 3)[:, 1::2]
+    actual = run(engine, "max_pool2d_backward", shape, grad, indices, geometry=p.geometry())
+    assert_same(actual, oracle.max_pool2d_backward(grad, indices, shape), f"{engine.name} backward")
+    actual = run(engine, "max_unpool2d", shape, grad, indices, geometry=p.geometry())
+    assert_same(actual, oracle.max_unpool2d(grad, indices, (p.IH, p.IW)), f"{engine.name} unpool")
+
+
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_max_pool_backward(engine, case, dtype):
     p = case.problem(dtype)

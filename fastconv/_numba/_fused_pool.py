@@ -4,7 +4,7 @@ Meaning: fastconv/_reference/_common.py, max_pool.
 """
 
 from fastconv._numba._jit import helper, shared
-from fastconv._numba._max_pool import is_tiling, max_ring_size, max_rows, max_tiles
+from fastconv._numba._max_pool import is_common, max_of_plane, max_ring_size
 from fastconv._numba._simd import itemsize, outlined
 from fastconv._problem import (
     GEO_OH, GEO_OW, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP,
@@ -44,8 +44,9 @@ def max_pool_rows(
     """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
     outlined()
     pool = pool_geometry(geometry)
-    map = rows - first_row * geometry[GEO_OW] * itemsize(dtype)
-    if is_tiling(pool):
-        max_tiles(map, pooled, indices, pooled_from, pooled_to, indices != 0, pool, dtype)
-    else:
-        max_rows(map, pooled, indices, ring, pooled_from, pooled_to, indices != 0, pool, dtype)
+    end = (pooled_to - 1) * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP] + geometry[GEO_POOL_KH]
+    max_of_plane(
+        rows - first_row * geometry[GEO_OW] * itemsize(dtype), pooled, indices, ring, pooled_from, pooled_to,
+        min(end, geometry[GEO_OH]) * geometry[GEO_OW], (pooled_to - pooled_from) * geometry[GEO_POOL_OW], is_common(pool),
+        pool, dtype,
+    )  # fmt: skip

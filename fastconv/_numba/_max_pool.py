@@ -1,8 +1,8 @@
 """Maxima of windows on vectors: what the pool kernels and the max-pool fused behind a convolution share.
 
 Windows are reduced first along the row, then over the rows: of equal maxima that still finds the first in row-major order,
-and rows that windows share are reduced once. A ring holds the reduced rows that are still needed: image row ih in slot
-ih & (slots - 1). Windows of 2x2 that tile the plane share nothing and are done at one go.
+and rows that windows share are reduced once. `max_common` does the windows that networks have in one sweep, where no cell is
+NaN; `max_rows` does all others: a ring holds the reduced rows that are still needed, image row ih in slot ih & (slots - 1).
 
 Lanes of a vector are windows that are neighbours in a row. A vector that meets columns outside the image masks them off.
 Cells of one window are numbered with integers as wide as the elements: in float32 its rows must span fewer than 2**31 cells.
@@ -12,9 +12,10 @@ import numpy as np
 
 from fastconv._numba._jit import VL_FLOAT, helper, shared
 from fastconv._numba._pool_simd import (
-    add_cells, even, fold_max, insert, load_cells, load_inside, odd, pick, ramp, store_cells, store_first, takes,
+    add_cells, even, fold_max, has_flags, insert, larger, load_cells, load_inside, not_negative, note_nan, odd, pick, ramp,
+    store_cells, store_first, takes, untangle,
 )  # fmt: skip
-from fastconv._numba._simd import broadcast, get, itemsize, lanes, load, put, store
+from fastconv._numba._simd import broadcast, get, inlined, itemsize, lanes, load, outlined, put, store, vmax
 from fastconv._problem import (
     GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
     GEO_STRIDE_W,
@@ -78,7 +79,10 @@ def is_tiling(geometry):
 
 @helper
 def tap(row, inside, column, offset, stride, extent, border, dtype):
-    """Lane i: row[column + offset + i * stride], border outside of the image; inside: there is no lane outside."""
+    """Lane i: row[column + offset + i * stride], border outside of the image; inside: there is no lane outside.
+
+    With stride 2 not yet `untangle`.
+    """
     if stride == 1:
         return load(row, column + offset, dtype) if inside else load_inside(row, column + offset, extent, border, dtype)
     if stride == 2:
@@ -103,8 +107,229 @@ def put_first(to, offset, v, count, dtype):
         store_first(to, offset, v, count)
 
 
-# Rows and rings are given by their addresses. inside, and KW, n_rows and stride_w at the calls that matter, are constants
-# once inlined: then the loops over a window are unrolled and all of it stays in registers.
+# Rows and rings are given by their addresses.
+
+
+# ---------------------------------------------------------------------------------------------- the common windows
+
+# In this part windows are 2x2 at step 2, or 3x3 at step 2 or 1, and K, stride, with_indices and inside are constants.
+# vmax and fold_larger keep the first of two values if it is NaN and lose the second: all seconds are looked at, in pairs.
+
+
+@shared
+def is_common(geometry):
+    """Whether `max_common` has the windows, each of which must meet the image."""
+    K, stride = geometry[GEO_KH], geometry[GEO_STRIDE_H]
+    return (
+        geometry[GEO_KW] == K and geometry[GEO_STRIDE_W] == stride and geometry[GEO_DIL_H] == geometry[GEO_DIL_W] == 1
+        and ((K == 2 and stride == 2) or (K == 3 and (stride == 1 or stride == 2)))
+        and geometry[GEO_PAD_TOP] < K and (geometry[GEO_OH] - 1) * stride - geometry[GEO_PAD_TOP] < geometry[GEO_IH]
+        and geometry[GEO_PAD_LEFT] < K and (geometry[GEO_OW] - 1) * stride - geometry[GEO_PAD_LEFT] < geometry[GEO_IW]
+    )  # fmt: skip
+
+
+@helper
+def cells_of(inside, column, stride, dtype):
+    """Cells: columns of the first tap of windows, 0 for those below it, in the order of `tap`."""
+    at = even(ramp(0, 1, dtype), ramp(lanes(dtype), 1, dtype)) if stride == 2 else ramp(0, 1, dtype)
+    at = add_cells(at, ramp(column, 0, dtype))
+    return at if inside else not_negative(at)
+
+
+@helper
+def fold_larger(best, where, value, cell):
+    """Where value is larger: it and its cell; for values that are no NaN."""
+    return vmax(value, best), pick(larger(best, value), cell, where)
+
+
+@helper
+def reduce_row(
+    flags,  # IN   of lanes that lost a NaN
+    x,  # IN   image row
+    column, IW, with_indices, inside, K, stride, dtype,
+):  # fmt: skip
+    """Maxima along the row, as tap orders them; with_indices their columns; flags."""
+    inlined()
+    lowest = dtype.type(-np.inf)
+    last = best = tap(x, inside, column, 0, stride, IW, lowest, dtype)
+    columns = cells_of(inside, column, stride, dtype)
+    for kw in range(1, K):
+        other = tap(x, inside, column, kw, stride, IW, lowest, dtype)
+        if with_indices:
+            best, columns = fold_larger(best, columns, other, cells_of(True, column + kw, stride, dtype))
+        else:
+            best = vmax(other, best)
+        if kw == K - 1:
+            flags = note_nan(flags, other, last if K == 3 else other)
+        last = other
+    return best, columns, flags
+
+
+@helper
+def blocks_inside(pad_left, readable, VL, K, stride):
+    """Vectors of windows, from the first of a row on, whose taps end within ``readable`` elements."""
+    return max(readable + pad_left - (K - 1 if stride != 2 else (K - 1) // 2 * 2), 0) // (VL * stride)
+
+
+@helper
+def carry_row(
+    flags,
+    x,  # IN   image row
+    carried,  # OUT  (size) reduced; with_indices: columns behind
+    pad_left, IW, OW, size, with_indices, K, stride, dtype,
+):  # fmt: skip
+    # As if no vector lay inside: one row of a plane need not be fast, but the code short
+    inlined()
+    for ow in range(0, OW, lanes(dtype)):
+        column = ow * stride - pad_left
+        best, columns, flags = reduce_row(flags, x, column, IW, with_indices, False, K, stride, dtype)
+        store(carried, ow, best)
+        if with_indices:
+            store(carried, size + ow, columns)
+    return flags
+
+
+@helper
+def max_common_block(
+    flags,
+    x,  # IN   first row of the windows
+    below1, below2,  # IN   from there to the others, in elements
+    oldest,  # IN/OUT  carried: the first row reduced, which the last replaces
+    newer,  # IN   carried: the second
+    output,  # OUT  a vector of windows, of which only ``room`` elements may be written
+    indices,  # OUT  with_indices: the same
+    room, first_cell, column, IW, size, with_indices, inside, K, stride, dtype,
+):  # fmt: skip
+    inlined()
+    element = itemsize(dtype)
+    if stride == K:
+        value, where, flags = reduce_row(flags, x, column, IW, with_indices, inside, K, stride, dtype)
+    else:
+        value, where = load(oldest, 0, dtype), load_cells(oldest, size, dtype)
+    last = value
+    for row in range(1, K):
+        below = below1 if row == 1 else below2
+        if row < K - stride:
+            other, cell = load(newer, 0, dtype), load_cells(newer, size, dtype)
+        else:
+            other, cell, flags = reduce_row(
+                flags, x + below * element, column, IW, with_indices, inside, K, stride, dtype
+            )
+        if row == K - 1:
+            flags = note_nan(flags, other, last if K == 3 else other)
+            if stride < K:
+                store(oldest, 0, other)
+                if with_indices:
+                    store(oldest, size, cell)
+        if with_indices:
+            value, where = fold_larger(value, where, other, add_cells(cell, ramp(below, 0, dtype)))
+        else:
+            value = vmax(other, value)
+        last = other
+    put_first(output, 0, untangle(value) if stride == 2 else value, room, dtype)
+    if with_indices:
+        store_cells(indices, 0, untangle(where) if stride == 2 else where, first_cell, room)
+    return flags
+
+
+@helper
+def max_common(
+    x,  # IN   a plane
+    output,  # OUT  its output plane
+    indices,  # OUT  with_indices
+    ring,  # TMP  max_ring_size
+    oh_first, oh_last, readable, room, with_indices, K, stride, geometry, dtype,
+):  # fmt: skip
+    """Output rows [oh_first, oh_last) of one plane; False, and any values, if a NaN was lost."""
+    # K - stride reduced rows are carried from one output row to the next. A row outside of the image is replaced by the
+    # nearest inside: that is one of the same window, so the maximum stays, and its first cell.
+    inlined()
+    IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
+    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    size, VL, element = row_size(geometry), lanes(dtype), itemsize(dtype)
+    blocks = (OW + VL - 1) // VL * VL
+    last_tap = blocks * stride - pad_left + K - 1  # of a row's vectors, or behind it
+    ow_left = 0 if pad_left <= 0 else VL
+    crosses = (OW - 1) * stride - pad_left + K > IW
+    oldest, newer = ring, ring + 2 * size * element
+    y, where = output + oh_first * OW * element, indices + oh_first * OW * 8
+    flags = ramp(0, 0, dtype)
+    oh = oh_first
+    while oh < oh_last:
+        # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
+        top = oh * stride - pad_top
+        first = max(top, 0)
+        below1 = (min(max(top + 1, 0), IH - 1) - first) * IW
+        below2 = (min(max(top + 2, 0), IH - 1) - first) * IW
+        lowest = below1 if K == 2 else below2
+        alike = oh + 1
+        if top >= 0:
+            alike = max(alike, min(oh_last, (IH - K + pad_top) // stride + 1))
+        while alike > oh + 1 and (
+            (not crosses and ((alike - 1) * stride - pad_top + K - 1) * IW + last_tap > readable)
+            or (alike - 1 - oh_first) * OW + blocks > room
+        ):
+            alike -= 1
+        ow_right = VL * blocks_inside(
+            pad_left, IW if crosses else readable - ((alike - 1 - oh) * stride + first) * IW - lowest, VL, K, stride
+        )
+        rows = x + first * IW * element
+        if oh == oh_first:
+            if stride < K:
+                flags = carry_row(flags, rows, oldest, pad_left, IW, OW, size, with_indices, K, stride, dtype)
+            if stride < K - 1:
+                below = below1 * element
+                flags = carry_row(flags, rows + below, newer, pad_left, IW, OW, size, with_indices, K, stride, dtype)
+        ow_right = min(min(ow_right, (room - (alike - 1 - oh_first) * OW) // VL * VL), blocks)
+        whole = ow_left == 0 and ow_right == blocks
+        while oh < alike:
+            if whole:  # apart from the other rows, for then all that the loop needs is in registers
+                ow = 0
+                while ow < blocks:
+                    flags = max_common_block(
+                        flags, rows, below1, below2, oldest + ow * element, newer + ow * element, y + ow * element,
+                        where + ow * 8, VL, first * IW, ow * stride - pad_left, IW, size, with_indices, True, K, stride, dtype,
+                    )  # fmt: skip
+                    ow += VL
+            else:
+                for ow in range(0, blocks, VL):
+                    if ow_left <= ow < ow_right:
+                        flags = max_common_block(
+                            flags, rows, below1, below2, oldest + ow * element, newer + ow * element, y + ow * element,
+                            where + ow * 8, VL, first * IW, ow * stride - pad_left, IW, size, with_indices, True, K, stride,
+                            dtype,
+                        )  # fmt: skip
+                    else:
+                        flags = max_common_block(
+                            flags, rows, below1, below2, oldest + ow * element, newer + ow * element, y + ow * element,
+                            where + ow * 8, room - (oh - oh_first) * OW - ow, first * IW, ow * stride - pad_left, IW, size,
+                            with_indices, False, K, stride, dtype,
+                        )  # fmt: skip
+            oh += 1
+            first += stride
+            rows += stride * IW * element
+            y += OW * element
+            where += OW * 8
+            if stride < K - 1:
+                oldest, newer = newer, oldest
+    return not has_flags(flags)
+
+
+@helper
+def max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, geometry, dtype):
+    outlined()
+    if geometry[GEO_KH] == 2:
+        return max_common(
+            x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 2, 2, geometry, dtype
+        )
+    if geometry[GEO_STRIDE_H] == 2:
+        return max_common(
+            x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 3, 2, geometry, dtype
+        )
+    return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 3, 1, geometry, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- any windows
 
 
 @helper
@@ -119,13 +344,15 @@ def max_along_block(
     if not with_indices:
         for kw in range(1, KW):
             value = fold_max(value, tap(x, inside, column, kw * dil_w, stride_w, IW, lowest, dtype))
-        store(best, 0, value)
+        store(best, 0, untangle(value) if stride_w == 2 else value)
         return
     where = ramp(0, 0, dtype)
     for kw in range(1, KW):
         other = tap(x, inside, column, kw * dil_w, stride_w, IW, lowest, dtype)
         won = takes(value, other)
         value, where = pick(won, other, value), pick(won, ramp(kw * dil_w, 0, dtype), where)
+    if stride_w == 2:
+        value, where = untangle(value), untangle(where)
     store(best, 0, value)
     store(columns, 0, add_cells(where, ramp(column, stride_w, dtype)))
 
@@ -203,9 +430,10 @@ def max_rows(
     output,  # OUT  its output plane
     indices,  # OUT  with_indices
     ring,  # TMP  max_ring_size
-    oh_first, oh_last, with_indices, geometry, dtype,
+    oh_first, oh_last, readable, room, with_indices, geometry, dtype,
 ):  # fmt: skip
     """Output rows [oh_first, oh_last) of one plane."""
+    outlined()
     IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
     KH, KW, dil_h, dil_w = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
@@ -213,7 +441,6 @@ def max_rows(
     slots, size, element = ring_slots(geometry), row_size(geometry), itemsize(dtype)
     values, columns = ring, ring + slots * size * element
     reduced = 0
-    end = min((oh_last - 1) * stride_h - pad_top + span(KH, dil_h), IH)  # of the image rows that are there
 
     for oh in range(oh_first, oh_last):
         # Image rows that no earlier window has met
@@ -221,16 +448,11 @@ def max_rows(
         reduced = max(reduced, top)
         while reduced < min(top + span(KH, dil_h), IH):
             row, slot = x + reduced * IW * element, (reduced & (slots - 1)) * size * element
-            best, column = values + slot, columns + slot
-            readable = (end - reduced) * IW
-            if KW == 3 and dil_w == 1 and stride_w == 2:
-                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 3, 2, 1, dtype)
-            elif KW == 3 and dil_w == 1 and stride_w == 1:
-                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, 3, 1, 1, dtype)
-            elif stride_w == 1:
-                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, KW, 1, dil_w, dtype)
+            best, column, space = values + slot, columns + slot, readable - reduced * IW
+            if stride_w == 1:
+                max_along_row(row, best, column, pad_left, IW, OW, space, with_indices, KW, 1, dil_w, dtype)
             else:
-                max_along_row(row, best, column, pad_left, IW, OW, readable, with_indices, KW, stride_w, dil_w, dtype)
+                max_along_row(row, best, column, pad_left, IW, OW, space, with_indices, KW, stride_w, dil_w, dtype)
             if with_indices:
                 correct_columns(column, -pad_left, stride_w, dil_w, dtype)
             reduced += 1
@@ -245,64 +467,34 @@ def max_rows(
             continue
         slot = first & (slots - 1)
         n_rows = rows_inside(top, first, IH, KH, dil_h)
-        room = (oh_last - oh) * OW  # what is written past the end of the row, the next rows overwrite
-        if n_rows == 3 and dil_h == 1:
-            max_over_rows(
-                values, columns, y, where, room, first * IW, IW, with_indices, slot, slots, 3, 1, OW, size, dtype
-            )
-        else:
-            max_over_rows(
-                values, columns, y, where, room, first * IW, IW, with_indices,
-                slot, slots, n_rows, dil_h, OW, size, dtype,
-            )  # fmt: skip
-
-
-@helper
-def max_tiles_block(
-    x,  # IN   upper of two image rows
-    output,  # OUT  a vector of windows, of which only ``room`` elements may be written
-    indices,  # OUT  with_indices: the same
-    room, first_cell, column, IW, with_indices, inside, dtype,
-):  # fmt: skip
-    lowest, below = dtype.type(-np.inf), x + IW * itemsize(dtype)
-    value = tap(x, inside, column, 0, 2, IW, lowest, dtype)
-    right = tap(x, inside, column, 1, 2, IW, lowest, dtype)
-    lower = tap(below, inside, column, 0, 2, IW, lowest, dtype)
-    last = tap(below, inside, column, 1, 2, IW, lowest, dtype)
-    if with_indices:
-        won = takes(value, right)
-        value, where = pick(won, right, value), pick(won, ramp(1, 0, dtype), ramp(0, 0, dtype))
-        won = takes(value, lower)
-        value, where = pick(won, lower, value), pick(won, ramp(IW, 0, dtype), where)
-        won = takes(value, last)
-        value, where = pick(won, last, value), pick(won, ramp(IW + 1, 0, dtype), where)
-        store_cells(indices, 0, add_cells(where, ramp(column, 2, dtype)), first_cell, room)
-    else:
-        value = fold_max(fold_max(value, right), fold_max(lower, last))
-    put_first(output, 0, value, room, dtype)
-
-
-@helper
-def max_tiles(
-    x,  # IN   a plane
-    output,  # OUT  its output plane
-    indices,  # OUT  with_indices
-    oh_first, oh_last, with_indices, geometry, dtype,
-):  # fmt: skip
-    """Output rows [oh_first, oh_last) of one plane, where `is_tiling`."""
-    IW, OW, VL, size = geometry[GEO_IW], geometry[GEO_OW], lanes(dtype), itemsize(dtype)
-    for oh in range(oh_first, oh_last):
-        row, cell = x + 2 * oh * IW * size, 2 * oh * IW
-        for ow in range(0, OW, VL):
-            at = oh * OW + ow
-            y, where, room = output + at * size, indices + at * 8, oh_last * OW - at
-            if block_inside(2 * ow, VL, 2, 2, (2 * (oh_last - oh) - 1) * IW):  # from the lower row on
-                max_tiles_block(row, y, where, room, cell, 2 * ow, IW, with_indices, True, dtype)
-            else:
-                max_tiles_block(row, y, where, room, cell, 2 * ow, IW, with_indices, False, dtype)
+        max_over_rows(
+            values, columns, y, where, room - (oh - oh_first) * OW, first * IW, IW, with_indices, slot, slots, n_rows, dil_h, OW,
+            size, dtype,
+        )  # fmt: skip
 
 
 @shared
 def max_ring_size(geometry):
     """Elements for the rings of values and of columns."""
-    return 0 if is_tiling(geometry) else 2 * ring_slots(geometry) * row_size(geometry)
+    return 2 * ring_slots(geometry) * row_size(geometry)
+
+
+@helper
+def max_of_plane(
+    x,  # IN   a plane
+    output,  # OUT  its output plane
+    indices,  # OUT  or 0
+    ring,  # TMP  max_ring_size
+    oh_first,
+    oh_last,
+    readable,  # elements from x on: in lanes past the last window anything may stand
+    room,  # elements from row oh_first of output on: what is written past a row, the next ones overwrite
+    common,  # is_common
+    geometry,
+    dtype,
+):
+    done = False
+    if common:
+        done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, indices != 0, geometry, dtype)
+    if not done:
+        max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, indices != 0, geometry, dtype)

@@ -5,15 +5,22 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     load_inside(address, offset, extent, border, dtype)   lane i: element offset + i; border, and not read, where that is
                                                           not in [0, extent)
     insert(v, lane, value)                                v with one lane replaced
-    even(a, b), odd(a, b)                                 every other lane of a, then of b
+    even(a, b), odd(a, b)                                 every other lane of a, then of b, as 128-bit pieces allow:
+                                                          a[0] a[2] b[0] b[2] a[4] ...
+    untangle(v)                                           puts the pairs of such a result into their places
     store_first(address, offset, v, count)                the first ``count`` lanes
     divide(a, b), sum_of_lanes(v)                         a / b; the sum, by halves
     fold_max(best, value)                                 the maximum: NaN wins, of equals best (zeros have signs)
     takes(best, value)                                    mask: value is larger, or the first NaN
+    larger(best, value)                                   mask: value > best
     pick(mask, a, b)                                      a where the mask is set, else b
     ramp(first, step, dtype)                              cells: lane i is first + i * step
     add_cells(a, b), load_cells(address, offset, dtype)   cells; `store` of _simd writes them
+    not_negative(cells)                                   cells, 0 for those below it
+    note_nan(cells, a, b), has_flags(cells)               cells with flags where a or b is NaN; whether there is one
     store_cells(address, offset, cells, base, count)      the first ``count`` cells + base, as 64 bits
+    load_indices(address, offset, dtype)                  int64 indices as cells
+    same(a, b), first_ones(count, dtype)                  mask: cells are equal; cells: 1 in the first ``count`` lanes, 0 behind
 """
 
 from __future__ import annotations
@@ -22,7 +29,9 @@ from typing import Any
 
 import numpy as np
 from fastconv._numba._late import Module
-from fastconv._numba._simd import Vector, _call, _element, _pointer, _read, _vector, _view, _with_python, lanes
+from fastconv._numba._simd import (
+    VECTOR_BYTES, Vector, _call, _element, _pointer, _read, _vector, _view, _with_python, lanes,
+)  # fmt: skip
 
 ir, types = Module("llvmlite.ir"), Module("numba.core.types")
 
@@ -152,18 +161,40 @@ def insert(typingctx, vector, lane, value):
     return vector(vector, types.int64, vector.dtype), codegen
 
 
-def _every_other(first: int) -> Any:
+def _every_other(count: int, first: int) -> list[int]:
+    half = max(count // (VECTOR_BYTES // 16) // 2, 1)  # lanes of a piece of 128 bits that come from one vector
+    starts = [start + side * count for start in range(0, count, 2 * half) for side in (0, 1)]
+    return [start + first + 2 * lane for start in starts for lane in range(half)]
+
+
+def _untangled(count: int) -> list[int]:
+    """Pairs of 64 bits: 0, 2, ..., 1, 3, ..."""
+    pairs = VECTOR_BYTES // 8
+    size = count // pairs
+    return [pair * size + lane for first in (0, 1) for pair in range(first, pairs, 2) for lane in range(size)]
+
+
+def _alternate(first: int) -> Any:
     def shuffle(typingctx, a, b):
         def codegen(context, builder, signature, arguments):
-            mask = ir.VectorType(ir.IntType(32), a.count)([first + 2 * lane for lane in range(a.count)])
+            mask = ir.VectorType(ir.IntType(32), a.count)(_every_other(a.count, first))
             return builder.shuffle_vector(*arguments, mask)
 
         return a(a, b), codegen
 
-    return _with_python(lambda a, b: np.concatenate((a, b))[first::2])(shuffle)
+    return _with_python(lambda a, b: np.concatenate((a, b))[_every_other(a.size, first)])(shuffle)
 
 
-even, odd = _every_other(0), _every_other(1)
+even, odd = _alternate(0), _alternate(1)
+
+
+@_with_python(lambda v: v[_untangled(v.size)])
+def untangle(typingctx, v):
+    def codegen(context, builder, signature, arguments):
+        mask = ir.VectorType(ir.IntType(32), v.count)(_untangled(v.count))
+        return builder.shuffle_vector(arguments[0], arguments[0], mask)
+
+    return v(v), codegen
 
 
 @_with_python(lambda a, b: a / b)
@@ -206,6 +237,14 @@ def takes(typingctx, best, value):
     return Vector(types.boolean, best.count)(best, value), codegen
 
 
+@_with_python(lambda best, value: value > best)
+def larger(typingctx, best, value):
+    def codegen(context, builder, signature, arguments):
+        return builder.fcmp_ordered(">", arguments[1], arguments[0])
+
+    return Vector(types.boolean, best.count)(best, value), codegen
+
+
 @_with_python(lambda mask, a, b: np.where(mask, a, b))
 def pick(typingctx, mask, a, b):
     return a(mask, a, b), lambda context, builder, signature, arguments: builder.select(*arguments)
@@ -228,3 +267,65 @@ def ramp(typingctx, first, step, dtype):
 @_with_python(lambda a, b: a + b)
 def add_cells(typingctx, a, b):
     return a(a, b), lambda context, builder, signature, arguments: builder.add(*arguments)
+
+
+@_with_python(lambda cells: np.maximum(cells, 0))
+def not_negative(typingctx, cells):
+    def codegen(context, builder, signature, arguments):
+        zero = arguments[0].type(None)
+        return builder.select(builder.icmp_signed(">", arguments[0], zero), arguments[0], zero)
+
+    return cells(cells), codegen
+
+
+@_with_python(lambda cells, a, b: cells | -(np.isnan(a) | np.isnan(b)).astype(cells.dtype))
+def note_nan(typingctx, cells, a, b):
+    def codegen(context, builder, signature, arguments):
+        nan = builder.fcmp_unordered("uno", arguments[1], arguments[2])
+        return builder.or_(arguments[0], builder.sext(nan, arguments[0].type))
+
+    return cells(cells, a, b), codegen
+
+
+@_with_python(lambda cells: bool(np.any(cells)))
+def has_flags(typingctx, cells):
+    def codegen(context, builder, signature, arguments):
+        bits = ir.IntType(VECTOR_BYTES * 8)
+        return builder.icmp_unsigned("!=", builder.bitcast(arguments[0], bits), bits(0))
+
+    return types.boolean(cells), codegen
+
+
+def _python_load_indices(address: int, offset: int, dtype: Any) -> np.ndarray:
+    return _view(address, offset, lanes(dtype), np.int64).astype(f"i{np.dtype(dtype).itemsize}")
+
+
+@_with_python(_python_load_indices)
+def load_indices(typingctx, address, offset, dtype):
+    cells = _cells(_vector(_element(dtype)))
+
+    def codegen(context, builder, signature, arguments):
+        wide = ir.VectorType(ir.IntType(64), cells.count)
+        value = builder.load(_pointer(builder, arguments[0], arguments[1], wide, 64), align=8)
+        return value if cells.dtype.bitwidth == 64 else builder.trunc(value, context.get_value_type(cells))
+
+    return cells(types.int64, types.int64, dtype), codegen
+
+
+@_with_python(lambda a, b: a == b)
+def same(typingctx, a, b):
+    def codegen(context, builder, signature, arguments):
+        return builder.icmp_signed("==", *arguments)
+
+    return Vector(types.boolean, a.count)(a, b), codegen
+
+
+@_with_python(lambda count, dtype: (np.arange(lanes(dtype)) < count).astype(f"i{np.dtype(dtype).itemsize}"))
+def first_ones(typingctx, count, dtype):
+    cells = _cells(_vector(_element(dtype)))
+
+    def codegen(context, builder, signature, arguments):
+        mask = _below(builder, ir.IntType(64)(0), arguments[0], cells.count)
+        return builder.zext(mask, context.get_value_type(cells))
+
+    return cells(types.int64, dtype), codegen

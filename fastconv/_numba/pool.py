@@ -5,16 +5,17 @@ How windows are reduced on vectors: _max_pool.py. Means go the same way, with su
 
 import numpy as np
 
+from fastconv._numba._direct_simd import zip_high, zip_low
 from fastconv._numba._jit import (
     VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, shared, task,
 )  # fmt: skip
 from fastconv._numba._max_pool import (
-    block_inside, first_inside, is_tiling, max_ring_size, max_rows, max_tiles, put_first, ring_slots, row_size, rows_inside,
+    block_inside, first_inside, is_common, is_tiling, max_of_plane, max_ring_size, put_first, ring_slots, row_size, rows_inside,
     span, tap,
 )  # fmt: skip
 from fastconv._numba._pool_simd import (
-    add_cells, divide, even, fold_max, insert, load_cells, load_inside, odd, pick, ramp, store_cells, store_first,
-    sum_of_lanes, takes,
+    add_cells, divide, even, first_ones, fold_max, has_flags, insert, larger, load_cells, load_indices, load_inside,
+    not_negative, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes, untangle,
 )  # fmt: skip
 from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, put, store
 from fastconv._problem import (
@@ -60,21 +61,22 @@ def max_pool2d_task(
     geometry: const_int64[::1],  # IN
 ):
     # A task is a run of output rows, counted through all planes.
-    IC, OH, size = geometry[GEO_IC], geometry[GEO_OH], max_ring_size(geometry)
-    ring = address(workspace) + worker * size * itemsize(input.dtype)
-    row = task * rows_per_task(geometry)
-    row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * IC * OH)
-    tiling, with_indices = is_tiling(geometry), indices.shape[0] > 0
-    while row < row_last:
-        n, c, oh = row // OH // IC, row // OH % IC, row % OH
-        oh_last = min(oh + row_last - row, OH)
-        x, y = address(input[n, c]), address(output[n, c])
-        where = address(indices[n, c]) if with_indices else 0
-        if tiling:
-            max_tiles(x, y, where, oh, oh_last, with_indices, geometry, input.dtype)
-        else:
-            max_rows(x, y, where, ring, oh, oh_last, with_indices, geometry, input.dtype)
-        row += oh_last - oh
+    dtype, element = input.dtype, itemsize(input.dtype)
+    planes, OH, OW = geometry[GEO_N] * geometry[GEO_IC], geometry[GEO_OH], geometry[GEO_OW]
+    cells, row = geometry[GEO_IH] * geometry[GEO_IW], task * rows_per_task(geometry)
+    left = min(rows_per_task(geometry), planes * OH - row)
+    ring = address(workspace) + worker * max_ring_size(geometry) * element
+    common, with_indices = is_common(geometry), indices.shape[0] > 0
+    plane, oh = row // OH, row % OH
+    while left > 0:
+        count = min(left, OH - oh)
+        x, y = address(input) + plane * cells * element, address(output) + plane * OH * OW * element
+        where = address(indices) + plane * OH * OW * 8 if with_indices else 0
+        readable = (planes - plane) * cells
+        max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, geometry, dtype)
+        left -= count
+        plane += 1
+        oh = 0
 
 
 def max_pool2d_workspace(geometry, n_workers):
@@ -85,6 +87,72 @@ def max_pool2d_workspace(geometry, n_workers):
 def max_pool2d(input, output, indices, workspace, geometry, n_threads):
     """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
     max_pool2d_task.run(row_tasks(geometry.tolist()), n_threads, input, output, indices, workspace, geometry)
+
+
+@helper
+def spread_tiles(flags, values, indices, upper, lower, first_cell, IW, count, dtype):
+    """A vector of tiles of 2x2: each value goes to the cell of its tile that its index names, 0 to the other three.
+
+    Gives flags of the lanes, of the first ``count``, whose index names another cell.
+    """
+    value, nothing, none, VL = load(values, 0, dtype), broadcast(dtype.type(0)), ramp(0, 0, dtype), lanes(dtype)
+    tap = add_cells(load_indices(indices, 0, dtype), ramp(-first_cell, -2, dtype))
+    tap0, tap1 = same(tap, none), same(tap, ramp(1, 0, dtype))
+    tap2, tap3 = same(tap, ramp(IW, 0, dtype)), same(tap, ramp(IW + 1, 0, dtype))
+    left, right = pick(tap0, value, nothing), pick(tap1, value, nothing)
+    store(upper, 0, zip_low(left, right))
+    store(upper, VL, zip_high(left, right))
+    left, right = pick(tap2, value, nothing), pick(tap3, value, nothing)
+    store(lower, 0, zip_low(left, right))
+    store(lower, VL, zip_high(left, right))
+    missing = pick(tap2, none, pick(tap3, none, first_ones(count, dtype)))
+    return add_cells(flags, pick(tap0, none, pick(tap1, none, missing)))
+
+
+@helper
+def put_tiles(
+    values,  # IN   a plane of windows
+    indices,  # IN   theirs
+    image,  # OUT  a plane
+    readable,  # elements of values and indices
+    room,  # elements from image on: what is written past the plane, the next ones overwrite
+    geometry,
+    dtype,
+):
+    """Where `is_tiling`: each value to its index, 0 elsewhere; False, and any values, if an index lies outside its window."""
+    # From the last vector of a row to its first, so that what runs over the end of the upper row is overwritten, too.
+    IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
+    VL, size = lanes(dtype), itemsize(dtype)
+    blocks = (OW + VL - 1) // VL * VL
+    outside, flags, zero = False, ramp(0, 0, dtype), dtype.type(0)
+    if size == 4 and (IH * IW) >> 31 != 0:
+        return False
+    for oh in range(OH):
+        upper = image + 2 * oh * IW * size
+        lower = upper + IW * size
+        ow = blocks
+        while ow > 0:
+            ow -= VL
+            if (2 * oh + 1) * IW + 2 * blocks <= room and oh * OW + blocks <= readable:
+                at = oh * OW + ow
+                flags = spread_tiles(
+                    flags, values + at * size, indices + at * 8, upper + 2 * ow * size, lower + 2 * ow * size,
+                    2 * (oh * IW + ow), IW, OW - ow, dtype,
+                )  # fmt: skip
+                continue
+            for window in range(oh * OW + ow, oh * OW + min(ow + VL, OW)):
+                found = False
+                for tile in range(4):
+                    cell = 2 * (oh * IW + window - oh * OW) + (tile >> 1) * IW + (tile & 1)
+                    here = get(indices, window, np.int64) == cell
+                    put(image, cell, get(values, window, dtype) if here else zero)
+                    found = found or here
+                outside = outside or not found
+        for ow in range(2 * OW, IW):
+            put(upper, ow, zero)
+            put(lower, ow, zero)
+    clear(image + 2 * OH * IW * size, (IH - 2 * OH) * IW * size)
+    return not (outside or has_flags(flags))
 
 
 @task
@@ -99,11 +167,15 @@ def max_pool2d_backward_task(
     dtype, size = grad_output.dtype, itemsize(grad_output.dtype)
     IC, cells = geometry[GEO_IC], geometry[GEO_IH] * geometry[GEO_IW]
     windows = geometry[GEO_OH] * geometry[GEO_OW]
-    plane = task * planes_per_task(geometry)
-    plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
+    plane, planes = task * planes_per_task(geometry), geometry[GEO_N] * IC
+    plane_last, tiling = min(plane + planes_per_task(geometry), planes), is_tiling(geometry)
     for plane in range(plane, plane_last):
         grads, where = address(grad_output) + plane * windows * size, address(indices) + plane * windows * 8
         image = address(grad_input) + plane * cells * size
+        if tiling:
+            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
+            if put_tiles(grads, where, image, readable, room, geometry, dtype):
+                continue
         clear(image, cells * size)
         for window in range(windows):
             cell = get(where, window, np.int64)
@@ -130,11 +202,15 @@ def max_unpool2d_task(
     dtype, size = input.dtype, itemsize(input.dtype)
     IC, cells = geometry[GEO_IC], geometry[GEO_IH] * geometry[GEO_IW]
     windows = geometry[GEO_OH] * geometry[GEO_OW]
-    plane = task * planes_per_task(geometry)
-    plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
+    plane, planes = task * planes_per_task(geometry), geometry[GEO_N] * IC
+    plane_last, tiling = min(plane + planes_per_task(geometry), planes), is_tiling(geometry)
     for plane in range(plane, plane_last):
         values, where = address(input) + plane * windows * size, address(indices) + plane * windows * 8
         image = address(output) + plane * cells * size
+        if tiling:
+            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
+            if put_tiles(values, where, image, readable, room, geometry, dtype):
+                continue
         clear(image, cells * size)
         for window in range(windows):
             put(image, get(where, window, np.int64), get(values, window, dtype))
@@ -249,7 +325,7 @@ def sum_along_block(
     total = tap(x, inside, column, 0, stride_w, IW, dtype.type(0), dtype)
     for kw in range(1, KW):
         total = total + tap(x, inside, column, kw * dil_w, stride_w, IW, dtype.type(0), dtype)
-    store(sums, 0, total)
+    store(sums, 0, untangle(total) if stride_w == 2 else total)
 
 
 @helper
@@ -343,7 +419,7 @@ def mean_tiles_block(
     total = tap(x, inside, column, 0, 2, IW, zero, dtype) + tap(x, inside, column, 1, 2, IW, zero, dtype)
     total = total + tap(below, inside, column, 0, 2, IW, zero, dtype)
     total = total + tap(below, inside, column, 1, 2, IW, zero, dtype)
-    put_first(output, 0, divide(total, broadcast(divisor)), room, dtype)
+    put_first(output, 0, divide(untangle(total), broadcast(divisor)), room, dtype)
 
 
 @helper
