@@ -17,7 +17,7 @@ from libc.string cimport memmove, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
-    GEO_STRIDE_H, GEO_STRIDE_W, ceil_div, clamp, fill, int64_t, prefetch, real, vd, vec, vf, vmax, vmin,
+    GEO_STRIDE_H, GEO_STRIDE_W, ceil_div, clamp, fill, int64_t, prefetch, real, start, vd, vec, vf, vmax, vmin,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
@@ -993,7 +993,7 @@ def conv2d(
     cdef:
         Py_ssize_t task, slice = rows_of_worker(&conv) + pool_ring_size(&geometry[0])
         real* zeros = &workspace[0]
-        const real* x = &input[0, 0, 0, 0] if conv.C else NULL
+        const real* x = start(input)
         const real* w = &weight[0, 0, 0, 0] if conv.C else NULL
         const real* shift = &bias[0] if bias.shape[0] else NULL
         real* out = &output[0, 0, 0, 0] if output.shape[0] else NULL
@@ -1146,7 +1146,7 @@ cdef void strided_task(
         bint accumulate = geometry[GEO_ACCUMULATE] != 0
         Py_ssize_t flat, plane, ih, iw, channel, phase, lane, left
         Meeting h = steps(geometry[GEO_STRIDE_H], geometry[GEO_DIL_H])
-        Meeting w = steps(stride_w, geometry[GEO_DIL_W]), next = w, start, other_start
+        Meeting w = steps(stride_w, geometry[GEO_DIL_W]), next = w, begin, other_begin
         vec sum, other
         real[16] lanes
         real* row
@@ -1155,7 +1155,7 @@ cdef void strided_task(
         real shift, value
     meet(&w, 0, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
     meet(&next, 1, geometry[GEO_PAD_LEFT], stride_w, geometry[GEO_DIL_W], KW)
-    start, other_start = w, next
+    begin, other_begin = w, next
     for flat in range(task * batch, min((task + 1) * batch, N * IC * IH)):
         plane, ih = flat // IH, flat % IH
         channel = plane % IC
@@ -1165,7 +1165,7 @@ cdef void strided_task(
         row = grad_input + flat * IW
         meet(&h, ih, geometry[GEO_PAD_TOP], geometry[GEO_STRIDE_H], geometry[GEO_DIL_H], KH)
         if stride_w <= 2:
-            w, next = start, other_start
+            w, next = begin, other_begin
             iw = 0
             while iw < IW:
                 left = IW - iw
@@ -1522,8 +1522,8 @@ def conv2d_grad_weight(
         Py_ssize_t task, size = weight_size(&geometry[0])
         bint accumulate = geometry[GEO_ACCUMULATE] != 0
         real* zeros = &workspace[0]
-        const real* x = &input[0, 0, 0, 0] if s.rows else NULL
-        const real* dy = &grad_output[0, 0, 0, 0] if s.rows else NULL
+        const real* x = start(input)
+        const real* dy = start(grad_output)
         real* out = &grad_weight[0, 0, 0, 0]
         real* chunks = zeros + geometry[GEO_IW] if s.chunks > 1 else out
         const int64_t* geo = &geometry[0]
