@@ -77,6 +77,7 @@ class MaxPool2d(Layer):
         if not with_indices:
             return functional.max_pool2d(x, *arguments), None
         output, indices = functional.max_pool2d(x, *arguments, True)
+        # The signs, not the output: a frame that holds a layer's output outlives the forward that nobody goes back
         return (output, indices) if self.return_indices else output, (indices, x.shape, output > 0)
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
