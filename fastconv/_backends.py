@@ -19,7 +19,13 @@ STEMS = ("pad", "im2col", "direct", "winograd", "pool")
 ISAS = ("baseline", "x86_64_v3", "x86_64_v4")  # ascending; the Cython back end is compiled once for each
 
 NO_SETTINGS: tuple[str | None, str | None] = (None, None)  # back end and ISA
-_local = threading.local()
+
+
+class _Local(threading.local):
+    settings: tuple[str | None, str | None] = NO_SETTINGS
+
+
+_local = _Local()
 
 
 class BackendUnavailable(RuntimeError):
@@ -172,7 +178,7 @@ def resolve(backend: str = "auto") -> Kernels:
 
 def settings() -> tuple[str | None, str | None]:
     """This Python thread's (backend, isa), as `config` set them: part of every plan's key."""
-    return getattr(_local, "settings", NO_SETTINGS)
+    return _local.settings
 
 
 class config:

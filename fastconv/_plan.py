@@ -63,7 +63,7 @@ class Plan:
         self._dtype, self._dtype_name = np.dtype(problem.dtype), problem.dtype
         self._no_bias = np.empty(0, self._dtype)
         self._parallel = problem.macs >= SMALL_WORK
-        self._serial_elements = step.workspace(1)
+        self._elements = {1: step.workspace(1)}  # of workspace, by number of threads
         if op in ("forward", *pool.OPS):
             fused = getattr(problem, "pool", None)
             self.output_shape = problem.input_shape if op in pool.TO_INPUT else (fused or problem).output_shape
@@ -78,10 +78,16 @@ class Plan:
     @property
     def workspace_bytes(self) -> int:
         """Bytes of scratch memory that a call needs with the threads it would get now."""
-        return self._step.workspace(self._workers()) * self._dtype.itemsize
+        return self._workspace_elements(self._workers()) * self._dtype.itemsize
 
     def _workers(self) -> int:
         return _threads.workers() if self._parallel else 1
+
+    def _workspace_elements(self, n_workers: int) -> int:
+        elements = self._elements.get(n_workers)
+        if elements is None:
+            elements = self._elements[n_workers] = self._step.workspace(n_workers)
+        return elements
 
     def __call__(
         self,
@@ -94,21 +100,15 @@ class Plan:
             operands = (*operands[:-1], self._no_bias)
         if out is None:
             out = np.empty(self.output_shape, self._dtype)
-        if self._parallel or workspace is not None:
-            self.run(operands, (out,), workspace)  # type: ignore[arg-type]  # None can only come last
-        else:  # what `run` does, without the call
-            self._run(*operands, out, _arena.workspace(self._serial_elements, self._dtype_name), 1)
+        self.run(operands, (out,), workspace)  # type: ignore[arg-type]  # None can only come last
         return out
 
     def run(
         self, operands: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...], workspace: np.ndarray | None = None
     ) -> None:
         """Run on checked arrays, into ``outputs``."""
-        if self._parallel:
-            n_workers = _threads.workers()
-            elements = self._step.workspace(n_workers)
-        else:
-            n_workers, elements = 1, self._serial_elements
+        n_workers = _threads.workers() if self._parallel else 1
+        elements = self._elements.get(n_workers) or self._workspace_elements(n_workers)
         if workspace is None:
             space = _arena.workspace(elements, self._dtype_name)
         else:

@@ -10,7 +10,12 @@ import os
 import threading
 from pathlib import Path
 
-_local = threading.local()
+
+class _Local(threading.local):
+    count: int | None = None  # of ``config(num_threads=)``
+
+
+_local = _Local()
 _global: int | None = None  # set_num_threads(); None: environment or default
 _pool_started = False  # a call has run on more than one thread in this process
 _forked_with_pool = False  # this process is the fork of one whose pool had started
@@ -108,7 +113,7 @@ def get_num_threads() -> int:
     int
     """
     global _global
-    count = getattr(_local, "count", None)
+    count = _local.count
     if count is not None:
         return count
     if _global is None:
@@ -118,7 +123,7 @@ def get_num_threads() -> int:
 
 def swap_local(count: int | None) -> int | None:
     """Set this Python thread's own count (None: none) and return the former one."""
-    former = getattr(_local, "count", None)
+    former = _local.count
     _local.count = count
     return former
 

@@ -36,9 +36,9 @@ cdef enum:
     CACHE_LINE = 64            # bytes
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
 
-# What a tile does with its sums: store them, as K goes on; add the bias; clamp as well.
+# What a tile does with its sums: store them, as K goes on; add the bias; raise to the lower bound as well; clamp.
 cdef enum Finish:
-    KEEP, SHIFT, CLAMP
+    KEEP, SHIFT, RAISE, CLAMP
 
 KC = _KC
 
@@ -49,6 +49,7 @@ cdef struct Blocking:
     Py_ssize_t NB, blocks, strip, strips        # pixels of a block, blocks of an image and of a task, tasks of an image
     Py_ssize_t pooled_rows, carried_rows        # of a fused pool per block; of the maps, that two blocks' windows share
     Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels, kept_panels
+    Py_ssize_t lent                             # filters that the last panel takes from the one before
     Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input
     Py_ssize_t copy_elements, b_elements, lone_elements, c_elements, ring_elements, elements      # scratch of a worker
 
@@ -73,6 +74,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         and b.OH == geometry[GEO_IH] and b.OW == geometry[GEO_IW]
     )
     b.panels = ceil_div(b.OCG, _MR)
+    b.lent = 2 if b.OCG % _MR == 2 and b.panels > 1 else 0
 
     # K in equal blocks, of whole channels where a channel fits
     b.k_blocks = max(ceil_div(b.K, _KC), 1)
@@ -134,6 +136,11 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     return b
 
 
+cdef inline Py_ssize_t panel_start(const Blocking* b, Py_ssize_t panel) noexcept nogil:
+    """The first filter of a panel. A last one of two would be too few FMA chains: the one before lends it two more."""
+    return min(panel * _MR, b.OCG) - (b.lent if panel == b.panels - 1 else 0)
+
+
 # ----------------------------------------------------------------------------------------------------- the tile
 
 
@@ -183,14 +190,18 @@ cdef inline void tile_body(
             for j in range(nv):
                 acc[i][j] = acc[i][j] + (<const vec*> (c + i * ldc + j * VL))[0]
     if finish != KEEP:
-        fill(&low_v, bias[_MR])
-        fill(&high_v, bias[_MR + 1])
+        if finish != SHIFT:
+            fill(&low_v, bias[_MR])
+        if finish == CLAMP:
+            fill(&high_v, bias[_MR + 1])
         for i in range(rows):
             fill(&shift, bias[i])
             for j in range(nv):
                 acc[i][j] = acc[i][j] + shift
+                if finish != SHIFT:
+                    acc[i][j] = vmax(low_v, acc[i][j])
                 if finish == CLAMP:
-                    acc[i][j] = vmin(high_v, vmax(low_v, acc[i][j]))
+                    acc[i][j] = vmin(high_v, acc[i][j])
     for i in range(rows):
         for j in range(nv):
             (<vec*> (c + i * ldc + j * VL))[0] = acc[i][j]
@@ -219,6 +230,11 @@ cdef inline void tile(
             tile_body(a, b, kc, c, ldc, True, CLAMP, bias, rows, nv, unused)
         else:
             tile_body(a, b, kc, c, ldc, False, CLAMP, bias, rows, nv, unused)
+    elif finish == RAISE:
+        if accumulate:
+            tile_body(a, b, kc, c, ldc, True, RAISE, bias, rows, nv, unused)
+        else:
+            tile_body(a, b, kc, c, ldc, False, RAISE, bias, rows, nv, unused)
     elif accumulate:
         tile_body(a, b, kc, c, ldc, True, SHIFT, bias, rows, nv, unused)
     else:
@@ -237,7 +253,7 @@ cdef void part_tile(
     const real* bias, Py_ssize_t rows, Py_ssize_t nv, vec* unused,
 ) noexcept nogil:
     """MR rows of nv vectors, or an even number of rows of NV vectors; what lies outside costs nothing then."""
-    if finish == SHIFT:
+    if finish != KEEP:
         finish = CLAMP
     if rows == 2:
         tile(a, b, kc, c, ldc, accumulate, finish, bias, 2, _NV, unused)
@@ -675,9 +691,9 @@ cdef void pack_weight_task(
 ) noexcept nogil:
     # A task is one panel of filters.
     cdef:
-        Py_ssize_t g = task // b.panels, panel = task % b.panels, k_from = 0, kc, k, i
-        Py_ssize_t filters = min(b.OCG - panel * _MR, _MR)
-        const real* row = &weight[g * b.OCG + panel * _MR, 0, 0, 0] if b.K else NULL
+        Py_ssize_t g = task // b.panels, panel = task % b.panels, first = panel_start(b, panel), k_from = 0, kc, k, i
+        Py_ssize_t filters = panel_start(b, panel + 1) - first
+        const real* row = &weight[g * b.OCG + first, 0, 0, 0] if b.K else NULL
         real* target
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
@@ -761,7 +777,8 @@ cdef void conv2d_block(
 ) noexcept nogil:
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G]
-        Py_ssize_t p_from, pixels, lone, ldc, k_block, k_from, kc, panel, kept, j, q, i, filters
+        Py_ssize_t p_from, pixels, lone, ldc, k_block, k_from, kc, panel, kept, j, q, i, first, filters
+        Py_ssize_t oc_from = panel_start(b, panel_from)
         Py_ssize_t pooled_from, pooled_to, row_from, row_to, carried, carry_from, rows_to_carry
         Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
@@ -773,7 +790,7 @@ cdef void conv2d_block(
         real* c_block = lone_block + b.lone_elements
         real* ring = c_block + b.c_elements
         real* carry = ring + b.ring_elements      # [filter][carried_rows][OW]
-        real* c                   # this block's pixels of filter panel_from * MR
+        real* c                   # this block's pixels of filter oc_from
         real* map
         real* above
         Finish finish
@@ -798,7 +815,7 @@ cdef void conv2d_block(
         p_from = block * b.NB
         pixels = min(b.P - p_from, b.NB)
         ldc = b.P
-        c = output + (ng * b.OCG + panel_from * _MR) * b.P + p_from
+        c = output + (ng * b.OCG + oc_from) * b.P + p_from
         lone = pixels % VL if pixels % VL * LONE <= VL else 0
 
     pixels -= lone
@@ -808,20 +825,21 @@ cdef void conv2d_block(
         kc = min(b.K - k_from, b.kc)
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] and not b.pooled_rows)
         last = k_block == b.k_blocks - 1
-        finish = KEEP if not last else CLAMP if low > -INFINITY or high < INFINITY else SHIFT
+        finish = KEEP if not last else CLAMP if high < INFINITY else RAISE if low > -INFINITY else SHIFT
         if kc > 0 and pixels + lone > 0:
             pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, unused)
             spread(b_block, lone_block, kc, pixels, lone, unused)
         for panel in range(panel_from, panel_to):                                          # loop 2: filters
-            filters = min(b.OCG - panel * _MR, _MR)
-            kept = panel - panel_from if b.kept_panels > 1 or not b.pooled_rows else 0
+            first = panel_start(b, panel)
+            filters = panel_start(b, panel + 1) - first
+            kept = first - oc_from if b.kept_panels > 1 or not b.pooled_rows else 0
             a = packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR
             if last:
                 for i in range(_MR):
-                    shifts[i] = bias[g * b.OCG + panel * _MR + i] if i < filters and bias.shape[0] else 0
+                    shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias.shape[0] else 0
             for j in range(ceil_div(pixels, NR)):                                          # loop 3: pixels
                 q = j * NR
-                map = c + kept * _MR * ldc + q
+                map = c + kept * ldc + q
                 if q + NR <= pixels and filters == _MR:
                     whole_tile(a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, unused)
                 elif q + NR <= pixels and filters % 2 == 0:
@@ -836,13 +854,13 @@ cdef void conv2d_block(
                         unused,
                     )
             for j in range(lone):
-                map = c + kept * _MR * ldc + pixels + j
+                map = c + kept * ldc + pixels + j
                 lone_tile(a, lone_block + j * kc * _MR, kc, map, ldc, accumulate, finish, shifts, filters, unused)
             if last and b.pooled_rows:
                 for i in range(filters):
-                    map = c_block + (kept * _MR + i) * ldc
-                    above = carry + ((panel - panel_from) * _MR + i) * b.carried_rows * b.OW
-                    q = (ng * b.OCG + panel * _MR + i) * plane
+                    map = c_block + (kept + i) * ldc
+                    above = carry + (first - oc_from + i) * b.carried_rows * b.OW
+                    q = (ng * b.OCG + first + i) * plane
                     memcpy(map, above, carried * b.OW * sizeof(real))
                     max_pool_rows(
                         <const real*> map, row_from, pooled_from, pooled_to, pooled + q,

@@ -53,8 +53,8 @@ MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
 TILE_ELEMENTS = MR * NV * VL_FLOAT
 LONE_ELEMENTS = MR * VL_FLOAT
 
-# What a tile does with its sums: store them, as K goes on; add the bias; clamp as well.
-KEEP, SHIFT, CLAMP = 0, 1, 2
+# What a tile does with its sums: store them, as K goes on; add the bias; raise to the lower bound as well; clamp.
+KEEP, SHIFT, RAISE, CLAMP = 0, 1, 2, 3
 
 
 Blocking = namedtuple(
@@ -63,6 +63,7 @@ Blocking = namedtuple(
     "flat NB blocks strip strips "  # pixels of a block, blocks of an image and of a task, tasks of an image
     "pooled_rows carried_rows "  # of a fused pool per block; of the maps, that two blocks' windows share
     "kc k_blocks panels chunks chunk_panels kept_panels "
+    "lent "  # filters that the last panel takes from the one before
     "phases phase_width row_width rows channels "  # of the copied input
     "copy_elements b_elements lone_elements c_elements ring_elements elements",  # scratch of a worker
 )
@@ -87,6 +88,7 @@ def blocking(geometry, n_threads):
         and OH == geometry[GEO_IH] and OW == geometry[GEO_IW]
     )  # fmt: skip
     panels = ceil_div(OCG, MR)
+    lent = 2 if OCG % MR == 2 and panels > 1 else 0
 
     # K in equal blocks, of whole channels where a channel fits
     k_blocks = max(ceil_div(K, KC), 1)
@@ -145,7 +147,7 @@ def blocking(geometry, n_threads):
     elements += chunk_panels * MR * carried_rows * OW
     return Blocking(
         ICG, OCG, T, K, OH, OW, P, flat, NB, blocks, strip, strips, pooled_rows, carried_rows, kc, k_blocks, panels, chunks,
-        chunk_panels, kept_panels, phases, phase_width, row_width, rows, channels, copy_elements, b_elements, lone_elements,
+        chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels, copy_elements, b_elements, lone_elements,
         c_elements, ring_elements, elements,
     )  # fmt: skip
 
@@ -160,6 +162,12 @@ def _planned(geometry, n_threads):
 def plans(geometry, n_threads=1):
     """Blocking, Transposed, and Outer by vector length, for the drivers; kept, for in Python they cost 20 us."""
     return _planned(geometry.tobytes(), n_threads)
+
+
+@helper
+def panel_start(b, panel):
+    """The first filter of a panel. A last one of two would be too few FMA chains: the one before lends it two more."""
+    return min(panel * MR, b.OCG) - (b.lent if panel == b.panels - 1 else 0)
 
 
 # ----------------------------------------------------------------------------------------------------- the tile
@@ -211,12 +219,16 @@ def tile(
             shift = broadcast(get(bias, i, dtype))
             for j in unroll(nv):
                 acc[i, j] = acc[i, j] + shift
-    if finish == CLAMP:
+    if finish >= RAISE:
         low_v = broadcast(low)
+        for i in unroll(rows):
+            for j in unroll(nv):
+                acc[i, j] = vmax(low_v, acc[i, j])
+    if finish == CLAMP:
         high_v = broadcast(high)
         for i in unroll(rows):
             for j in unroll(nv):
-                acc[i, j] = vmin(high_v, vmax(low_v, acc[i, j]))
+                acc[i, j] = vmin(high_v, acc[i, j])
     for i in unroll(rows):
         for j in unroll(nv):
             store(c, i * ldc + j * VL, acc[i, j])
@@ -648,8 +660,9 @@ def pack_weight_task(
     dtype = weight.dtype
     size, zero = itemsize(dtype), dtype.type(0)
     g, panel = task // b.panels, task % b.panels
-    filters = min(b.OCG - panel * MR, MR)
-    row = address(weight) + (g * b.OCG + panel * MR) * b.K * size
+    first = panel_start(b, panel)
+    filters = panel_start(b, panel + 1) - first
+    row = address(weight) + (g * b.OCG + first) * b.K * size
     k_from = 0
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
@@ -711,7 +724,8 @@ def conv2d_block(
     shifts = local(MR, dtype)
     shift = address(shifts)
 
-    # c: this block's pixels of filter panel_from * MR
+    oc_from = panel_start(b, panel_from)
+    # c: this block's pixels of filter oc_from
     if b.pooled_rows > 0:
         pooled_from = block * b.pooled_rows
         pooled_to = min(pooled_from + b.pooled_rows, geometry[GEO_POOL_OH])
@@ -730,7 +744,7 @@ def conv2d_block(
         p_from = block * b.NB
         pixels = min(b.P - p_from, b.NB)
         ldc = b.P
-        c = address(output) + ((ng * b.OCG + panel_from * MR) * b.P + p_from) * size
+        c = address(output) + ((ng * b.OCG + oc_from) * b.P + p_from) * size
         lone = pixels % VL if pixels % VL * LONE <= VL else 0
 
     pixels -= lone
@@ -740,20 +754,21 @@ def conv2d_block(
         kc = min(b.K - k_from, b.kc)
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0)
         last = k_block == b.k_blocks - 1
-        finish = KEEP if not last else CLAMP if low > -np.inf or high < np.inf else SHIFT
+        finish = KEEP if not last else CLAMP if high < np.inf else RAISE if low > -np.inf else SHIFT
         if kc > 0 and pixels + lone > 0:
             pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, dtype)
             spread(b_block, lone_block, kc, pixels, lone, dtype)
         for panel in range(panel_from, panel_to):  # loop 2: filters
-            filters = min(b.OCG - panel * MR, MR)
-            kept = panel - panel_from if b.kept_panels > 1 or b.pooled_rows == 0 else 0
+            first = panel_start(b, panel)
+            filters = panel_start(b, panel + 1) - first
+            kept = first - oc_from if b.kept_panels > 1 or b.pooled_rows == 0 else 0
             a = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
             if last:
                 for i in range(MR):
-                    shifts[i] = bias[g * b.OCG + panel * MR + i] if i < filters and bias.size > 0 else zero
+                    shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias.size > 0 else zero
             for j in range(ceil_div(pixels, NR)):  # loop 3: pixels
                 q = j * NR
-                map = c + (kept * MR * ldc + q) * size
+                map = c + (kept * ldc + q) * size
                 panel_b = b_block + q * kc * size
                 if q + NR <= pixels and filters == MR:
                     whole_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, dtype)
@@ -766,14 +781,14 @@ def conv2d_block(
                     there = min(pixels - q, NR)
                     edge_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, filters, there, dtype)
             for j in range(lone):
-                map = c + (kept * MR * ldc + pixels + j) * size
+                map = c + (kept * ldc + pixels + j) * size
                 x = lone_block + j * kc * MR * size
                 lone_tile(a, x, kc, map, ldc, accumulate, finish, shift, low, high, filters, dtype)
             if last and b.pooled_rows > 0:
                 for i in range(filters):
-                    map = c_block + (kept * MR + i) * ldc * size
-                    above = carry + ((panel - panel_from) * MR + i) * b.carried_rows * b.OW * size
-                    q = (ng * b.OCG + panel * MR + i) * plane
+                    map = c_block + (kept + i) * ldc * size
+                    above = carry + (first - oc_from + i) * b.carried_rows * b.OW * size
+                    q = (ng * b.OCG + first + i) * plane
                     copy(map, above, carried * b.OW * size)
                     max_pool_rows(
                         map, row_from, pooled_from, pooled_to, address(pooled) + q * size,
