@@ -4,7 +4,7 @@ conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image 
 exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
 
     task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
-           the other, of which each takes over the last rows of the one before
+           the other, of which each takes over the last rows of the one before; windows of 2x2 are pooled in registers
     loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
     loop 2 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
     loop 3 over panels of NV*VL pixels
@@ -16,14 +16,16 @@ from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
 from common cimport (
-    GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
-    GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H,
-    GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp, fill, int64_t, prefetch, real, start, vec, vd, vf, vmax, vmin,
+    GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
+    GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
+    GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp,
+    fill, int64_t, prefetch, real, start, vec, vd, vf, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, transpose
+from max_pool cimport fold_max, fold_pairs
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
 cdef enum:
@@ -48,6 +50,7 @@ cdef struct Blocking:
     bint flat
     Py_ssize_t NB, blocks, strip, strips        # pixels of a block, blocks of an image and of a task, tasks of an image
     Py_ssize_t pooled_rows, carried_rows        # of a fused pool per block; of the maps, that two blocks' windows share
+    bint paired                                 # tiles pool by themselves: where indices are not wanted
     Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels, kept_panels
     Py_ssize_t lent                             # filters that the last panel takes from the one before
     Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input
@@ -87,14 +90,16 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     # Pixels in equal blocks of whole panels; a fused pool wants whole rows
     b.pooled_rows = 0
     b.carried_rows = 0
+    b.paired = False
     b.strip = 1
     if geometry[GEO_POOL_KH] > 0:
         b.carried_rows = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
-        b.NB = max(2 * BLOCK_PIXELS, min(_KC * BLOCK_PIXELS // b.kc, MOST_POOLED))
+        b.NB = max(3 * BLOCK_PIXELS, min(_KC * BLOCK_PIXELS // b.kc, MOST_POOLED))
         b.pooled_rows = max((b.NB // max(b.OW, 1) - b.carried_rows) // geometry[GEO_POOL_STRIDE_H], 1)
         b.blocks = ceil_div(geometry[GEO_POOL_OH], b.pooled_rows)
         b.NB = min(((b.pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * b.OW, b.P)
         b.NB = ceil_div(b.NB, NR) * NR
+        b.paired = is_paired(&b, geometry)
         if b.carried_rows:
             b.strip = max(min(ceil_div(images * b.blocks, THREAD_TASKS * n_threads), b.blocks), 1)
     else:
@@ -123,7 +128,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.rows = (min(b.OH, ceil_div(b.NB, max(b.OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
         b.channels = min(ceil_div(b.kc - 1, b.T) + 1, max(b.ICG, 1))
         b.copy_elements = b.channels * b.rows * b.row_width + VL_FLOAT
-    b.b_elements = b.kc * b.NB + VL_FLOAT
+    b.b_elements = b.kc * max(b.NB, b.pooled_rows * paired_panels(geometry, VL_FLOAT) * NR if b.paired else 0) + VL_FLOAT
     b.lone_elements = VL_FLOAT // LONE * b.kc * _MR
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     b.kept_panels = 1 if b.k_blocks == 1 else b.chunk_panels
@@ -136,6 +141,30 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     return b
 
 
+cdef inline Py_ssize_t paired_panels(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
+    """Panels of two rows of a map, VL columns each: the columns of the pooled row."""
+    return ceil_div(2 * geometry[GEO_POOL_OW], VL)
+
+
+cdef inline bint is_paired(const Blocking* b, const int64_t* geometry) noexcept nogil:
+    """Whether tiles can pool: windows are 2x2 and tile the maps, K is one block, at most a fifth of the lanes is wasted."""
+    cdef Py_ssize_t OH = geometry[GEO_POOL_OH], OW = geometry[GEO_POOL_OW]
+    return (
+        geometry[GEO_POOL_KH] == geometry[GEO_POOL_KW] == geometry[GEO_POOL_STRIDE_H] == geometry[GEO_POOL_STRIDE_W] == 2
+        and geometry[GEO_POOL_PAD_TOP] == geometry[GEO_POOL_PAD_LEFT] == 0 and 2 * OH <= b.OH and 2 * OW <= b.OW
+        and b.k_blocks == 1 and b.K > 0 and not b.flat and 2 * paired_panels(geometry, VL_FLOAT) * VL_FLOAT <= 5 * OW
+    )
+
+
+cdef inline bint is_finite(const real[::1] bias) noexcept nogil:
+    """Whether adding the bias keeps the order of all sums: infinity and -infinity make NaN."""
+    cdef Py_ssize_t i
+    for i in range(bias.shape[0]):
+        if not -INFINITY < bias[i] < INFINITY:
+            return False
+    return True
+
+
 cdef inline Py_ssize_t panel_start(const Blocking* b, Py_ssize_t panel) noexcept nogil:
     """The first filter of a panel. A last one of two would be too few FMA chains: the one before lends it two more."""
     return min(panel * _MR, b.OCG) - (b.lent if panel == b.panels - 1 else 0)
@@ -144,33 +173,25 @@ cdef inline Py_ssize_t panel_start(const Blocking* b, Py_ssize_t panel) noexcept
 # ----------------------------------------------------------------------------------------------------- the tile
 
 
-cdef inline void tile_body(
+cdef inline void tile_sums(
     const real* a,         # IN   [kc][MR] filters
     const real* b,         # IN   [kc][NV * VL] pixels
     Py_ssize_t kc,         # at least 1
-    real* c,               # IN/OUT rows of pixels, ldc apart
-    Py_ssize_t ldc,
-    const bint accumulate,  # add to c
-    const Finish finish,
-    const real* bias,       # IN   (MR + 2,) bias, then the bounds of the clamp
+    vec* acc,              # OUT  [MR][NV]
     const int rows,        # filters and
     const int nv,          # vectors of pixels in use
-    vec* unused,           # names the vector type
 ) noexcept nogil:
     # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
     # broadcast filter stay in registers: the depth loop must not be unrolled (GCC then spills), must run once at least,
-    # and accumulate, finish, rows and nv must be constants at each call: else all accumulators take a way through memory.
-    # The clamp's bounds come by memory, as two registers that live through the loop would be two too many.
+    # and rows and nv must be constants at each call: else all accumulators take a way through memory.
     cdef:
-        vec[_MR][_NV] acc
         vec[_NV] x
-        vec filter, low_v, high_v, shift
+        vec filter
         const real* ahead = a + kc * _MR  # the next panel of filters
         Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
-
     for i in range(rows):
         for j in range(nv):
-            fill(&acc[i][j], <real> 0)
+            fill(&acc[i * _NV + j], <real> 0)
     while True:
         prefetch(ahead)
         ahead += _MR
@@ -179,16 +200,38 @@ cdef inline void tile_body(
         for i in range(rows):
             fill(&filter, a[i])
             for j in range(nv):
-                acc[i][j] = acc[i][j] + filter * x[j]
+                acc[i * _NV + j] = acc[i * _NV + j] + filter * x[j]
         a += _MR
         b += _NV * VL
         kc -= 1
         if kc <= 0:
             break
+
+
+cdef inline void tile_body(
+    const real* a,
+    const real* b,
+    Py_ssize_t kc,
+    real* c,               # IN/OUT rows of pixels, ldc apart
+    Py_ssize_t ldc,
+    const bint accumulate,  # add to c
+    const Finish finish,
+    const real* bias,       # IN   (MR + 2,) bias, then the bounds of the clamp
+    const int rows,
+    const int nv,
+    vec* unused,           # names the vector type
+) noexcept nogil:
+    # accumulate and finish must be constants, too. The clamp's bounds come by memory, as two registers that live through
+    # the loop would be two too many.
+    cdef:
+        vec[_MR * _NV] acc
+        vec low_v, high_v, shift
+        Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
+    tile_sums(a, b, kc, &acc[0], rows, nv)
     if accumulate:
         for i in range(rows):
             for j in range(nv):
-                acc[i][j] = acc[i][j] + (<const vec*> (c + i * ldc + j * VL))[0]
+                acc[i * _NV + j] = acc[i * _NV + j] + (<const vec*> (c + i * ldc + j * VL))[0]
     if finish != KEEP:
         if finish != SHIFT:
             fill(&low_v, bias[_MR])
@@ -197,14 +240,14 @@ cdef inline void tile_body(
         for i in range(rows):
             fill(&shift, bias[i])
             for j in range(nv):
-                acc[i][j] = acc[i][j] + shift
+                acc[i * _NV + j] = acc[i * _NV + j] + shift
                 if finish != SHIFT:
-                    acc[i][j] = vmax(low_v, acc[i][j])
+                    acc[i * _NV + j] = vmax(low_v, acc[i * _NV + j])
                 if finish == CLAMP:
-                    acc[i][j] = vmin(high_v, acc[i][j])
+                    acc[i * _NV + j] = vmin(high_v, acc[i * _NV + j])
     for i in range(rows):
         for j in range(nv):
-            (<vec*> (c + i * ldc + j * VL))[0] = acc[i][j]
+            (<vec*> (c + i * ldc + j * VL))[0] = acc[i * _NV + j]
 
 
 cdef inline void tile(
@@ -283,6 +326,53 @@ cdef void edge_tile(
     part_tile(a, b, kc, &whole[0], NR, accumulate, finish, bias, _MR, ceil_div(pixels, VL), unused)
     for i in range(filters):
         memcpy(c + i * ldc, &whole[i * NR], pixels * sizeof(real))
+
+
+cdef inline void paired_body(
+    const real* a,         # IN   [kc][MR] filters
+    const real* b,         # IN   [kc][NV * VL] pixels of two rows of the map, one below the other
+    Py_ssize_t kc,
+    real* z,               # OUT  VL / 2 pooled pixels of each filter, ldz apart
+    Py_ssize_t ldz,
+    const real* bias,      # IN   [MR][VL / 2] each filter's, then the bounds of the clamp
+    const int rows,        # filters, an even constant
+    vec* unused,
+) noexcept nogil:
+    # Maxima of 2x2 pixels before bias and clamp, which keep order: a quarter of the work. Two filters share a vector.
+    cdef:
+        vec[_MR * _NV] acc
+        vec v, low_v, high_v
+        Py_ssize_t i, VL = sizeof(vec) // sizeof(real)
+    tile_sums(a, b, kc, &acc[0], rows, 2)
+    fill(&low_v, bias[_MR * VL // 2])
+    fill(&high_v, bias[_MR * VL // 2 + 1])
+    for i in range(rows // 2):
+        fold_max(&acc[2 * i * _NV], acc[2 * i * _NV + 1])
+        fold_max(&acc[2 * i * _NV + _NV], acc[2 * i * _NV + _NV + 1])
+        fold_pairs(&v, acc[2 * i * _NV], acc[2 * i * _NV + _NV])
+        v = vmin(high_v, vmax(low_v, v + (<const vec*> (bias + i * VL))[0]))
+        memcpy(z + 2 * i * ldz, &v, sizeof(vec) // 2)
+        memcpy(z + (2 * i + 1) * ldz, <const real*> &v + VL // 2, sizeof(vec) // 2)
+
+
+cdef void paired_tile(
+    const real* a, const real* b, Py_ssize_t kc, real* z, Py_ssize_t ldz, const real* bias, Py_ssize_t filters,
+    Py_ssize_t columns, vec* unused,
+) noexcept nogil:
+    """`paired_body` for at most MR filters and VL / 2 columns; a part of a tile is computed beside z."""
+    cdef:
+        real[_MR * VL_FLOAT] whole
+        Py_ssize_t i, half = sizeof(vec) // sizeof(real) // 2, rows = 4 if filters <= 4 else _MR
+        bint part = filters < rows or columns < half
+        real* target = &whole[0] if part else z
+        Py_ssize_t step = half if part else ldz
+    if rows == 4:
+        paired_body(a, b, kc, target, step, bias, 4, unused)
+    else:
+        paired_body(a, b, kc, target, step, bias, _MR, unused)
+    if part:
+        for i in range(filters):
+            memcpy(z + i * ldz, &whole[i * half], columns * sizeof(real))
 
 
 cdef void lone_tile(
@@ -460,6 +550,7 @@ cdef void pack_block(
     Py_ssize_t kc,
     Py_ssize_t p_from,
     Py_ssize_t pixels,
+    bint paired,                # panels of two vectors, one below the other, instead of pixels in order
     vec* unused,
 ) noexcept nogil:
     """Rows k_from .. k_from + kc of the columns of ``pixels`` pixels."""
@@ -475,7 +566,8 @@ cdef void pack_block(
         Py_ssize_t[_KC] row_from
         Py_ssize_t[MOST_VECTORS] run_to
         Py_ssize_t[MOST_VECTORS] run_from
-        Py_ssize_t vectors, panel, p, oh, ow, length, done, k, kh, kw, j
+        Py_ssize_t vectors, panel, p, oh, ow, length, done, k, kh, kw, j, panels = ceil_div(pixels, NR)
+        Py_ssize_t row_panels = paired_panels(geometry, VL), last = max(2 * geometry[GEO_POOL_OW] - VL, 0)   # column
 
     if b.flat:
         pack_flat(image + k_from * IHW + p_from, packed, kc, pixels, IHW, unused)
@@ -502,10 +594,16 @@ cdef void pack_block(
             if kh == KH:
                 kh = 0
                 c += 1
-    for panel in range(ceil_div(pixels, NR)):
+    if paired:
+        panels = pixels // (2 * b.OW) * row_panels
+    for panel in range(panels):
         vectors = 0
         p = p_from + panel * NR
-        done = 0
+        done = NR if paired else 0
+        if paired:
+            run_to[0], run_to[1], vectors = 0, VL, 2
+            run_from[0] = 2 * (panel // row_panels) * stride_h * b.row_width + min(panel % row_panels * VL, last)
+            run_from[1] = run_from[0] + stride_h * b.row_width
         while done < NR and p < p_from + pixels:
             oh = p // b.OW
             ow = p % b.OW
@@ -750,10 +848,66 @@ cdef void conv2d_task(
         Py_ssize_t chunk = task % b.chunks, first = task // b.chunks % b.strips * b.strip
         Py_ssize_t image = task // b.chunks // b.strips, panel_from = chunk * b.chunk_panels, block
     for block in range(first, min(first + b.strip, b.blocks)):
-        conv2d_block(
-            image, block, block > first, panel_from, min(panel_from + b.chunk_panels, b.panels), input, packed, bias,
-            low, high, output, pooled, indices, scratch, b, geometry, unused,
-        )
+        if b.paired:
+            conv2d_paired_block(
+                image, block, panel_from, min(panel_from + b.chunk_panels, b.panels), input, packed, bias, low, high,
+                pooled, scratch, b, geometry, unused,
+            )
+        else:
+            conv2d_block(
+                image, block, block > first, panel_from, min(panel_from + b.chunk_panels, b.panels), input, packed, bias,
+                low, high, output, pooled, indices, scratch, b, geometry, unused,
+            )
+
+
+cdef void conv2d_paired_block(
+    Py_ssize_t ng,                # image and group
+    Py_ssize_t block,
+    Py_ssize_t panel_from,        # panels of filters
+    Py_ssize_t panel_to,
+    const real* input,            # IN
+    const real* packed,           # IN
+    const real[::1] bias,         # IN
+    real low,
+    real high,
+    real* pooled,                 # OUT
+    real* scratch,                # elements
+    const Blocking* b,            # IN
+    const int64_t* geometry,      # IN
+    vec* unused,
+) noexcept nogil:
+    # Vectors of a panel lie one below the other in the maps, so that a tile holds whole windows of 2x2 and stores maxima:
+    # the maps never leave the registers. A row's last panel begins early enough to be whole, and overlaps the one before.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G], OW = geometry[GEO_POOL_OW]
+        Py_ssize_t row_from = block * b.pooled_rows, row_to = min(row_from + b.pooled_rows, geometry[GEO_POOL_OH])
+        Py_ssize_t plane = geometry[GEO_POOL_OH] * OW, columns = min(VL // 2, OW), row_panels = paired_panels(geometry, VL)
+        Py_ssize_t panel, first, filters, i, row, j
+        real* b_block = scratch + b.copy_elements
+        const real* a
+        const real* panel_b
+        real* z
+        real[_MR * VL_FLOAT + 2] shifts      # a panel's bias, then the bounds of the clamp
+    shifts[_MR * (VL // 2)], shifts[_MR * (VL // 2) + 1] = low, high
+    pack_block(
+        input + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW], scratch, b_block, b, geometry, 0, b.K,
+        2 * row_from * b.OW, 2 * (row_to - row_from) * b.OW, True, unused,
+    )
+    for panel in range(panel_from, panel_to):
+        first = panel_start(b, panel)
+        filters = panel_start(b, panel + 1) - first
+        a = packed + (g * b.panels + panel) * b.K * _MR
+        z = pooled + (ng * b.OCG + first) * plane
+        panel_b = b_block
+        for i in range(_MR * (VL // 2)):
+            shifts[i] = bias[g * b.OCG + first + i // (VL // 2)] if i < filters * (VL // 2) and bias.shape[0] else 0
+        for row in range(row_from, row_to):
+            for j in range(row_panels):
+                paired_tile(
+                    a, panel_b, b.K, z + row * OW + min(j * (VL // 2), OW - columns), plane, shifts, filters, columns,
+                    unused,
+                )
+                panel_b += b.K * NR
 
 
 cdef void conv2d_block(
@@ -827,7 +981,7 @@ cdef void conv2d_block(
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < INFINITY else RAISE if low > -INFINITY else SHIFT
         if kc > 0 and pixels + lone > 0:
-            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, unused)
+            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, False, unused)
             spread(b_block, lone_block, kc, pixels, lone, unused)
         for panel in range(panel_from, panel_to):                                          # loop 2: filters
             first = panel_start(b, panel)
@@ -898,6 +1052,7 @@ def conv2d(
         const int64_t* g = &geometry[0]
         vf* floats = NULL
         vd* doubles = NULL
+    b.paired = b.paired and where == NULL and is_finite(bias)
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
         if real is float:
             conv2d_task(

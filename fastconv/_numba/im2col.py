@@ -4,7 +4,7 @@ conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image 
 exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
 
     task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
-           the other, of which each takes over the last rows of the one before
+           the other, of which each takes over the last rows of the one before; windows of 2x2 are pooled in registers
     loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
     loop 2 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
     loop 3 over panels of NV*VL pixels
@@ -22,6 +22,7 @@ from fastconv._numba._common import ceil_div, clamp
 from fastconv._numba._direct_simd import every_other
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
+from fastconv._numba._pool_simd import even, fold_max, odd, untangle
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch, put,
@@ -30,8 +31,8 @@ from fastconv._numba._simd import (
 from fastconv._numba._winograd_simd import load_lanes, transpose
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
-    GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H,
-    GEO_STRIDE_W,
+    GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP,
+    GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W,
 )  # fmt: skip
 
 # MR filters x NV vectors of pixels: MR * NV accumulators, NV vectors of pixels and one broadcast must fit into the
@@ -62,11 +63,30 @@ Blocking = namedtuple(
     "ICG OCG T K OH OW P "  # T taps of one channel; a flat 1x1 problem has one row of P pixels
     "flat NB blocks strip strips "  # pixels of a block, blocks of an image and of a task, tasks of an image
     "pooled_rows carried_rows "  # of a fused pool per block; of the maps, that two blocks' windows share
+    "paired "  # tiles pool by themselves: where indices are not wanted
     "kc k_blocks panels chunks chunk_panels kept_panels "
     "lent "  # filters that the last panel takes from the one before
     "phases phase_width row_width rows channels "  # of the copied input
     "copy_elements b_elements lone_elements c_elements ring_elements elements",  # scratch of a worker
 )
+
+
+@shared
+def paired_panels(geometry, VL):
+    """Panels of two rows of a map, VL columns each: the columns of the pooled row."""
+    return ceil_div(2 * geometry[GEO_POOL_OW], VL)
+
+
+@shared
+def is_paired(OH, OW, K, k_blocks, flat, geometry):
+    """Whether tiles can pool: windows are 2x2 and tile the maps, K is one block, at most a fifth of the lanes is wasted."""
+    pool_OH, pool_OW = geometry[GEO_POOL_OH], geometry[GEO_POOL_OW]
+    return int(
+        geometry[GEO_POOL_KH] == 2 and geometry[GEO_POOL_KW] == 2
+        and geometry[GEO_POOL_STRIDE_H] == 2 and geometry[GEO_POOL_STRIDE_W] == 2
+        and geometry[GEO_POOL_PAD_TOP] == 0 and geometry[GEO_POOL_PAD_LEFT] == 0 and 2 * pool_OH <= OH and 2 * pool_OW <= OW
+        and k_blocks == 1 and K > 0 and flat == 0 and 2 * paired_panels(geometry, VL_FLOAT) * VL_FLOAT <= 5 * pool_OW
+    )  # fmt: skip
 
 
 @shared
@@ -102,13 +122,15 @@ def blocking(geometry, n_threads):
     pooled_rows = 0
     carried_rows = 0
     strip = 1
+    paired = 0
     if geometry[GEO_POOL_KH] > 0:
         carried_rows = max(geometry[GEO_POOL_KH] - geometry[GEO_POOL_STRIDE_H], 0)
-        NB = max(2 * BLOCK_PIXELS, min(KC * BLOCK_PIXELS // kc, MOST_POOLED))
+        NB = max(3 * BLOCK_PIXELS, min(KC * BLOCK_PIXELS // kc, MOST_POOLED))
         pooled_rows = max((NB // max(OW, 1) - carried_rows) // geometry[GEO_POOL_STRIDE_H], 1)
         blocks = ceil_div(geometry[GEO_POOL_OH], pooled_rows)
         NB = min(((pooled_rows - 1) * geometry[GEO_POOL_STRIDE_H] + geometry[GEO_POOL_KH]) * OW, P)
         NB = ceil_div(NB, NR) * NR
+        paired = is_paired(OH, OW, K, k_blocks, flat, geometry)
         if carried_rows > 0:
             strip = max(min(ceil_div(images * blocks, THREAD_TASKS * n_threads), blocks), 1)
     else:
@@ -137,7 +159,7 @@ def blocking(geometry, n_threads):
         rows = (min(OH, ceil_div(NB, max(OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
         channels = min(ceil_div(kc - 1, max(T, 1)) + 1, max(ICG, 1))
         copy_elements = channels * rows * row_width + VL_FLOAT
-    b_elements = kc * NB + VL_FLOAT
+    b_elements = kc * max(NB, pooled_rows * paired_panels(geometry, VL_FLOAT) * NR if paired > 0 else 0) + VL_FLOAT
     lone_elements = VL_FLOAT // LONE * kc * MR
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     kept_panels = 1 if k_blocks == 1 else chunk_panels
@@ -146,7 +168,7 @@ def blocking(geometry, n_threads):
     elements = copy_elements + b_elements + lone_elements + c_elements + ring_elements
     elements += chunk_panels * MR * carried_rows * OW
     return Blocking(
-        ICG, OCG, T, K, OH, OW, P, flat, NB, blocks, strip, strips, pooled_rows, carried_rows, kc, k_blocks, panels, chunks,
+        ICG, OCG, T, K, OH, OW, P, flat, NB, blocks, strip, strips, pooled_rows, carried_rows, paired, kc, k_blocks, panels, chunks,
         chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels, copy_elements, b_elements, lone_elements,
         c_elements, ring_elements, elements,
     )  # fmt: skip
@@ -162,6 +184,15 @@ def _planned(geometry, n_threads):
 def plans(geometry, n_threads=1):
     """Blocking, Transposed, and Outer by vector length, for the drivers; kept, for in Python they cost 20 us."""
     return _planned(geometry.tobytes(), n_threads)
+
+
+@helper
+def is_finite(bias):
+    """Whether adding the bias keeps the order of all sums: infinity and -infinity make NaN."""
+    for i in range(bias.size):
+        if not -np.inf < bias[i] < np.inf:
+            return False
+    return True
 
 
 @helper
@@ -187,6 +218,7 @@ def tile(
     dtype,
     rows,  # filters and
     nv,  # vectors of pixels in use; constants of each compiled tile, so that acc stays in registers
+    paired,  # pixels of two rows of the map, one below the other: c are VL / 2 pooled pixels, bias is [MR][VL / 2]
 ):
     # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
     # broadcast filter stay in registers.
@@ -210,33 +242,52 @@ def tile(
                 acc[i, j] = fma(filter, x[j], acc[i, j])
         a += MR * size
         b += NV * VL * size
-    if accumulate:
+    if paired:
+        # Maxima of 2x2 pixels before bias and clamp, which keep order: a quarter of the work. Two filters share a vector.
+        memory = local(VL_FLOAT, dtype)
+        halves, half = address(memory), VL // 2 * size
+        low_v, high_v = broadcast(low), broadcast(high)
+        for i in unroll(rows // 2):
+            first = fold_max(acc[2 * i, 0], acc[2 * i, 1])
+            second = fold_max(acc[2 * i + 1, 0], acc[2 * i + 1, 1])
+            v = untangle(fold_max(even(first, second), odd(first, second)))
+            store(halves, 0, vmin(high_v, vmax(low_v, v + load(bias, i * VL, dtype))))
+            copy(c + 2 * i * ldc * size, halves, half)
+            copy(c + (2 * i + 1) * ldc * size, halves + half, half)
+    else:
+        if accumulate:
+            for i in unroll(rows):
+                for j in unroll(nv):
+                    acc[i, j] = acc[i, j] + load(c, i * ldc + j * VL, dtype)
+        if finish != KEEP:
+            for i in unroll(rows):
+                shift = broadcast(get(bias, i, dtype))
+                for j in unroll(nv):
+                    acc[i, j] = acc[i, j] + shift
+        if finish >= RAISE:
+            low_v = broadcast(low)
+            for i in unroll(rows):
+                for j in unroll(nv):
+                    acc[i, j] = vmax(low_v, acc[i, j])
+        if finish == CLAMP:
+            high_v = broadcast(high)
+            for i in unroll(rows):
+                for j in unroll(nv):
+                    acc[i, j] = vmin(high_v, acc[i, j])
         for i in unroll(rows):
             for j in unroll(nv):
-                acc[i, j] = acc[i, j] + load(c, i * ldc + j * VL, dtype)
-    if finish != KEEP:
-        for i in unroll(rows):
-            shift = broadcast(get(bias, i, dtype))
-            for j in unroll(nv):
-                acc[i, j] = acc[i, j] + shift
-    if finish >= RAISE:
-        low_v = broadcast(low)
-        for i in unroll(rows):
-            for j in unroll(nv):
-                acc[i, j] = vmax(low_v, acc[i, j])
-    if finish == CLAMP:
-        high_v = broadcast(high)
-        for i in unroll(rows):
-            for j in unroll(nv):
-                acc[i, j] = vmin(high_v, acc[i, j])
-    for i in unroll(rows):
-        for j in unroll(nv):
-            store(c, i * ldc + j * VL, acc[i, j])
+                store(c, i * ldc + j * VL, acc[i, j])
 
 
-whole_tile = helper(unrolled(tile, rows=MR, nv=NV))
-tile_1, tile_2 = helper(unrolled(tile, rows=MR, nv=1)), helper(unrolled(tile, rows=MR, nv=2))
-tile_of_2, tile_of_4 = helper(unrolled(tile, rows=2, nv=NV)), helper(unrolled(tile, rows=4, nv=NV))
+whole_tile = helper(unrolled(tile, rows=MR, nv=NV, paired=0))
+tile_1 = helper(unrolled(tile, rows=MR, nv=1, paired=0))
+tile_2 = helper(unrolled(tile, rows=MR, nv=2, paired=0))
+tile_of_2 = helper(unrolled(tile, rows=2, nv=NV, paired=0))
+tile_of_4 = helper(unrolled(tile, rows=4, nv=NV, paired=0))
+paired_whole, paired_of_4 = (
+    helper(unrolled(tile, rows=MR, nv=2, paired=1)),
+    helper(unrolled(tile, rows=4, nv=2, paired=1)),
+)
 
 
 @helper
@@ -268,6 +319,25 @@ def edge_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, filters, pi
     part_tile(a, b, kc, whole, NR, accumulate, finish, bias, low, high, MR, ceil_div(pixels, VL), dtype)
     for i in range(filters):
         copy(c + i * ldc * size, whole + i * NR * size, pixels * size)
+
+
+@helper
+def paired_tile(a, b, kc, z, ldz, bias, low, high, filters, columns, dtype):
+    """Half a vector of pooled pixels of at most MR filters, or the first ``columns``: a part is computed beside z."""
+    outlined()
+    VL, size = lanes(dtype), itemsize(dtype)
+    half, rows = VL // 2, 4 if filters <= 4 else MR
+    memory = local(TILE_ELEMENTS, dtype)
+    whole = address(memory)
+    part = filters < rows or columns < half
+    target, step = whole if part else z, half if part else ldz
+    if rows == 4:
+        paired_of_4(a, b, kc, target, step, False, CLAMP, bias, low, high, dtype)
+    else:
+        paired_whole(a, b, kc, target, step, False, CLAMP, bias, low, high, dtype)
+    if part:
+        for i in range(filters):
+            copy(z + i * ldz * size, whole + i * half * size, columns * size)
 
 
 def lone_tile(
@@ -480,6 +550,7 @@ def pack_block(
     kc,
     p_from,
     pixels,
+    paired,  # panels of two vectors, one below the other, instead of pixels in order
     dtype,
 ):
     """Rows k_from .. k_from + kc of the columns of ``pixels`` pixels."""
@@ -519,10 +590,18 @@ def pack_block(
                 kh = 0
                 c += 1
     run_to, run_from = local(MOST_VECTORS, np.int64), local(MOST_VECTORS, np.int64)
-    for panel in range(ceil_div(pixels, NR)):
+    panels, row_panels = ceil_div(pixels, NR), paired_panels(geometry, VL)
+    last = max(2 * geometry[GEO_POOL_OW] - VL, 0)  # column
+    if paired:
+        panels = pixels // (2 * b.OW) * row_panels
+    for panel in range(panels):
         vectors = 0
         p = p_from + panel * NR
-        done = 0
+        done = NR if paired else 0
+        if paired:
+            run_to[0], run_to[1], vectors = 0, VL, 2
+            run_from[0] = 2 * (panel // row_panels) * stride_h * b.row_width + min(panel % row_panels * VL, last)
+            run_from[1] = run_from[0] + stride_h * b.row_width
         while done < NR and p < p_from + pixels:
             oh = p // b.OW
             ow = p % b.OW
@@ -756,7 +835,7 @@ def conv2d_block(
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < np.inf else RAISE if low > -np.inf else SHIFT
         if kc > 0 and pixels + lone > 0:
-            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, dtype)
+            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, False, dtype)
             spread(b_block, lone_block, kc, pixels, lone, dtype)
         for panel in range(panel_from, panel_to):  # loop 2: filters
             first = panel_start(b, panel)
@@ -797,6 +876,51 @@ def conv2d_block(
                     copy(above, map + (carry_from - row_from) * b.OW * size, rows_to_carry * b.OW * size)
 
 
+@helper
+def conv2d_paired_block(
+    ng,  # image and group
+    block,
+    panel_from,  # panels of filters
+    panel_to,
+    input,  # IN
+    packed,  # IN
+    bias,  # IN
+    low,
+    high,
+    pooled,  # OUT
+    scratch,  # elements
+    b,
+    geometry,  # IN
+):
+    # Vectors of a panel lie one below the other in the maps, so that a tile holds whole windows of 2x2 and stores maxima:
+    # the maps never leave the registers. A row's last panel begins early enough to be whole, and overlaps the one before.
+    outlined()
+    dtype = input.dtype
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    NR, half, g, OW = NV * VL, VL // 2, ng % geometry[GEO_G], geometry[GEO_POOL_OW]
+    row_from = block * b.pooled_rows
+    row_to = min(row_from + b.pooled_rows, geometry[GEO_POOL_OH])
+    plane, columns, row_panels = geometry[GEO_POOL_OH] * OW, min(half, OW), paired_panels(geometry, VL)
+    b_block = scratch + b.copy_elements * size
+    shifts = local(TILE_ELEMENTS, dtype)
+    image = address(input) + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
+    pixels = 2 * (row_to - row_from) * b.OW
+    pack_block(image, scratch, b_block, b, geometry, 0, b.K, 2 * row_from * b.OW, pixels, True, dtype)
+    for panel in range(panel_from, panel_to):
+        first = panel_start(b, panel)
+        filters = panel_start(b, panel + 1) - first
+        a = address(packed) + (g * b.panels + panel) * b.K * MR * size
+        z = address(pooled) + (ng * b.OCG + first) * plane * size
+        panel_b = b_block
+        for i in range(MR * half):
+            shifts[i] = bias[g * b.OCG + first + i // half] if i < filters * half and bias.size > 0 else zero
+        for row in range(row_from, row_to):
+            for j in range(row_panels):
+                at = z + (row * OW + min(j * half, OW - columns)) * size
+                paired_tile(a, panel_b, b.K, at, plane, address(shifts), low, high, filters, columns, dtype)
+                panel_b += b.K * NR * size
+
+
 @task
 def conv2d_task(
     task: index,
@@ -817,12 +941,19 @@ def conv2d_task(
     b = blocking(geometry, n_threads)
     chunk, first = task % b.chunks, task // b.chunks % b.strips * b.strip
     panel_from = chunk * b.chunk_panels
+    image, panel_to = task // b.chunks // b.strips, min(panel_from + b.chunk_panels, b.panels)
+    scratch = address(workspace) + worker * b.elements * itemsize(input.dtype)
+    paired = b.paired > 0 and indices.size == 0 and is_finite(bias)
     for block in range(first, min(first + b.strip, b.blocks)):
-        conv2d_block(
-            task // b.chunks // b.strips, block, block > first, panel_from, min(panel_from + b.chunk_panels, b.panels), input,
-            packed, bias, low, high, output, pooled, indices,
-            address(workspace) + worker * b.elements * itemsize(input.dtype), b, geometry,
-        )  # fmt: skip
+        if paired:
+            conv2d_paired_block(
+                image, block, panel_from, panel_to, input, packed, bias, low, high, pooled, scratch, b, geometry
+            )
+        else:
+            conv2d_block(
+                image, block, block > first, panel_from, panel_to, input, packed, bias, low, high, output, pooled, indices,
+                scratch, b, geometry,
+            )  # fmt: skip
 
 
 def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
