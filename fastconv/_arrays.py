@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 FLOAT32, FLOAT64, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+DTYPES = {"float32": FLOAT32, "float64": FLOAT64, "int64": INT64}
 NO_BIAS: dict[str, np.ndarray] = {"float32": np.empty(0, FLOAT32), "float64": np.empty(0, FLOAT64)}
 CPU_DEVICES = (1, 3)  # DLPack: kDLCPU, kDLCUDAHost
 
@@ -105,16 +106,18 @@ def check_out(
     name: str = "out",
 ) -> None:
     """Raise unless ``out`` can take the result: an ndarray of ``shape`` and ``dtype`` apart from all ``inputs``."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)):
         raise TypeError(f"{function}: {name} is a {type(out).__name__}: it must be a NumPy array")
-    if out.dtype != np.dtype(dtype):
+    if out.dtype is not DTYPES[dtype] and out.dtype != DTYPES[dtype]:
         raise TypeError(f"{function}: {name} has dtype {out.dtype}: it must be {dtype}")
     if out.shape != shape:
         raise ValueError(f"{function}: {name} has shape {out.shape}: it must be {shape}")
-    if not out.flags.writeable:
+    flags = out.flags
+    if not flags.writeable:
         raise ValueError(f"{function}: {name} is read-only: it must be writeable")
+    owner = flags.owndata  # of two arrays that own their memory nothing need be asked
     for array in inputs:
-        if array is not None and _overlap(out, array):
+        if array is not None and not (owner and array is not out and array.flags.owndata) and _overlap(out, array):
             raise ValueError(f"{function}: {name} overlaps an input: it must have memory of its own")
 
 

@@ -230,7 +230,7 @@ class config:
 
     def __exit__(self, *exc_info: object) -> None:
         *own, count = self._saved.pop()
-        _local.settings = tuple(own)
+        _local.settings = own[0], own[1]
         _threads.swap_local(count)
 
 

@@ -149,3 +149,27 @@ def test_blocks_hand_on_the_rows_that_windows_share(engine, channels, size, step
             assert_same(indices, exact[1], f"{algorithm} on {n_threads} threads")
     finally:
         fc.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_windows_pooled_in_registers(engine, dtype):
+    """2x2 windows in rows of a vector and one column more or less; last panels of two filters; too narrow rows."""
+    for OW, OC in itertools.product((2, 4, 7, 8, 9, 14, 16, 17, 31, 32, 33), (2, 8)):
+        x, w = integers((2, 2, 7, OW), dtype, OW), integers((OC, 2, 3, 3), dtype, OC)
+        b = integers((OC,), dtype, 3)
+        values = fc.conv2d_relu_max_pool2d(x, w, b, padding=1, algorithm="im2col")
+        assert_same(values, in_steps(x, w, b, {"padding": 1}, {})[0], (OW, OC))
+
+
+def test_values_that_are_not_finite_where_maxima_come_first(engine):
+    """A sum of -inf and a bias of inf is NaN, and wins, though it is not the maximum before the bias."""
+    x = np.ones((1, 1, 2, 14), "float32")
+    x[0, 0, 0, 3], x[0, 0, 1, 8], x[0, 0, 1, 13] = -np.inf, np.nan, np.inf
+    w = np.ones((2, 1, 1, 1), "float32")
+    w = np.concatenate([w, np.zeros_like(w)], axis=1)  # two channels: a problem that is not read in place
+    x = np.concatenate([x, np.zeros_like(x)], axis=1)
+    for bias in (np.array([0, 1], "float32"), np.array([np.inf, -np.inf], "float32")):
+        with np.errstate(invalid="ignore"):
+            exact = in_steps(x, w, bias, {"padding": ((0, 0), (0, 2))}, {})[0]
+            actual = fc.conv2d_relu_max_pool2d(x, w, bias, padding=((0, 0), (0, 2)), algorithm="im2col")
+        np.testing.assert_array_equal(actual, exact)

@@ -324,7 +324,6 @@ def edge_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, filters, pi
 @helper
 def paired_tile(a, b, kc, z, ldz, bias, low, high, filters, columns, dtype):
     """Half a vector of pooled pixels of at most MR filters, or the first ``columns``: a part is computed beside z."""
-    outlined()
     VL, size = lanes(dtype), itemsize(dtype)
     half, rows = VL // 2, 4 if filters <= 4 else MR
     memory = local(TILE_ELEMENTS, dtype)
