@@ -1016,30 +1016,37 @@ def _max_pool(
     backend: str,
     out: Any,
 ) -> Any:
-    x = as_floats(function, "input", input)
-
-    def make() -> Plan:
+    # Written out for the sake of small calls, as `_conv` is
+    plain = type(input) is np.ndarray and (input.dtype is FLOAT32 or input.dtype is FLOAT64)
+    x = input if plain else as_floats(function, "input", input)
+    key = (
+        function, x.shape, x.dtype.char, kernel_size if type(kernel_size) is int else _freeze(kernel_size),
+        stride if type(stride) is int else _freeze(stride), padding if type(padding) is int else _freeze(padding),
+        dilation if type(dilation) is int else _freeze(dilation), _freeze(ceil_mode), backend, _backends.settings(),
+    )  # fmt: skip
+    try:
+        plan = known_plans[key]
+    except (KeyError, TypeError):
         problem = PoolProblem.from_args(
             function, x.shape, x.dtype.name, kernel_size, stride, padding, dilation, ceil_mode, axes=axes
         )
-        return _pool_plan(function, problem, "max_pool2d", backend)
-
-    plan = _planned(
-        (function, x.shape, x.dtype, _freeze(kernel_size), _freeze(stride), _freeze(padding), _freeze(dilation),
-         _freeze(ceil_mode), backend),
-        make,
-    )  # fmt: skip
-    shape = _result_shape(plan, x.ndim, axes)
-    in_place = False
+        plan = _kept(key, _pool_plan(function, problem, "max_pool2d", backend))
+    shape = plan.output_shape
+    if not (plain and axes == 2 and x.ndim == 4 and x.flags.carray):
+        shape = _result_shape(plan, x.ndim, axes)
+        x = ready(x, plan.problem.input_shape)
+    target = out
     if out is not None:
-        check_out(function, out, shape, plan.problem.dtype, (x,))
-        in_place = kernel_ready(out)
-    target = out.reshape(plan.output_shape) if in_place else np.empty(plan.output_shape, plan.problem.dtype)
+        check_out(function, out, shape, plan.problem.dtype, (input if plain else x,))
+    if out is None or not kernel_ready(out):
+        target = np.empty(plan.output_shape, x.dtype)
+    elif shape is not plan.output_shape:
+        target = out.reshape(plan.output_shape)
     indices = np.empty(plan.output_shape, np.int64) if return_indices else NO_INDICES
-    plan.run((ready(x, plan.problem.input_shape),), (target, indices))
-    result = target.reshape(shape)
+    plan.run((x,), (target, indices))
+    result = target if shape is plan.output_shape else target.reshape(shape)
     if out is not None:
-        if not in_place:
+        if target.base is not out and target is not out:
             out[...] = result
         result = out
     return (result, indices.reshape(shape)) if return_indices else result

@@ -4,19 +4,19 @@ How windows are reduced on vectors: max_pool.pxd. Means go the same way, with su
 """
 
 from cython.parallel cimport prange, threadid
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
-    ceil_div, int64_t, real, vd, vec, vf,
+    GEO_TURNED, ceil_div, int64_t, real, vd, vec, vf,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
 from lanes cimport high_f, low_f  # no-cython-lint: spread_tiles calls them
 from max_pool cimport (
-    block_inside, first_inside, has_flags, is_common, is_tiling, max_of_plane, max_ring_size, put, ring_slots, row_size,
-    rows_inside, span, spread, tap, untangle,
+    block_inside, first_inside, has_flags, is_common, is_seamless, is_tiling, max_of_plane, max_ring_size, put, ring_slots,
+    row_size, rows_inside, span, spread, tap, untangle,
 )
 
 cdef extern from *:
@@ -68,6 +68,7 @@ VL_FLOAT = _VL_FLOAT
 VL_DOUBLE = _VL_DOUBLE
 
 cdef enum:
+    FIELDS = GEO_TURNED + 1  # of the geometry
     CELLS = 32768  # cells that a task reads at least: microseconds, against a fraction of one to start it
 
 # Two ways to cut the work into tasks: runs of output rows, counted through all planes, and runs of planes.
@@ -97,8 +98,9 @@ cdef void max_pool2d_task(
     real* ring,                        # TMP  max_ring_size
     const int64_t* geometry,       # IN
 ) noexcept nogil:
-    # A task is a run of output rows, counted through all planes.
+    # A task is a run of output rows, counted through all planes; where no index tells planes apart they may be one.
     cdef:
+        int64_t[FIELDS] joined
         Py_ssize_t planes = geometry[GEO_N] * geometry[GEO_IC], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], row = task * rows_per_task(geometry), plane, oh, count
         Py_ssize_t left = min(rows_per_task(geometry), planes * OH - row), readable
@@ -108,6 +110,12 @@ cdef void max_pool2d_task(
         int64_t* where = NULL
         vf* like_f = NULL
         vd* like_d = NULL
+    if indices.shape[0] == 0 and is_seamless(geometry):
+        memcpy(&joined[0], geometry, sizeof(joined))
+        joined[GEO_IH] *= planes
+        joined[GEO_OH] *= planes
+        geometry = &joined[0]
+        OH, cells, planes = OH * planes, cells * planes, 1
     plane, oh = row // OH, row % OH
     while left > 0:
         count = min(left, OH - oh)
@@ -143,6 +151,11 @@ def max_pool2d(
     cdef const int64_t* g = &geometry[0]
     cdef Py_ssize_t task, n_tasks = row_tasks(g), size = max_ring_size(g)
     cdef real* ring = &workspace[0] if size > 0 else NULL
+    if n_threads == 1:
+        with nogil:
+            for task in range(n_tasks):
+                max_pool2d_task(task, input, output, indices, ring, g)
+        return
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
         max_pool2d_task(task, input, output, indices, ring + threadid() * size, g)
 
