@@ -110,11 +110,10 @@ cdef void max_pool2d_task(
         int64_t* where = NULL
         vf* like_f = NULL
         vd* like_d = NULL
+    memcpy(&joined[0], geometry, sizeof(joined))
     if indices.shape[0] == 0 and is_seamless(geometry):
-        memcpy(&joined[0], geometry, sizeof(joined))
         joined[GEO_IH] *= planes
         joined[GEO_OH] *= planes
-        geometry = &joined[0]
         OH, cells, planes = OH * planes, cells * planes, 1
     plane, oh = row // OH, row % OH
     while left > 0:
@@ -125,9 +124,9 @@ cdef void max_pool2d_task(
             where = &indices[0, 0, 0, 0] + plane * OH * OW
         readable = (planes - plane) * cells
         if real is float:
-            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, geometry, like_f)
+            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, &joined[0], like_f)
         else:
-            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, geometry, like_d)
+            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, &joined[0], like_d)
         left -= count
         plane += 1
         oh = 0

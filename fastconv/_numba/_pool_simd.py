@@ -7,6 +7,7 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     insert(v, lane, value)                                v with one lane replaced
     even(a, b), odd(a, b)                                 every other lane of a, then of b, as 128-bit pieces allow:
                                                           a[0] a[2] b[0] b[2] a[4] ...
+    next_even(v)                                          v as even gives it: each lane's next; in the last lane any
     untangle(v)                                           puts the pairs of such a result into their places
     store_first(address, offset, v, count)                the first ``count`` lanes
     divide(a, b), sum_of_lanes(v)                         a / b; the sum, by halves
@@ -186,6 +187,21 @@ def _alternate(first: int) -> Any:
 
 
 even, odd = _alternate(0), _alternate(1)
+
+
+def _following(count: int) -> list[int]:
+    """For each lane of `even` the lane that holds the element after its own."""
+    elements = _every_other(count, 0)  # twice their number among the even ones
+    return [elements.index(min(element + 2, 2 * count - 2)) for element in elements]
+
+
+@_with_python(lambda v: v[_following(v.size)])
+def next_even(typingctx, v):
+    def codegen(context, builder, signature, arguments):
+        mask = ir.VectorType(ir.IntType(32), v.count)(_following(v.count))
+        return builder.shuffle_vector(arguments[0], arguments[0], mask)
+
+    return v(v), codegen
 
 
 @_with_python(lambda v: v[_untangled(v.size)])

@@ -10,19 +10,20 @@ from fastconv._numba._jit import (
     VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, shared, task,
 )  # fmt: skip
 from fastconv._numba._max_pool import (
-    block_inside, first_inside, is_common, is_tiling, max_of_plane, max_ring_size, put_first, ring_slots, row_size, rows_inside,
-    span, tap,
+    block_inside, first_inside, is_common, is_seamless, is_tiling, max_of_plane, max_ring_size, put_first, ring_slots, row_size,
+    rows_inside, span, tap,
 )  # fmt: skip
 from fastconv._numba._pool_simd import (
     add_cells, divide, even, first_ones, fold_max, has_flags, insert, larger, load_cells, load_indices, load_inside,
     not_negative, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes, untangle,
 )  # fmt: skip
-from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, put, store
+from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, local, put, store
 from fastconv._problem import (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
-    GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
+    GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W, GEOMETRY,
 )  # fmt: skip
 
+FIELDS = len(GEOMETRY)
 CELLS = 32768  # cells that a task reads at least: microseconds, against a fraction of one to start it
 
 
@@ -60,20 +61,27 @@ def max_pool2d_task(
     workspace: real[::1],  # TMP  max_ring_size a worker
     geometry: const_int64[::1],  # IN
 ):
-    # A task is a run of output rows, counted through all planes.
+    # A task is a run of output rows, counted through all planes; where no index tells planes apart they may be one.
     dtype, element = input.dtype, itemsize(input.dtype)
     planes, OH, OW = geometry[GEO_N] * geometry[GEO_IC], geometry[GEO_OH], geometry[GEO_OW]
     cells, row = geometry[GEO_IH] * geometry[GEO_IW], task * rows_per_task(geometry)
     left = min(rows_per_task(geometry), planes * OH - row)
     ring = address(workspace) + worker * max_ring_size(geometry) * element
     common, with_indices = is_common(geometry), indices.shape[0] > 0
+    joined = local(FIELDS, np.int64)
+    for field in range(FIELDS):
+        joined[field] = geometry[field]
+    if not with_indices and is_seamless(geometry):
+        joined[GEO_IH] *= planes
+        joined[GEO_OH] *= planes
+        OH, cells, planes = OH * planes, cells * planes, 1
     plane, oh = row // OH, row % OH
     while left > 0:
         count = min(left, OH - oh)
         x, y = address(input) + plane * cells * element, address(output) + plane * OH * OW * element
         where = address(indices) + plane * OH * OW * 8 if with_indices else 0
         readable = (planes - plane) * cells
-        max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, geometry, dtype)
+        max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, joined, dtype)
         left -= count
         plane += 1
         oh = 0
