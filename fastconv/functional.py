@@ -16,11 +16,14 @@ from fastconv._algorithms import NO_INDICES
 from fastconv._arrays import (
     FLOAT32,
     FLOAT64,
+    INT64,
     NO_BIAS,
     as_floats,
     as_indices,
     as_ndarray,
+    check_index_range,
     check_out,
+    contiguous,
     kernel_ready,
     ready,
     ready_indices,
@@ -1097,38 +1100,37 @@ def max_pool2d_backward(
     array([[[0., 0.],
             [0., 7.]]])
     """
-    return _max_pool2d_backward(
-        grad_output, indices, input_shape, kernel_size, stride, padding, dilation, backend=backend
-    )  # fmt: skip
-
-
-def _max_pool2d_backward(
-    grad_output: Any,
-    indices: Any,
-    input_shape: Any,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    *,
-    backend: str = "auto",
-    trusted: bool = False,
-) -> np.ndarray:
-    """`max_pool2d_backward`; ``trusted``: nobody but `max_pool2d` has written the indices, they need no check."""
     function = "max_pool2d_backward"
     g = as_floats(function, "grad_output", grad_output)
     where = as_indices(function, "indices", indices)
     size = _size(function, "input_shape", input_shape)
-    dtype = g.dtype.name
-    problem = PoolProblem.from_args(function, size, dtype, kernel_size, stride, padding, dilation)
-    if image_shape(function, "grad_output", g.shape) != problem.output_shape:
-        problem = PoolProblem.from_args(function, size, dtype, kernel_size, stride, padding, dilation, True)
-    problem.check_grad_output(function, "grad_output", g.shape)
-    problem.check_grad_output(function, "indices", where.shape)
-    plan = _pool_plan(function, problem, function, backend)
-    if not trusted:
-        where = ready_indices(function, "indices", where, problem.output_shape, (problem.IH, problem.IW))
-    return _run(function, plan, ((g, problem.output_shape), (where, problem.output_shape)), size)
+
+    def make() -> Plan:
+        window = (kernel_size, stride, padding, dilation)
+        problem = PoolProblem.from_args(function, size, g.dtype.name, *window)
+        if image_shape(function, "grad_output", g.shape) != problem.output_shape:
+            problem = PoolProblem.from_args(function, size, g.dtype.name, *window, True)
+        problem.check_grad_output(function, "grad_output", g.shape)
+        problem.check_grad_output(function, "indices", where.shape)
+        return _pool_plan(function, problem, function, backend)
+
+    plan = _planned(
+        (function, g.shape, g.dtype.char, where.shape, size, _freeze(kernel_size), _freeze(stride), _freeze(padding),
+         _freeze(dilation), backend),
+        make,
+    )  # fmt: skip
+    return _placed(function, plan, g, where).reshape(size)
+
+
+def _placed(function: str, plan: Plan, values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The result of a plan that puts values to their indices; ValueError for an index outside of its plane."""
+    problem = plan.problem
+    cells = problem.output_shape
+    result, outside = np.empty(plan.output_shape, problem.dtype), np.empty(1, INT64)
+    plan.run((ready(values, cells), contiguous(indices, INT64).reshape(cells)), (result, outside))
+    if outside[0]:
+        check_index_range(function, "indices", indices, (problem.IH, problem.IW))
+    return result
 
 
 def max_unpool2d(
@@ -1187,9 +1189,7 @@ def max_unpool2d(
     plane = _unpooled_plane(function, output_size, x.shape, default, steps)
     problem = PoolProblem.of_indices((N, C, *plane), (N, C, IH, IW), x.dtype.name)
     plan = _pool_plan(function, problem, function, backend)
-    cells = problem.output_shape
-    operands = ((x, cells), (ready_indices(function, "indices", where, cells, plane), cells))
-    return _run(function, plan, operands, (*x.shape[:-2], *plane))
+    return _placed(function, plan, x, where).reshape((*x.shape[:-2], *plane))
 
 
 def _unpooled_plane(

@@ -4,6 +4,7 @@ How windows are reduced on vectors: max_pool.pxd. Means go the same way, with su
 """
 
 from cython.parallel cimport prange, threadid
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from common cimport (
@@ -31,10 +32,18 @@ cdef extern from *:
     #endif
     #define POOL_APART(v) POOL_SHUFFLE(VL_DOUBLE, (vdi)(v), (vdi)(v), APART)
 
-    /* Indices as cells, apart. In float32 their lower halves tell enough. */
-    POOL vfi apart_indices_f(const int64_t *p)
-    { return POOL_SHUFFLE(VL_FLOAT, *(const vfi *)p, *(const vfi *)(p + VL_DOUBLE), EVEN_F); }
-    POOL vdi apart_indices_d(const int64_t *p) { return POOL_APART(*(const vdi *)p); }
+    /* Indices as cells, apart; beyond: what does not fit into a cell. */
+    POOL vfi apart_indices_f(const int64_t *p, vfi *beyond)
+    {
+        vfi a = *(const vfi *)p, b = *(const vfi *)(p + VL_DOUBLE);
+        *beyond = POOL_SHUFFLE(VL_FLOAT, a, b, EVEN_F + 1);
+        return POOL_SHUFFLE(VL_FLOAT, a, b, EVEN_F);
+    }
+    POOL vdi apart_indices_d(const int64_t *p, vdi *beyond)
+    {
+        *beyond = (vdi){0};
+        return POOL_APART(*(const vdi *)p);
+    }
 
     /* A vector of tiles of 2x2: each value goes to the cell of its tile that its index names, 0 to the other three.
        flags: of the lanes, of the first `count`, whose index names another cell. */
@@ -47,9 +56,9 @@ cdef extern from *:
         for (int i = 0; i < VL; i++) lane[i] = 2 * i; \
         lane = (cells)POOL_APART(lane); \
         vec value = (vec)POOL_APART(*(const vec *)values); \
-        cells tap = apart_indices_##S(indices) - lane - (type##_lane)first_cell; \
+        cells beyond, tap = apart_indices_##S(indices, &beyond) - lane - (type##_lane)first_cell; \
         cells tap0 = tap == 0, tap1 = tap == 1, tap2 = tap == (type##_lane)IW, tap3 = tap == (type##_lane)(IW + 1); \
-        *flags = (vec)((cells)*flags | (~(tap0 | tap1 | tap2 | tap3) & (lane < (type##_lane)(2 * count)))); \
+        *flags = (vec)((cells)*flags | beyond | (~(tap0 | tap1 | tap2 | tap3) & (lane < (type##_lane)(2 * count)))); \
         vec left = (vec)((cells)value & tap0), right = (vec)((cells)value & tap1); \
         *(vec *)upper = low_##S(left, right); \
         *(vec *)(upper + VL) = high_##S(left, right); \
@@ -171,7 +180,8 @@ cdef inline bint put_tiles(
     # From the last vector of a row to its first, so that what runs over the end of the upper row is overwritten, too.
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
-        Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes, oh, ow, cell, window, tile
+        Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes, whole = OH, oh, ow
+        Py_ssize_t cell, window, tile
         real* upper
         real* lower
         bint outside = False, found
@@ -179,19 +189,20 @@ cdef inline bint put_tiles(
     if real is float and (IH * IW) >> 31 != 0:
         return False
     spread(&flags, 0)
+    while whole > 0 and ((2 * whole - 1) * IW + 2 * blocks > room or (whole - 1) * OW + blocks > readable):
+        whole -= 1  # the other rows have no space for whole vectors
     for oh in range(OH):
         upper = image + 2 * oh * IW
         lower = upper + IW
         ow = blocks
-        while ow > 0:
+        while oh < whole and ow > 0:
             ow -= lanes
-            if (2 * oh + 1) * IW + 2 * blocks <= room and oh * OW + blocks <= readable:
-                spread_tiles(
-                    &flags, values + oh * OW + ow, indices + oh * OW + ow, upper + 2 * ow, lower + 2 * ow,
-                    2 * (oh * IW + ow), IW, OW - ow,
-                )
-                continue
-            for window in range(oh * OW + ow, oh * OW + min(ow + lanes, OW)):
+            spread_tiles(
+                &flags, values + oh * OW + ow, indices + oh * OW + ow, upper + 2 * ow, lower + 2 * ow, 2 * (oh * IW + ow), IW,
+                OW - ow,
+            )
+        if oh >= whole:
+            for window in range(oh * OW, oh * OW + OW):
                 found = False
                 for tile in range(4):
                     cell = 2 * (oh * IW + window - oh * OW) + (tile >> 1) * IW + (tile & 1)
@@ -204,47 +215,56 @@ cdef inline bint put_tiles(
     return not (outside or has_flags(flags))
 
 
-cdef void max_pool2d_backward_task(
+cdef inline void place_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] grad_output,   # IN
+    const real[:, :, :, ::1] values,        # IN
     const int64_t[:, :, :, ::1] indices,    # IN
-    real[:, :, :, ::1] grad_input,          # OUT
-    const int64_t* geometry,            # IN
+    real[:, :, :, ::1] output,              # OUT
+    int64_t[::1] outside,                   # OUT
+    const int64_t* geometry,                # IN
+    const bint add,
 ) noexcept nogil:
-    # A task is a run of planes; gradients are added in row-major order of the output.
+    """A run of planes: each value to its index, in row-major order; of one cell all add up, or the last stays."""
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], cells = geometry[GEO_IH] * geometry[GEO_IW]
-        Py_ssize_t windows = geometry[GEO_OH] * geometry[GEO_OW]
-        Py_ssize_t plane = task * planes_per_task(geometry), plane_last, window, readable, room
-        Py_ssize_t planes = geometry[GEO_N] * IC
-        const real* grads
+        Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], windows = geometry[GEO_OH] * geometry[GEO_OW]
+        Py_ssize_t planes = geometry[GEO_N] * geometry[GEO_IC], plane = task * planes_per_task(geometry), plane_last, window
+        const real* source
         const int64_t* where
         real* image
-        bint tiling = is_tiling(geometry), done
+        uint64_t signs
+        bint tiling = is_tiling(geometry), done = False
         vf* like_f = NULL
         vd* like_d = NULL
     plane_last = min(plane + planes_per_task(geometry), planes)
     for plane in range(plane, plane_last):
-        grads = &grad_output[plane // IC, plane % IC, 0, 0]
-        where = &indices[plane // IC, plane % IC, 0, 0]
-        image = &grad_input[plane // IC, plane % IC, 0, 0]
-        if tiling:
-            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
-            if real is float:
-                done = put_tiles(grads, where, image, readable, room, geometry, like_f)
-            else:
-                done = put_tiles(grads, where, image, readable, room, geometry, like_d)
-            if done:
-                continue
+        source = &values[0, 0, 0, 0] + plane * windows
+        where = &indices[0, 0, 0, 0] + plane * windows
+        image = &output[0, 0, 0, 0] + plane * cells
+        if tiling and real is float:
+            done = put_tiles(source, where, image, (planes - plane) * windows, (plane_last - plane) * cells, geometry, like_f)
+        elif tiling:
+            done = put_tiles(source, where, image, (planes - plane) * windows, (plane_last - plane) * cells, geometry, like_d)
+        if done:
+            continue
+        signs = 0
+        for window in range(windows):
+            signs |= <uint64_t> where[window] | (<uint64_t> (cells - 1) - <uint64_t> where[window])
+        if signs >> 63 != 0:
+            outside[0] = 1
+            continue
         memset(image, 0, cells * sizeof(real))
         for window in range(windows):
-            image[where[window]] += grads[window]
+            if add:
+                image[where[window]] += source[window]
+            else:
+                image[where[window]] = source[window]
 
 
 def max_pool2d_backward(
     const real[:, :, :, ::1] grad_output,
     const int64_t[:, :, :, ::1] indices,
     real[:, :, :, ::1] grad_input,
+    int64_t[::1] outside,
     real[::1] workspace,
     const int64_t[::1] geometry,
     int n_threads,
@@ -252,54 +272,24 @@ def max_pool2d_backward(
     """grad_input (N, IC, IH, IW): each gradient goes to the cell that won; gradients of one cell add up."""
     cdef const int64_t* g = &geometry[0]
     cdef Py_ssize_t task, n_tasks = plane_tasks(g)
+    outside[0] = 0
+    if n_threads == 1:
+        with nogil:
+            for task in range(n_tasks):
+                place_task(task, grad_output, indices, grad_input, outside, g, True)
+        return
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        max_pool2d_backward_task(task, grad_output, indices, grad_input, g)
+        place_task(task, grad_output, indices, grad_input, outside, g, True)
 
 
 # ------------------------------------------------------------------------------------------------------ unpooling
-
-
-cdef void max_unpool2d_task(
-    Py_ssize_t task,
-    const real[:, :, :, ::1] input,         # IN
-    const int64_t[:, :, :, ::1] indices,    # IN
-    real[:, :, :, ::1] output,              # OUT
-    const int64_t* geometry,            # IN
-) noexcept nogil:
-    # A task is a run of planes; values are written in row-major order.
-    cdef:
-        Py_ssize_t IC = geometry[GEO_IC], cells = geometry[GEO_IH] * geometry[GEO_IW]
-        Py_ssize_t windows = geometry[GEO_OH] * geometry[GEO_OW]
-        Py_ssize_t plane = task * planes_per_task(geometry), plane_last, window, readable, room
-        Py_ssize_t planes = geometry[GEO_N] * IC
-        const real* values
-        const int64_t* where
-        real* image
-        bint tiling = is_tiling(geometry), done
-        vf* like_f = NULL
-        vd* like_d = NULL
-    plane_last = min(plane + planes_per_task(geometry), planes)
-    for plane in range(plane, plane_last):
-        values = &input[plane // IC, plane % IC, 0, 0]
-        where = &indices[plane // IC, plane % IC, 0, 0]
-        image = &output[plane // IC, plane % IC, 0, 0]
-        if tiling:
-            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
-            if real is float:
-                done = put_tiles(values, where, image, readable, room, geometry, like_f)
-            else:
-                done = put_tiles(values, where, image, readable, room, geometry, like_d)
-            if done:
-                continue
-        memset(image, 0, cells * sizeof(real))
-        for window in range(windows):
-            image[where[window]] = values[window]
 
 
 def max_unpool2d(
     const real[:, :, :, ::1] input,
     const int64_t[:, :, :, ::1] indices,
     real[:, :, :, ::1] output,
+    int64_t[::1] outside,
     real[::1] workspace,
     const int64_t[::1] geometry,
     int n_threads,
@@ -307,8 +297,9 @@ def max_unpool2d(
     """input (N, IC, OH, OW) -> output (N, IC, IH, IW): zero but at ``indices``; of duplicates the last wins."""
     cdef const int64_t* g = &geometry[0]
     cdef Py_ssize_t task, n_tasks = plane_tasks(g)
+    outside[0] = 0
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        max_unpool2d_task(task, input, indices, output, g)
+        place_task(task, input, indices, output, outside, g, False)
 
 
 cdef void max_unpool2d_backward_task(

@@ -21,7 +21,9 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     note_nan(cells, a, b), has_flags(cells)               cells with flags where a or b is NaN; whether there is one
     store_cells(address, offset, cells, base, count)      the first ``count`` cells + base, as 64 bits
     load_indices(address, offset, dtype)                  int64 indices as cells
+    beyond_cells(address, offset, dtype)                  cells: what of these indices does not fit into a cell, or 0
     same(a, b), first_ones(count, dtype)                  mask: cells are equal; cells: 1 in the first ``count`` lanes, 0 behind
+    either(a, b)                                          cells: the bits of both
 """
 
 from __future__ import annotations
@@ -326,6 +328,33 @@ def load_indices(typingctx, address, offset, dtype):
         return value if cells.dtype.bitwidth == 64 else builder.trunc(value, context.get_value_type(cells))
 
     return cells(types.int64, types.int64, dtype), codegen
+
+
+def _python_beyond_cells(address: int, offset: int, dtype: Any) -> np.ndarray:
+    size = np.dtype(dtype).itemsize
+    return (_view(address, offset, lanes(dtype), np.int64) >> 32 if size == 4 else np.zeros(lanes(dtype))).astype(
+        f"i{size}"
+    )
+
+
+@_with_python(_python_beyond_cells)
+def beyond_cells(typingctx, address, offset, dtype):
+    cells = _cells(_vector(_element(dtype)))
+
+    def codegen(context, builder, signature, arguments):
+        llvm_type = context.get_value_type(cells)
+        if cells.dtype.bitwidth == 64:
+            return llvm_type(None)
+        wide = ir.VectorType(ir.IntType(64), cells.count)
+        value = builder.load(_pointer(builder, arguments[0], arguments[1], wide, 64), align=8)
+        return builder.trunc(builder.lshr(value, wide([32] * cells.count)), llvm_type)
+
+    return cells(types.int64, types.int64, dtype), codegen
+
+
+@_with_python(lambda a, b: a | b)
+def either(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, arguments: builder.or_(*arguments)
 
 
 @_with_python(lambda a, b: a == b)

@@ -14,8 +14,9 @@ from fastconv._numba._max_pool import (
     rows_inside, span, tap,
 )  # fmt: skip
 from fastconv._numba._pool_simd import (
-    add_cells, divide, even, first_ones, fold_max, has_flags, insert, larger, load_cells, load_indices, load_inside,
-    not_negative, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes, untangle,
+    add_cells, beyond_cells, divide, either, even, first_ones, fold_max, has_flags, insert, larger, load_cells,
+    load_indices, load_inside, not_negative, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes,
+    untangle,
 )  # fmt: skip
 from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, local, put, store
 from fastconv._problem import (
@@ -114,7 +115,8 @@ def spread_tiles(flags, values, indices, upper, lower, first_cell, IW, count, dt
     store(lower, 0, zip_low(left, right))
     store(lower, VL, zip_high(left, right))
     missing = pick(tap2, none, pick(tap3, none, first_ones(count, dtype)))
-    return add_cells(flags, pick(tap0, none, pick(tap1, none, missing)))
+    missing = either(beyond_cells(indices, 0, dtype), pick(tap0, none, pick(tap1, none, missing)))
+    return either(flags, missing)
 
 
 @helper
@@ -131,24 +133,25 @@ def put_tiles(
     # From the last vector of a row to its first, so that what runs over the end of the upper row is overwritten, too.
     IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
     VL, size = lanes(dtype), itemsize(dtype)
-    blocks = (OW + VL - 1) // VL * VL
+    blocks, whole = (OW + VL - 1) // VL * VL, OH
     outside, flags, zero = False, ramp(0, 0, dtype), dtype.type(0)
     if size == 4 and (IH * IW) >> 31 != 0:
         return False
+    while whole > 0 and ((2 * whole - 1) * IW + 2 * blocks > room or (whole - 1) * OW + blocks > readable):
+        whole -= 1  # the other rows have no space for whole vectors
     for oh in range(OH):
         upper = image + 2 * oh * IW * size
         lower = upper + IW * size
         ow = blocks
-        while ow > 0:
+        while oh < whole and ow > 0:
             ow -= VL
-            if (2 * oh + 1) * IW + 2 * blocks <= room and oh * OW + blocks <= readable:
-                at = oh * OW + ow
-                flags = spread_tiles(
-                    flags, values + at * size, indices + at * 8, upper + 2 * ow * size, lower + 2 * ow * size,
-                    2 * (oh * IW + ow), IW, OW - ow, dtype,
-                )  # fmt: skip
-                continue
-            for window in range(oh * OW + ow, oh * OW + min(ow + VL, OW)):
+            at = oh * OW + ow
+            flags = spread_tiles(
+                flags, values + at * size, indices + at * 8, upper + 2 * ow * size, lower + 2 * ow * size, 2 * (oh * IW + ow), IW,
+                OW - ow, dtype,
+            )  # fmt: skip
+        if oh >= whole:
+            for window in range(oh * OW, oh * OW + OW):
                 found = False
                 for tile in range(4):
                     cell = 2 * (oh * IW + window - oh * OW) + (tile >> 1) * IW + (tile & 1)
@@ -164,69 +167,55 @@ def put_tiles(
 
 
 @task
-def max_pool2d_backward_task(
+def place_task(
     task: index,
-    grad_output: const_real[:, :, :, ::1],  # IN
+    values: const_real[:, :, :, ::1],  # IN
     indices: const_int64[:, :, :, ::1],  # IN
-    grad_input: real[:, :, :, ::1],  # OUT
+    output: real[:, :, :, ::1],  # OUT
+    outside: int64[::1],  # OUT
     geometry: const_int64[::1],  # IN
+    add: index,
 ):
-    # A task is a run of planes; gradients are added in row-major order of the output.
-    dtype, size = grad_output.dtype, itemsize(grad_output.dtype)
-    IC, cells = geometry[GEO_IC], geometry[GEO_IH] * geometry[GEO_IW]
-    windows = geometry[GEO_OH] * geometry[GEO_OW]
-    plane, planes = task * planes_per_task(geometry), geometry[GEO_N] * IC
+    """A run of planes: each value to its index, in row-major order; of one cell all add up, or the last stays."""
+    dtype, size = values.dtype, itemsize(values.dtype)
+    cells, windows = geometry[GEO_IH] * geometry[GEO_IW], geometry[GEO_OH] * geometry[GEO_OW]
+    planes, plane = geometry[GEO_N] * geometry[GEO_IC], task * planes_per_task(geometry)
     plane_last, tiling = min(plane + planes_per_task(geometry), planes), is_tiling(geometry)
     for plane in range(plane, plane_last):
-        grads, where = address(grad_output) + plane * windows * size, address(indices) + plane * windows * 8
-        image = address(grad_input) + plane * cells * size
-        if tiling:
-            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
-            if put_tiles(grads, where, image, readable, room, geometry, dtype):
-                continue
+        source, where = address(values) + plane * windows * size, address(indices) + plane * windows * 8
+        image = address(output) + plane * cells * size
+        if tiling and put_tiles(
+            source, where, image, (planes - plane) * windows, (plane_last - plane) * cells, geometry, dtype
+        ):
+            continue
+        signs = 0
+        for window in range(windows):
+            signs |= get(where, window, np.int64) | (cells - 1 - get(where, window, np.int64))
+        if signs < 0:
+            outside[0] = 1
+            continue
         clear(image, cells * size)
         for window in range(windows):
             cell = get(where, window, np.int64)
-            put(image, cell, get(image, cell, dtype) + get(grads, window, dtype))
+            if add != 0:
+                put(image, cell, get(image, cell, dtype) + get(source, window, dtype))
+            else:
+                put(image, cell, get(source, window, dtype))
 
 
-def max_pool2d_backward(grad_output, indices, grad_input, workspace, geometry, n_threads):
+def max_pool2d_backward(grad_output, indices, grad_input, outside, workspace, geometry, n_threads):
     """grad_input (N, IC, IH, IW): each gradient goes to the cell that won; gradients of one cell add up."""
-    max_pool2d_backward_task.run(plane_tasks(geometry.tolist()), n_threads, grad_output, indices, grad_input, geometry)
+    outside[0] = 0
+    place_task.run(plane_tasks(geometry.tolist()), n_threads, grad_output, indices, grad_input, outside, geometry, 1)
 
 
 # ------------------------------------------------------------------------------------------------------ unpooling
 
 
-@task
-def max_unpool2d_task(
-    task: index,
-    input: const_real[:, :, :, ::1],  # IN
-    indices: const_int64[:, :, :, ::1],  # IN
-    output: real[:, :, :, ::1],  # OUT
-    geometry: const_int64[::1],  # IN
-):
-    # A task is a run of planes; values are written in row-major order.
-    dtype, size = input.dtype, itemsize(input.dtype)
-    IC, cells = geometry[GEO_IC], geometry[GEO_IH] * geometry[GEO_IW]
-    windows = geometry[GEO_OH] * geometry[GEO_OW]
-    plane, planes = task * planes_per_task(geometry), geometry[GEO_N] * IC
-    plane_last, tiling = min(plane + planes_per_task(geometry), planes), is_tiling(geometry)
-    for plane in range(plane, plane_last):
-        values, where = address(input) + plane * windows * size, address(indices) + plane * windows * 8
-        image = address(output) + plane * cells * size
-        if tiling:
-            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
-            if put_tiles(values, where, image, readable, room, geometry, dtype):
-                continue
-        clear(image, cells * size)
-        for window in range(windows):
-            put(image, get(where, window, np.int64), get(values, window, dtype))
-
-
-def max_unpool2d(input, indices, output, workspace, geometry, n_threads):
+def max_unpool2d(input, indices, output, outside, workspace, geometry, n_threads):
     """input (N, IC, OH, OW) -> output (N, IC, IH, IW): zero but at ``indices``; of duplicates the last wins."""
-    max_unpool2d_task.run(plane_tasks(geometry.tolist()), n_threads, input, indices, output, geometry)
+    outside[0] = 0
+    place_task.run(plane_tasks(geometry.tolist()), n_threads, input, indices, output, outside, geometry, 0)
 
 
 @task
