@@ -1103,10 +1103,11 @@ def max_pool2d_backward(
     function = "max_pool2d_backward"
     g = as_floats(function, "grad_output", grad_output)
     where = as_indices(function, "indices", indices)
-    size = _size(function, "input_shape", input_shape)
+    size = input_shape if type(input_shape) is tuple else _size(function, "input_shape", input_shape)
 
     def make() -> Plan:
         window = (kernel_size, stride, padding, dilation)
+        _size(function, "input_shape", size)
         problem = PoolProblem.from_args(function, size, g.dtype.name, *window)
         if image_shape(function, "grad_output", g.shape) != problem.output_shape:
             problem = PoolProblem.from_args(function, size, g.dtype.name, *window, True)
@@ -1115,7 +1116,7 @@ def max_pool2d_backward(
         return _pool_plan(function, problem, function, backend)
 
     plan = _planned(
-        (function, g.shape, g.dtype.char, where.shape, size, _freeze(kernel_size), _freeze(stride), _freeze(padding),
+        (function, g.shape, g.dtype.char, where.shape, _freeze(size), _freeze(kernel_size), _freeze(stride), _freeze(padding),
          _freeze(dilation), backend),
         make,
     )  # fmt: skip

@@ -391,9 +391,9 @@ cdef inline void max_strided_rows(
     const real* x, real* y, vec* flags, Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t OW, Py_ssize_t IW,
     Py_ssize_t below1, Py_ssize_t below2, const Py_ssize_t K,
 ) noexcept nogil:
-    cdef Py_ssize_t row, block, lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1
+    cdef Py_ssize_t block, lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1, _
     cdef vec seen = flags[0]
-    for row in range(rows):
+    for _ in range(rows):
         for block in range(blocks):
             max_strided_block(x + 2 * windows * block, below1, below2, y + windows * block, &seen, lanes, 0, IW, True, K)
         x += 2 * IW
@@ -439,10 +439,13 @@ cdef inline bint max_strided(
                 alike -= 1
         if before > 0:
             max_strided_block(rows, below1, below2, y, &flags, space, -pad_left, IW, False, K)
-        max_strided_rows(
-            rows + 2 * windows * before - pad_left, y + windows * before, &flags, alike - oh, whole - before, OW, IW, below1,
-            below2, K,
-        )
+        if blocks == 1 and whole == 1 and before == 0:  # a loop less
+            max_strided_rows(rows, y, &flags, alike - oh, 1, OW, IW, below1, below2, K)
+        else:
+            max_strided_rows(
+                rows + 2 * windows * before - pad_left, y + windows * before, &flags, alike - oh, whole - before, OW, IW, below1,
+                below2, K,
+            )
         for block in range(max(whole, before), blocks):
             max_strided_block(
                 rows, below1, below2, y + windows * block, &flags, space - windows * block, 2 * windows * block - pad_left, IW,
@@ -465,7 +468,7 @@ cdef inline void max_sliding_column(
     vec* flags,            # OUT  of lanes that lost a NaN
     Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t room, Py_ssize_t column, const bint inside, const int64_t* geometry,
 ) noexcept nogil:
-    cdef Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW], oh, ih
+    cdef Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW], ih
     cdef Py_ssize_t top = oh_first - geometry[GEO_PAD_TOP]
     cdef vec first, second, third, left, middle, right
     first = second = third = flags[0]  # any

@@ -35,9 +35,9 @@ cdef extern from *:
     /* Indices as cells, apart; beyond: what does not fit into a cell. */
     POOL vfi apart_indices_f(const int64_t *p, vfi *beyond)
     {
-        vfi a = *(const vfi *)p, b = *(const vfi *)(p + VL_DOUBLE);
-        *beyond = POOL_SHUFFLE(VL_FLOAT, a, b, EVEN_F + 1);
-        return POOL_SHUFFLE(VL_FLOAT, a, b, EVEN_F);
+        vf a = *(const vf *)p, b = *(const vf *)(p + VL_DOUBLE); /* of floats this shuffle is one instruction */
+        *beyond = (vfi)POOL_SHUFFLE(VL_FLOAT, a, b, EVEN_F + 1);
+        return (vfi)POOL_SHUFFLE(VL_FLOAT, a, b, EVEN_F);
     }
     POOL vdi apart_indices_d(const int64_t *p, vdi *beyond)
     {

@@ -227,10 +227,13 @@ def max_strided(
                 alike -= 1
         if before > 0:
             flags = max_strided_block(flags, rows, below1, below2, y, space, -pad_left, IW, False, K, dtype)
-        flags = max_strided_rows(
-            flags, rows + (2 * windows * before - pad_left) * element, y + windows * before * element, alike - oh,
-            whole - before, OW, IW, below1, below2, K, dtype,
-        )  # fmt: skip
+        if blocks == 1 and whole == 1 and before == 0:  # a loop less
+            flags = max_strided_rows(flags, rows, y, alike - oh, 1, OW, IW, below1, below2, K, dtype)
+        else:
+            flags = max_strided_rows(
+                flags, rows + (2 * windows * before - pad_left) * element, y + windows * before * element, alike - oh,
+                whole - before, OW, IW, below1, below2, K, dtype,
+            )  # fmt: skip
         for block in range(max(whole, before), blocks):
             flags = max_strided_block(
                 flags, rows, below1, below2, y + windows * block * element, space - windows * block,

@@ -3,6 +3,8 @@
 How windows are reduced on vectors: _max_pool.py. Means go the same way, with sums for maxima.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from fastconv._numba._direct_simd import zip_high, zip_low
@@ -47,6 +49,12 @@ def row_tasks(geometry):
 @shared
 def plane_tasks(geometry):
     return -(-geometry[GEO_N] * geometry[GEO_IC] // planes_per_task(geometry))
+
+
+@lru_cache(maxsize=1024)
+def _tasks(geometry):
+    g = np.frombuffer(geometry, np.int64).tolist()
+    return row_tasks(g), plane_tasks(g)
 
 
 # ---------------------------------------------------------------------------------------------------- max pooling
@@ -95,7 +103,7 @@ def max_pool2d_workspace(geometry, n_workers):
 
 def max_pool2d(input, output, indices, workspace, geometry, n_threads):
     """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
-    max_pool2d_task.run(row_tasks(geometry.tolist()), n_threads, input, output, indices, workspace, geometry)
+    max_pool2d_task.run(_tasks(geometry.tobytes())[0], n_threads, input, output, indices, workspace, geometry)
 
 
 @helper
@@ -206,7 +214,7 @@ def place_task(
 def max_pool2d_backward(grad_output, indices, grad_input, outside, workspace, geometry, n_threads):
     """grad_input (N, IC, IH, IW): each gradient goes to the cell that won; gradients of one cell add up."""
     outside[0] = 0
-    place_task.run(plane_tasks(geometry.tolist()), n_threads, grad_output, indices, grad_input, outside, geometry, 1)
+    place_task.run(_tasks(geometry.tobytes())[1], n_threads, grad_output, indices, grad_input, outside, geometry, 1)
 
 
 # ------------------------------------------------------------------------------------------------------ unpooling
@@ -215,7 +223,7 @@ def max_pool2d_backward(grad_output, indices, grad_input, outside, workspace, ge
 def max_unpool2d(input, indices, output, outside, workspace, geometry, n_threads):
     """input (N, IC, OH, OW) -> output (N, IC, IH, IW): zero but at ``indices``; of duplicates the last wins."""
     outside[0] = 0
-    place_task.run(plane_tasks(geometry.tolist()), n_threads, input, indices, output, outside, geometry, 0)
+    place_task.run(_tasks(geometry.tobytes())[1], n_threads, input, indices, output, outside, geometry, 0)
 
 
 @task
@@ -255,7 +263,7 @@ def max_unpool2d_backward_workspace(geometry, n_workers):
 def max_unpool2d_backward(grad_output, indices, grad_input, workspace, geometry, n_threads):
     """grad_output (N, IC, IH, IW) -> grad_input (N, IC, OH, OW): zero for a value that a later duplicate replaced."""
     max_unpool2d_backward_task.run(
-        plane_tasks(geometry.tolist()), n_threads, grad_output, indices, grad_input, workspace, geometry
+        _tasks(geometry.tobytes())[1], n_threads, grad_output, indices, grad_input, workspace, geometry
     )
 
 
@@ -490,7 +498,7 @@ def avg_pool2d_workspace(geometry, n_workers):
 
 def avg_pool2d(input, output, workspace, geometry, n_threads):
     """Sum over each window divided by divisor, else by its cells: those of the padded image, or of the image alone."""
-    avg_pool2d_task.run(row_tasks(geometry.tolist()), n_threads, input, output, workspace, geometry)
+    avg_pool2d_task.run(_tasks(geometry.tobytes())[0], n_threads, input, output, workspace, geometry)
 
 
 @helper
@@ -561,6 +569,4 @@ def avg_pool2d_backward_workspace(geometry, n_workers):
 
 def avg_pool2d_backward(grad_output, grad_input, workspace, geometry, n_threads):
     """grad_input (N, IC, IH, IW): each gradient, divided as its window was, goes to all cells of the window."""
-    avg_pool2d_backward_task.run(
-        plane_tasks(geometry.tolist()), n_threads, grad_output, grad_input, workspace, geometry
-    )
+    avg_pool2d_backward_task.run(_tasks(geometry.tobytes())[1], n_threads, grad_output, grad_input, workspace, geometry)
