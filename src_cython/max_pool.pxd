@@ -111,9 +111,9 @@ cdef extern from *:
             } \\
         } \\
     } \\
-    POOL void even_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN); } \\
-    POOL void odd_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN + 1); } \\
-    POOL void next_even_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, NEXT); } \\
+    POOL void pool_even_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN); } \\
+    POOL void pool_odd_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN + 1); } \\
+    POOL void pool_next_even_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, NEXT); } \\
     POOL void cells_of_##S(vec *v, int inside, Py_ssize_t column, Py_ssize_t stride) \\
     { \\
         cells at = EVEN; /* that names the columns of a tap's lanes, too */ \\
@@ -232,9 +232,9 @@ cdef extern from *:
         POOL_OF(tap, *(v))(v, inside, (const void *)(row), column, offset, stride, extent, border)
     #define spread(v, number) POOL_OF(spread, *(v))(v, number)
     #define untangle(v) POOL_OF(untangle, *(v))(v)
-    #define even(v, a, b) POOL_OF(even, a)(v, a, b)
-    #define odd(v, a, b) POOL_OF(odd, a)(v, a, b)
-    #define next_even(v, a) POOL_OF(next_even, a)(v, a)
+    #define pool_even(v, a, b) POOL_OF(pool_even, a)(v, a, b)
+    #define pool_odd(v, a, b) POOL_OF(pool_odd, a)(v, a, b)
+    #define pool_next_even(v, a) POOL_OF(pool_next_even, a)(v, a)
     #define cells_of(v, inside, column, stride) POOL_OF(cells_of, *(v))(v, inside, column, stride)
     #define note_nan(flags, a, b) POOL_OF(note_nan, *(flags))(flags, a, b)
     #define has_flags(v) POOL_OF(has_flags, v)(v)
@@ -253,9 +253,9 @@ cdef extern from *:
     void tap(...) nogil
     void spread(...) nogil      # (v, number)             lane i: number
     void untangle(...) nogil    # (v)                     what was computed from such taps: each lane to its place
-    void even(...) nogil        # (v, a, b)               every other element of a, then b, not yet untangle
-    void odd(...) nogil         # (v, a, b)               the elements between them
-    void next_even(...) nogil   # (v, a)                  a as even gives it: each lane's next; in the last lane any
+    void pool_even(...) nogil   # (v, a, b)               every other element of a, then b, not yet untangle
+    void pool_odd(...) nogil    # (v, a, b)               the elements between them
+    void pool_next_even(...) nogil  # (v, a)               a as pool_even gives it: each lane's next; in the last lane any
     void fold_max(...) nogil    # (best, value)           the maximum: NaN wins, of equals best (zeros have signs)
     void fold_first(...) nogil  # (best, where, value, cell)  where value is larger, or the first NaN: it and its cell
     void fold_larger(...) nogil  # (best, where, value, cell)  fold_first where neither is NaN
@@ -370,10 +370,10 @@ cdef inline void max_strided_block(
         tap(&high2, inside, x + below2, column + lanes, 0, 1, IW, -INFINITY)
         low = vmax(low2, low)
         high = vmax(high2, high)
-    even(&value, low, high)
-    odd(&between, low, high)
+    pool_even(&value, low, high)
+    pool_odd(&between, low, high)
     if K == 3:
-        next_even(&after, value)
+        pool_next_even(&after, value)
         value = vmax(after, vmax(between, value))
     else:
         value = vmax(between, value)
