@@ -200,7 +200,8 @@ class MaxPool2dBackward(_Kernel):
         self.geometry = _common.pool_problem(shape, self.dtype).geometry()
         output, indices = np.empty(shape.output_shape, self.dtype), np.empty(shape.output_shape, "int64")
         self.bind("pool", "max_pool2d", self.data.input, output, indices)
-        self.bind("pool", "max_pool2d_backward", self.data.grad_output, indices, np.empty_like(self.data.input))
+        grad_input, outside = np.empty_like(self.data.input), np.empty(1, "int64")
+        self.bind("pool", "max_pool2d_backward", self.data.grad_output, indices, grad_input, outside)
 
     def time_max_pool2d_backward(self, kernel, name, threads):
         self.call()

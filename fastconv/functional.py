@@ -16,11 +16,14 @@ from fastconv._algorithms import NO_INDICES
 from fastconv._arrays import (
     FLOAT32,
     FLOAT64,
+    INT64,
     NO_BIAS,
     as_floats,
     as_indices,
     as_ndarray,
+    check_index_range,
     check_out,
+    contiguous,
     kernel_ready,
     ready,
     ready_indices,
@@ -1016,30 +1019,37 @@ def _max_pool(
     backend: str,
     out: Any,
 ) -> Any:
-    x = as_floats(function, "input", input)
-
-    def make() -> Plan:
+    # Written out for the sake of small calls, as `_conv` is
+    plain = type(input) is np.ndarray and (input.dtype is FLOAT32 or input.dtype is FLOAT64)
+    x = input if plain else as_floats(function, "input", input)
+    key = (
+        function, x.shape, x.dtype.char, kernel_size if type(kernel_size) is int else _freeze(kernel_size),
+        stride if type(stride) is int else _freeze(stride), padding if type(padding) is int else _freeze(padding),
+        dilation if type(dilation) is int else _freeze(dilation), _freeze(ceil_mode), backend, _backends.settings(),
+    )  # fmt: skip
+    try:
+        plan = known_plans[key]
+    except (KeyError, TypeError):
         problem = PoolProblem.from_args(
             function, x.shape, x.dtype.name, kernel_size, stride, padding, dilation, ceil_mode, axes=axes
         )
-        return _pool_plan(function, problem, "max_pool2d", backend)
-
-    plan = _planned(
-        (function, x.shape, x.dtype, _freeze(kernel_size), _freeze(stride), _freeze(padding), _freeze(dilation),
-         _freeze(ceil_mode), backend),
-        make,
-    )  # fmt: skip
-    shape = _result_shape(plan, x.ndim, axes)
-    in_place = False
+        plan = _kept(key, _pool_plan(function, problem, "max_pool2d", backend))
+    shape = plan.output_shape
+    if not (plain and axes == 2 and x.ndim == 4 and x.flags.carray):
+        shape = _result_shape(plan, x.ndim, axes)
+        x = ready(x, plan.problem.input_shape)
+    target = out
     if out is not None:
-        check_out(function, out, shape, plan.problem.dtype, (x,))
-        in_place = kernel_ready(out)
-    target = out.reshape(plan.output_shape) if in_place else np.empty(plan.output_shape, plan.problem.dtype)
+        check_out(function, out, shape, plan.problem.dtype, (input if plain else x,))
+    if out is None or not kernel_ready(out):
+        target = np.empty(plan.output_shape, x.dtype)
+    elif shape is not plan.output_shape:
+        target = out.reshape(plan.output_shape)
     indices = np.empty(plan.output_shape, np.int64) if return_indices else NO_INDICES
-    plan.run((ready(x, plan.problem.input_shape),), (target, indices))
-    result = target.reshape(shape)
+    plan.run((x,), (target, indices))
+    result = target if shape is plan.output_shape else target.reshape(shape)
     if out is not None:
-        if not in_place:
+        if target.base is not out and target is not out:
             out[...] = result
         result = out
     return (result, indices.reshape(shape)) if return_indices else result
@@ -1090,38 +1100,38 @@ def max_pool2d_backward(
     array([[[0., 0.],
             [0., 7.]]])
     """
-    return _max_pool2d_backward(
-        grad_output, indices, input_shape, kernel_size, stride, padding, dilation, backend=backend
-    )  # fmt: skip
-
-
-def _max_pool2d_backward(
-    grad_output: Any,
-    indices: Any,
-    input_shape: Any,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    *,
-    backend: str = "auto",
-    trusted: bool = False,
-) -> np.ndarray:
-    """`max_pool2d_backward`; ``trusted``: nobody but `max_pool2d` has written the indices, they need no check."""
     function = "max_pool2d_backward"
     g = as_floats(function, "grad_output", grad_output)
     where = as_indices(function, "indices", indices)
-    size = _size(function, "input_shape", input_shape)
-    dtype = g.dtype.name
-    problem = PoolProblem.from_args(function, size, dtype, kernel_size, stride, padding, dilation)
-    if image_shape(function, "grad_output", g.shape) != problem.output_shape:
-        problem = PoolProblem.from_args(function, size, dtype, kernel_size, stride, padding, dilation, True)
-    problem.check_grad_output(function, "grad_output", g.shape)
-    problem.check_grad_output(function, "indices", where.shape)
-    plan = _pool_plan(function, problem, function, backend)
-    if not trusted:
-        where = ready_indices(function, "indices", where, problem.output_shape, (problem.IH, problem.IW))
-    return _run(function, plan, ((g, problem.output_shape), (where, problem.output_shape)), size)
+    size = input_shape if type(input_shape) is tuple else _size(function, "input_shape", input_shape)
+
+    def make() -> Plan:
+        window = (kernel_size, stride, padding, dilation)
+        _size(function, "input_shape", size)
+        problem = PoolProblem.from_args(function, size, g.dtype.name, *window)
+        if image_shape(function, "grad_output", g.shape) != problem.output_shape:
+            problem = PoolProblem.from_args(function, size, g.dtype.name, *window, True)
+        problem.check_grad_output(function, "grad_output", g.shape)
+        problem.check_grad_output(function, "indices", where.shape)
+        return _pool_plan(function, problem, function, backend)
+
+    plan = _planned(
+        (function, g.shape, g.dtype.char, where.shape, _freeze(size), _freeze(kernel_size), _freeze(stride), _freeze(padding),
+         _freeze(dilation), backend),
+        make,
+    )  # fmt: skip
+    return _placed(function, plan, g, where).reshape(size)
+
+
+def _placed(function: str, plan: Plan, values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The result of a plan that puts values to their indices; ValueError for an index outside of its plane."""
+    problem = plan.problem
+    cells = problem.output_shape
+    result, outside = np.empty(plan.output_shape, problem.dtype), np.empty(1, INT64)
+    plan.run((ready(values, cells), contiguous(indices, INT64).reshape(cells)), (result, outside))
+    if outside[0]:
+        check_index_range(function, "indices", indices, (problem.IH, problem.IW))
+    return result
 
 
 def max_unpool2d(
@@ -1180,9 +1190,7 @@ def max_unpool2d(
     plane = _unpooled_plane(function, output_size, x.shape, default, steps)
     problem = PoolProblem.of_indices((N, C, *plane), (N, C, IH, IW), x.dtype.name)
     plan = _pool_plan(function, problem, function, backend)
-    cells = problem.output_shape
-    operands = ((x, cells), (ready_indices(function, "indices", where, cells, plane), cells))
-    return _run(function, plan, operands, (*x.shape[:-2], *plane))
+    return _placed(function, plan, x, where).reshape((*x.shape[:-2], *plane))
 
 
 def _unpooled_plane(

@@ -2,8 +2,9 @@
 """Maxima of windows on vectors: what the pool kernels and the max-pool fused behind a convolution share.
 
 Windows are reduced first along the row, then over the rows: of equal maxima that still finds the first in row-major order,
-and rows that windows share are reduced once. `max_common` does the windows that networks have in one sweep, where no cell is
-NaN; `max_rows` does all others: a ring holds the reduced rows that are still needed, image row ih in slot ih & (slots - 1).
+and rows that windows share are reduced once: a ring holds the reduced rows that are still needed, image row ih in slot
+ih & (slots - 1). `max_rows` does that for any windows. Those that networks have, where no cell is NaN, are done in one sweep:
+`max_common` finds their indices too, `max_strided` and `max_sliding` values alone, which no order binds.
 
 Lanes of a vector are windows that are neighbours in a row. A vector that meets columns outside the image masks them off.
 Cells of one window are numbered with integers as wide as the elements: in float32 its rows must span fewer than 2**31 cells.
@@ -29,18 +30,25 @@ cdef extern from *:
     typedef long long vdi __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_alias));
 
     /* Every other element of two vectors, as 128-bit pieces allow: a[0] a[2] b[0] b[2] a[4] ... `untangle` puts the pairs
-       of such a result into their places, once for all that was computed from it. */
+       of such a result into their places, once for all that was computed from it. NEXT: for each of them the one that
+       follows it among the elements; for the last any. */
     #if FASTCONV_VL == 16
     #define EVEN_F ((vfi){0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30})
     #define EVEN_D ((vdi){0, 8, 2, 10, 4, 12, 6, 14})
+    #define NEXT_F ((vfi){1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 2, 15, 15})
+    #define NEXT_D ((vdi){2, 3, 4, 5, 6, 7, 1, 7})
     #define PLACES ((vdi){0, 2, 4, 6, 1, 3, 5, 7})
     #elif FASTCONV_VL == 8
     #define EVEN_F ((vfi){0, 2, 8, 10, 4, 6, 12, 14})
     #define EVEN_D ((vdi){0, 4, 2, 6})
+    #define NEXT_F ((vfi){1, 4, 3, 6, 5, 2, 7, 7})
+    #define NEXT_D ((vdi){2, 3, 1, 3})
     #define PLACES ((vdi){0, 2, 1, 3})
     #else
     #define EVEN_F ((vfi){0, 2, 4, 6})
     #define EVEN_D ((vdi){0, 2})
+    #define NEXT_F ((vfi){1, 2, 3, 3})
+    #define NEXT_D ((vdi){1, 1})
     #define PLACES ((vdi){0, 1})
     #endif
 
@@ -80,7 +88,7 @@ cdef extern from *:
     #define POOL_LOAD_d POOL_LOAD_f
     #endif
 
-    #define POOL_HELPERS(S, type, vec, cells, VL, EVEN) \\
+    #define POOL_HELPERS(S, type, vec, cells, VL, EVEN, NEXT) \\
     /* Lane i: row[column + i]; border, and not read, where that is outside [0, extent). */ \\
     POOL vec load_##S(const type *row, Py_ssize_t column, Py_ssize_t extent, type border) \\
     POOL_LOAD_##S(type, vec, cells, VL) \\
@@ -103,6 +111,9 @@ cdef extern from *:
             } \\
         } \\
     } \\
+    POOL void pool_even_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN); } \\
+    POOL void pool_odd_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN + 1); } \\
+    POOL void pool_next_even_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, NEXT); } \\
     POOL void cells_of_##S(vec *v, int inside, Py_ssize_t column, Py_ssize_t stride) \\
     { \\
         cells at = EVEN; /* that names the columns of a tap's lanes, too */ \\
@@ -151,8 +162,8 @@ cdef extern from *:
 
     typedef int float_lane;
     typedef long long double_lane;
-    POOL_HELPERS(f, float, vf, vfi, VL_FLOAT, EVEN_F)
-    POOL_HELPERS(d, double, vd, vdi, VL_DOUBLE, EVEN_D)
+    POOL_HELPERS(f, float, vf, vfi, VL_FLOAT, EVEN_F, NEXT_F)
+    POOL_HELPERS(d, double, vd, vdi, VL_DOUBLE, EVEN_D, NEXT_D)
 
     #if FASTCONV_VL == 16 && defined(__AVX512F__)
     #define POOL_RULES(S, vec, pd) \\
@@ -227,6 +238,9 @@ cdef extern from *:
         POOL_OF(tap, *(v))(v, inside, (const void *)(row), column, offset, stride, extent, border)
     #define spread(v, number) POOL_OF(spread, *(v))(v, number)
     #define untangle(v) POOL_OF(untangle, *(v))(v)
+    #define pool_even(v, a, b) POOL_OF(pool_even, a)(v, a, b)
+    #define pool_odd(v, a, b) POOL_OF(pool_odd, a)(v, a, b)
+    #define pool_next_even(v, a) POOL_OF(pool_next_even, a)(v, a)
     #define cells_of(v, inside, column, stride) POOL_OF(cells_of, *(v))(v, inside, column, stride)
     #define note_nan(flags, a, b) POOL_OF(note_nan, *(flags))(flags, a, b)
     #define has_flags(v) POOL_OF(has_flags, v)(v)
@@ -246,6 +260,9 @@ cdef extern from *:
     void tap(...) nogil
     void spread(...) nogil      # (v, number)             lane i: number
     void untangle(...) nogil    # (v)                     what was computed from such taps: each lane to its place
+    void pool_even(...) nogil   # (v, a, b)               every other element of a, then b, not yet untangle
+    void pool_odd(...) nogil    # (v, a, b)               the elements between them
+    void pool_next_even(...) nogil  # (v, a)               a as pool_even gives it: each lane's next; in the last lane any
     void fold_max(...) nogil    # (best, value)           the maximum: NaN wins, of equals best (zeros have signs)
     void fold_pairs(...) nogil  # (v, a, b)               lane i: that of lanes 2 * i and 2 * i + 1 of a, then of b
     void fold_first(...) nogil  # (best, where, value, cell)  where value is larger, or the first NaN: it and its cell
@@ -311,14 +328,23 @@ cdef inline bint is_tiling(const int64_t* geometry) noexcept nogil:
     )
 
 
+cdef inline bint is_seamless(const int64_t* geometry) noexcept nogil:
+    """Whether windows do not overlap and rows of windows go on into the next plane as if it were the same."""
+    return (
+        geometry[GEO_STRIDE_H] == geometry[GEO_KH] and geometry[GEO_DIL_H] == 1 and geometry[GEO_PAD_TOP] == 0
+        and geometry[GEO_OH] * geometry[GEO_KH] == geometry[GEO_IH]
+    )
+
+
 # ---------------------------------------------------------------------------------------------- the common windows
 
-# In this part windows are 2x2 at step 2, or 3x3 at step 2 or 1, and K, stride, with_indices and inside are constants.
+# In this part windows are 2x2 at step 2, or 3x3 at step 2 or 1, and K, stride and inside are constants. A row outside of the
+# image is replaced by the nearest inside: that is one of the same window, so the maximum stays, and its first cell.
 # vmax and fold_larger keep the first of two values if it is NaN and lose the second: all seconds are looked at, in pairs.
 
 
 cdef inline bint is_common(const int64_t* geometry) noexcept nogil:
-    """Whether `max_common` has the windows, each of which must meet the image."""
+    """Whether this part has the windows, each of which must meet the image."""
     cdef Py_ssize_t K = geometry[GEO_KH], stride = geometry[GEO_STRIDE_H]
     return (
         geometry[GEO_KW] == K and geometry[GEO_STRIDE_W] == stride and geometry[GEO_DIL_H] == geometry[GEO_DIL_W] == 1
@@ -328,26 +354,190 @@ cdef inline bint is_common(const int64_t* geometry) noexcept nogil:
     )
 
 
+cdef inline void max_strided_block(
+    const real* x,         # IN   first row of the windows
+    Py_ssize_t below1, Py_ssize_t below2,  # from there to the others, in elements
+    real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
+    vec* flags,            # OUT  of lanes that lost a NaN, or have one
+    Py_ssize_t room, Py_ssize_t column, Py_ssize_t IW, const bint inside, const Py_ssize_t K,
+) noexcept nogil:
+    # First over the rows, all columns of two vectors; then windows are an even column, the odd one and the next even one.
+    # The last of these is in no such vector: of 3x3 windows the last lane is none. A NaN in the first row or an even column
+    # stays and is seen in a maximum; the second row and odd columns are looked at; the third is a later window's first.
+    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
+    cdef vec low, high, low1, high1, low2, high2, value, between, after
+    tap(&low, inside, x, column, 0, 1, IW, -INFINITY)
+    tap(&high, inside, x, column + lanes, 0, 1, IW, -INFINITY)
+    tap(&low1, inside, x + below1, column, 0, 1, IW, -INFINITY)
+    tap(&high1, inside, x + below1, column + lanes, 0, 1, IW, -INFINITY)
+    note_nan(flags, low1, high1)
+    low = vmax(low1, low)
+    high = vmax(high1, high)
+    if K == 3:
+        tap(&low2, inside, x + below2, column, 0, 1, IW, -INFINITY)
+        tap(&high2, inside, x + below2, column + lanes, 0, 1, IW, -INFINITY)
+        low = vmax(low2, low)
+        high = vmax(high2, high)
+    pool_even(&value, low, high)
+    pool_odd(&between, low, high)
+    if K == 3:
+        pool_next_even(&after, value)
+        value = vmax(after, vmax(between, value))
+    else:
+        value = vmax(between, value)
+    note_nan(flags, between, value)
+    untangle(&value)
+    put(output, value, room)
+
+
+cdef inline Py_ssize_t whole_vectors(Py_ssize_t space, Py_ssize_t first, Py_ssize_t step) noexcept nogil:
+    """How many vectors there is space for, if one takes ``first`` elements and each other ``step``."""
+    return 0 if space < first else (space - first) // step + 1
+
+
+cdef inline void max_strided_rows(
+    const real* x, real* y, vec* flags, Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t OW, Py_ssize_t IW,
+    Py_ssize_t below1, Py_ssize_t below2, const Py_ssize_t K,
+) noexcept nogil:
+    cdef Py_ssize_t block, lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1, _
+    cdef vec seen = flags[0]
+    for _ in range(rows):
+        for block in range(blocks):
+            max_strided_block(x + 2 * windows * block, below1, below2, y + windows * block, &seen, lanes, 0, IW, True, K)
+        x += 2 * IW
+        y += OW
+    flags[0] = seen
+
+
+cdef inline bint max_strided(
+    const real* x,         # IN   a plane
+    real* output,          # OUT  its output plane
+    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t readable, Py_ssize_t room,
+    const Py_ssize_t K, const int64_t* geometry, vec* like,
+) noexcept nogil:
+    """Output rows [oh_first, oh_last) of one plane, at step 2; False, and any values, if a NaN was lost."""
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW]
+        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
+        Py_ssize_t lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1
+        Py_ssize_t blocks = (OW + windows - 1) // windows, before = 1 if pad_left > 0 else 0  # vectors of a row
+        Py_ssize_t width = (blocks - 1) * windows + lanes, reach = 2 * width - pad_left  # elements written for them, columns read
+        Py_ssize_t oh = oh_first, alike, block, whole, top, first, below1, below2, columns, space
+        bint crosses = (OW - 1) * 2 - pad_left + K > IW
+        const real* rows
+        real* y = output + oh_first * OW
+        vec flags, low, high
+    spread(&flags, 0)
+    while oh < oh_last:
+        # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
+        top = oh * 2 - pad_top
+        first = max(top, 0)
+        below1 = (min(max(top + 1, 0), IH - 1) - first) * IW
+        below2 = (min(max(top + K - 1, 0), IH - 1) - first) * IW
+        rows = x + first * IW
+        alike = oh + 1
+        columns = IW if crosses else readable - first * IW - below2
+        space = room - (oh - oh_first) * OW
+        whole = blocks
+        if columns < reach or space < width:
+            whole = min(whole_vectors(columns, 2 * lanes - pad_left, 2 * windows), whole_vectors(space, lanes, windows))
+        elif before == 0 and top >= 0:
+            alike = max(alike, min(oh_last, (IH - K + pad_top) // 2 + 1))
+            while space - (alike - 1 - oh) * OW < width or columns - (alike - 1 - oh) * 2 * IW < reach:
+                alike -= 1
+        if before > 0:
+            max_strided_block(rows, below1, below2, y, &flags, space, -pad_left, IW, False, K)
+        if blocks == 1 and whole == 1 and before == 0:  # a loop less
+            max_strided_rows(rows, y, &flags, alike - oh, 1, OW, IW, below1, below2, K)
+        else:
+            max_strided_rows(
+                rows + 2 * windows * before - pad_left, y + windows * before, &flags, alike - oh, whole - before, OW, IW, below1,
+                below2, K,
+            )
+        for block in range(max(whole, before), blocks):
+            max_strided_block(
+                rows, below1, below2, y + windows * block, &flags, space - windows * block, 2 * windows * block - pad_left, IW,
+                False, K,
+            )
+        y += (alike - oh) * OW
+        oh = alike
+    if K == 3:
+        rows = x + min((oh_last - 1) * 2 - pad_top + 2, IH - 1) * IW
+        for block in range(ceil_div(IW, 2 * lanes)):
+            tap(&low, False, rows, 2 * lanes * block, 0, 1, IW, -INFINITY)
+            tap(&high, False, rows, 2 * lanes * block + lanes, 0, 1, IW, -INFINITY)
+            note_nan(&flags, low, high)
+    return not has_flags(flags)
+
+
+cdef inline void max_sliding_column(
+    const real* x,         # IN   a plane
+    real* y,               # OUT  a vector of windows in each row
+    vec* flags,            # OUT  of lanes that lost a NaN
+    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t room, Py_ssize_t column, const bint inside, const int64_t* geometry,
+) noexcept nogil:
+    cdef Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW], ih
+    cdef Py_ssize_t top = oh_first - geometry[GEO_PAD_TOP]
+    cdef vec first, second, third, left, middle, right
+    first = second = third = flags[0]  # any
+    for ih in range(top, oh_last - geometry[GEO_PAD_TOP] + 2):
+        first = second
+        second = third
+        tap(&left, inside, x + min(max(ih, 0), IH - 1) * IW, column, 0, 1, IW, -INFINITY)
+        tap(&middle, inside, x + min(max(ih, 0), IH - 1) * IW, column, 1, 1, IW, -INFINITY)
+        tap(&right, inside, x + min(max(ih, 0), IH - 1) * IW, column, 2, 1, IW, -INFINITY)
+        note_nan(flags, middle, right)
+        third = vmax(right, vmax(middle, left))
+        if ih >= top + 2:
+            note_nan(flags, second, third)
+            put(y, vmax(third, vmax(second, first)), room)
+            y += OW
+            room -= OW
+
+
+cdef inline bint max_sliding(
+    const real* x,         # IN   a plane
+    real* output,          # OUT  its output plane
+    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t readable, Py_ssize_t room, const int64_t* geometry, vec* like,
+) noexcept nogil:
+    """Output rows [oh_first, oh_last) of one plane, 3x3 windows at step 1; False, and any values, if a NaN was lost."""
+    # Down each vector of columns, the last first: what it writes past the end of rows is overwritten by the others.
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW], pad_left = geometry[GEO_PAD_LEFT]
+        Py_ssize_t lanes = sizeof(vec) // sizeof(real), ow = (OW - 1) // lanes * lanes, column_last
+        bint crosses = OW - pad_left + 2 > IW
+        vec flags
+    spread(&flags, 0)
+    column_last = (IW if crosses else readable - min(oh_last + 1 - geometry[GEO_PAD_TOP], IH - 1) * IW) - lanes - 2
+    while ow >= 0:
+        if 0 <= ow - pad_left <= column_last:
+            max_sliding_column(
+                x, output + oh_first * OW + ow, &flags, oh_first, oh_last, room - ow, ow - pad_left, True, geometry
+            )
+        else:
+            max_sliding_column(
+                x, output + oh_first * OW + ow, &flags, oh_first, oh_last, room - ow, ow - pad_left, False, geometry
+            )
+        ow -= lanes
+    return not has_flags(flags)
+
+
 cdef inline void reduce_row(
     vec* best,             # OUT  maxima along the row, as tap orders them
-    vec* columns,          # OUT  with_indices: theirs
+    vec* columns,          # OUT  theirs
     vec* flags,            # OUT  of lanes that lost a NaN
     const real* x,         # IN   image row
     Py_ssize_t column, Py_ssize_t IW,
-    const bint with_indices, const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
+    const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
 ) noexcept nogil:
     cdef Py_ssize_t kw
     cdef vec other, last, cell
     tap(best, inside, x, column, 0, stride, IW, -INFINITY)
-    if with_indices:
-        cells_of(columns, inside, column, stride)
+    cells_of(columns, inside, column, stride)
     for kw in range(1, K):
         tap(&other, inside, x, column, kw, stride, IW, -INFINITY)
-        if with_indices:
-            cells_of(&cell, True, column + kw, stride)
-            fold_larger(best, columns, other, cell)
-        else:
-            best[0] = vmax(other, best[0])
+        cells_of(&cell, True, column + kw, stride)
+        fold_larger(best, columns, other, cell)
         if kw == K - 1:
             note_nan(flags, other, last if K == 3 else other)
         last = other
@@ -362,19 +552,17 @@ cdef inline Py_ssize_t blocks_inside(
 
 cdef inline void carry_row(
     const real* x,         # IN   image row
-    real* carried,         # OUT  (size) reduced; with_indices: columns behind
+    real* carried,         # OUT  (size) reduced; columns behind
     vec* flags,
-    Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t size,
-    const bint with_indices, const Py_ssize_t K, const Py_ssize_t stride,
+    Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t size, const Py_ssize_t K, const Py_ssize_t stride,
 ) noexcept nogil:
     # As if no vector lay inside: one row of a plane need not be fast, but the code short
     cdef Py_ssize_t ow = 0, lanes = sizeof(vec) // sizeof(real)
     cdef vec best, columns
     while ow < OW:
-        reduce_row(&best, &columns, flags, x, ow * stride - pad_left, IW, with_indices, False, K, stride)
+        reduce_row(&best, &columns, flags, x, ow * stride - pad_left, IW, False, K, stride)
         (<vec*> (carried + ow))[0] = best
-        if with_indices:
-            (<vec*> (carried + size + ow))[0] = columns
+        (<vec*> (carried + size + ow))[0] = columns
         ow += lanes
 
 
@@ -384,59 +572,50 @@ cdef inline void max_common_block(
     real* oldest,          # IN/OUT  carried: the first row reduced, which the last replaces
     const real* newer,     # IN   carried: the second
     real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
-    int64_t* indices,      # OUT  with_indices: the same
+    int64_t* indices,      # OUT  the same
     vec* flags,
     Py_ssize_t room, int64_t first_cell, Py_ssize_t column, Py_ssize_t IW, Py_ssize_t size,
-    const bint with_indices, const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
+    const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
 ) noexcept nogil:
     cdef Py_ssize_t row
     cdef vec value, where, other, last, cell, step
     if stride == K:
-        reduce_row(&value, &where, flags, x, column, IW, with_indices, inside, K, stride)
+        reduce_row(&value, &where, flags, x, column, IW, inside, K, stride)
     else:
         value = (<const vec*> oldest)[0]
-        if with_indices:
-            where = (<const vec*> (oldest + size))[0]
+        where = (<const vec*> (oldest + size))[0]
     for row in range(1, K):
         if row < K - stride:
             other = (<const vec*> newer)[0]
-            if with_indices:
-                cell = (<const vec*> (newer + size))[0]
+            cell = (<const vec*> (newer + size))[0]
         else:
-            reduce_row(&other, &cell, flags, x + below[row], column, IW, with_indices, inside, K, stride)
+            reduce_row(&other, &cell, flags, x + below[row], column, IW, inside, K, stride)
         if row == K - 1:
             note_nan(flags, other, last if K == 3 else other)
             if stride < K:
                 (<vec*> oldest)[0] = other
-                if with_indices:
-                    (<vec*> (oldest + size))[0] = cell
-        if with_indices:
-            ramp(&step, below[row], 0)
-            add_cells(&cell, step)
-            fold_larger(&value, &where, other, cell)
-        else:
-            value = vmax(other, value)
+                (<vec*> (oldest + size))[0] = cell
+        ramp(&step, below[row], 0)
+        add_cells(&cell, step)
+        fold_larger(&value, &where, other, cell)
         last = other
     if stride == 2:
         untangle(&value)
+        untangle(&where)
     put(output, value, room)
-    if with_indices:
-        if stride == 2:
-            untangle(&where)
-        put_cells(indices, where, first_cell, room)
+    put_cells(indices, where, first_cell, room)
 
 
 cdef inline bint max_common(
     const real* x,         # IN   a plane
     real* output,          # OUT  its output plane
-    int64_t* indices,      # OUT  with_indices
+    int64_t* indices,      # OUT  the same
     real* ring,            # TMP  max_ring_size
     Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t readable, Py_ssize_t room,
-    const bint with_indices, const Py_ssize_t K, const Py_ssize_t stride, const int64_t* geometry, vec* like,
+    const Py_ssize_t K, const Py_ssize_t stride, const int64_t* geometry, vec* like,
 ) noexcept nogil:
     """Output rows [oh_first, oh_last) of one plane; False, and any values, if a NaN was lost."""
-    # K - stride reduced rows are carried from one output row to the next. A row outside of the image is replaced by the
-    # nearest inside: that is one of the same window, so the maximum stays, and its first cell.
+    # K - stride reduced rows are carried from one output row to the next.
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW]
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
@@ -450,7 +629,7 @@ cdef inline bint max_common(
         real* newer = ring + 2 * size
         real* other
         real* y = output + oh_first * OW
-        int64_t* where = indices + oh_first * OW if with_indices else NULL
+        int64_t* where = indices + oh_first * OW
         vec flags
     spread(&flags, 0)
     while oh < oh_last:
@@ -473,9 +652,9 @@ cdef inline bint max_common(
         rows = x + first * IW
         if oh == oh_first:
             if stride < K:
-                carry_row(rows, oldest, &flags, pad_left, IW, OW, size, with_indices, K, stride)
+                carry_row(rows, oldest, &flags, pad_left, IW, OW, size, K, stride)
             if stride < K - 1:
-                carry_row(rows + below[1], newer, &flags, pad_left, IW, OW, size, with_indices, K, stride)
+                carry_row(rows + below[1], newer, &flags, pad_left, IW, OW, size, K, stride)
         ow_right = min(min(ow_right, (room - (alike - 1 - oh_first) * OW) // lanes * lanes), blocks)
         whole = ow_left == 0 and ow_right == blocks
         while oh < alike:
@@ -483,8 +662,8 @@ cdef inline bint max_common(
                 ow = 0
                 while ow < blocks:
                     max_common_block(
-                        rows, below, oldest + ow, newer + ow, y + ow, where + ow if with_indices else NULL, &flags, lanes,
-                        first * IW, ow * stride - pad_left, IW, size, with_indices, True, K, stride,
+                        rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags, lanes,
+                        first * IW, ow * stride - pad_left, IW, size, True, K, stride,
                     )
                     ow += lanes
             else:
@@ -492,13 +671,13 @@ cdef inline bint max_common(
                 while ow < blocks:
                     if ow_left <= ow < ow_right:
                         max_common_block(
-                            rows, below, oldest + ow, newer + ow, y + ow, where + ow if with_indices else NULL, &flags, lanes,
-                            first * IW, ow * stride - pad_left, IW, size, with_indices, True, K, stride,
+                            rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags, lanes,
+                            first * IW, ow * stride - pad_left, IW, size, True, K, stride,
                         )
                     else:
                         max_common_block(
-                            rows, below, oldest + ow, newer + ow, y + ow, where + ow if with_indices else NULL, &flags,
-                            room - (oh - oh_first) * OW - ow, first * IW, ow * stride - pad_left, IW, size, with_indices, False,
+                            rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags,
+                            room - (oh - oh_first) * OW - ow, first * IW, ow * stride - pad_left, IW, size, False,
                             K, stride,
                         )
                     ow += lanes
@@ -506,8 +685,7 @@ cdef inline bint max_common(
             first += stride
             rows += stride * IW
             y += OW
-            if with_indices:
-                where += OW
+            where += OW
             if stride < K - 1:
                 other = oldest
                 oldest = newer
@@ -517,13 +695,19 @@ cdef inline bint max_common(
 
 cdef inline bint max_windows(
     const real* x, real* output, int64_t* indices, real* ring, Py_ssize_t oh_first, Py_ssize_t oh_last,
-    Py_ssize_t readable, Py_ssize_t room, const bint with_indices, const int64_t* geometry, vec* like,
+    Py_ssize_t readable, Py_ssize_t room, const int64_t* geometry, vec* like,
 ) noexcept nogil:
+    if indices != NULL:
+        if geometry[GEO_KH] == 2:
+            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 2, 2, geometry, like)
+        if geometry[GEO_STRIDE_H] == 2:
+            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 2, geometry, like)
+        return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 1, geometry, like)
     if geometry[GEO_KH] == 2:
-        return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 2, 2, geometry, like)
+        return max_strided(x, output, oh_first, oh_last, readable, room, 2, geometry, like)
     if geometry[GEO_STRIDE_H] == 2:
-        return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 3, 2, geometry, like)
-    return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 3, 1, geometry, like)
+        return max_strided(x, output, oh_first, oh_last, readable, room, 3, geometry, like)
+    return max_sliding(x, output, oh_first, oh_last, readable, room, geometry, like)
 
 
 # ---------------------------------------------------------------------------------------------------- any windows
@@ -698,10 +882,7 @@ cdef inline void max_of_plane(
 ) noexcept nogil:
     cdef bint done = False
     if common:
-        if indices == NULL:
-            done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, False, geometry, like)
-        else:
-            done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, True, geometry, like)
+        done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, geometry, like)
     if not done and indices == NULL:
         max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, False, geometry, like)
     elif not done:

@@ -4,19 +4,20 @@ How windows are reduced on vectors: max_pool.pxd. Means go the same way, with su
 """
 
 from cython.parallel cimport prange, threadid
-from libc.string cimport memset
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
-    ceil_div, int64_t, real, vd, vec, vf,
+    GEO_TURNED, ceil_div, int64_t, real, vd, vec, vf,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
 from lanes cimport high_f, low_f  # no-cython-lint: spread_tiles calls them
 from max_pool cimport (
-    block_inside, first_inside, has_flags, is_common, is_tiling, max_of_plane, max_ring_size, put, ring_slots, row_size,
-    rows_inside, span, spread, tap, untangle,
+    block_inside, first_inside, has_flags, is_common, is_seamless, is_tiling, max_of_plane, max_ring_size, put, ring_slots,
+    row_size, rows_inside, span, spread, tap, untangle,
 )
 
 cdef extern from *:
@@ -31,10 +32,18 @@ cdef extern from *:
     #endif
     #define POOL_APART(v) POOL_SHUFFLE(VL_DOUBLE, (vdi)(v), (vdi)(v), APART)
 
-    /* Indices as cells, apart. In float32 their lower halves tell enough. */
-    POOL vfi apart_indices_f(const int64_t *p)
-    { return POOL_SHUFFLE(VL_FLOAT, *(const vfi *)p, *(const vfi *)(p + VL_DOUBLE), EVEN_F); }
-    POOL vdi apart_indices_d(const int64_t *p) { return POOL_APART(*(const vdi *)p); }
+    /* Indices as cells, apart; beyond: what does not fit into a cell. */
+    POOL vfi apart_indices_f(const int64_t *p, vfi *beyond)
+    {
+        vf a = *(const vf *)p, b = *(const vf *)(p + VL_DOUBLE); /* of floats this shuffle is one instruction */
+        *beyond = (vfi)POOL_SHUFFLE(VL_FLOAT, a, b, EVEN_F + 1);
+        return (vfi)POOL_SHUFFLE(VL_FLOAT, a, b, EVEN_F);
+    }
+    POOL vdi apart_indices_d(const int64_t *p, vdi *beyond)
+    {
+        *beyond = (vdi){0};
+        return POOL_APART(*(const vdi *)p);
+    }
 
     /* A vector of tiles of 2x2: each value goes to the cell of its tile that its index names, 0 to the other three.
        flags: of the lanes, of the first `count`, whose index names another cell. */
@@ -47,9 +56,9 @@ cdef extern from *:
         for (int i = 0; i < VL; i++) lane[i] = 2 * i; \
         lane = (cells)POOL_APART(lane); \
         vec value = (vec)POOL_APART(*(const vec *)values); \
-        cells tap = apart_indices_##S(indices) - lane - (type##_lane)first_cell; \
+        cells beyond, tap = apart_indices_##S(indices, &beyond) - lane - (type##_lane)first_cell; \
         cells tap0 = tap == 0, tap1 = tap == 1, tap2 = tap == (type##_lane)IW, tap3 = tap == (type##_lane)(IW + 1); \
-        *flags = (vec)((cells)*flags | (~(tap0 | tap1 | tap2 | tap3) & (lane < (type##_lane)(2 * count)))); \
+        *flags = (vec)((cells)*flags | beyond | (~(tap0 | tap1 | tap2 | tap3) & (lane < (type##_lane)(2 * count)))); \
         vec left = (vec)((cells)value & tap0), right = (vec)((cells)value & tap1); \
         *(vec *)upper = low_##S(left, right); \
         *(vec *)(upper + VL) = high_##S(left, right); \
@@ -68,6 +77,7 @@ VL_FLOAT = _VL_FLOAT
 VL_DOUBLE = _VL_DOUBLE
 
 cdef enum:
+    FIELDS = GEO_TURNED + 1  # of the geometry
     CELLS = 32768  # cells that a task reads at least: microseconds, against a fraction of one to start it
 
 # Two ways to cut the work into tasks: runs of output rows, counted through all planes, and runs of planes.
@@ -97,8 +107,9 @@ cdef void max_pool2d_task(
     real* ring,                        # TMP  max_ring_size
     const int64_t* geometry,       # IN
 ) noexcept nogil:
-    # A task is a run of output rows, counted through all planes.
+    # A task is a run of output rows, counted through all planes; where no index tells planes apart they may be one.
     cdef:
+        int64_t[FIELDS] joined
         Py_ssize_t planes = geometry[GEO_N] * geometry[GEO_IC], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], row = task * rows_per_task(geometry), plane, oh, count
         Py_ssize_t left = min(rows_per_task(geometry), planes * OH - row), readable
@@ -108,6 +119,11 @@ cdef void max_pool2d_task(
         int64_t* where = NULL
         vf* like_f = NULL
         vd* like_d = NULL
+    memcpy(&joined[0], geometry, sizeof(joined))
+    if indices.shape[0] == 0 and is_seamless(geometry):
+        joined[GEO_IH] *= planes
+        joined[GEO_OH] *= planes
+        OH, cells, planes = OH * planes, cells * planes, 1
     plane, oh = row // OH, row % OH
     while left > 0:
         count = min(left, OH - oh)
@@ -117,9 +133,9 @@ cdef void max_pool2d_task(
             where = &indices[0, 0, 0, 0] + plane * OH * OW
         readable = (planes - plane) * cells
         if real is float:
-            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, geometry, like_f)
+            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, &joined[0], like_f)
         else:
-            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, geometry, like_d)
+            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, &joined[0], like_d)
         left -= count
         plane += 1
         oh = 0
@@ -143,6 +159,11 @@ def max_pool2d(
     cdef const int64_t* g = &geometry[0]
     cdef Py_ssize_t task, n_tasks = row_tasks(g), size = max_ring_size(g)
     cdef real* ring = &workspace[0] if size > 0 else NULL
+    if n_threads == 1:
+        with nogil:
+            for task in range(n_tasks):
+                max_pool2d_task(task, input, output, indices, ring, g)
+        return
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
         max_pool2d_task(task, input, output, indices, ring + threadid() * size, g)
 
@@ -159,7 +180,8 @@ cdef inline bint put_tiles(
     # From the last vector of a row to its first, so that what runs over the end of the upper row is overwritten, too.
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
-        Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes, oh, ow, cell, window, tile
+        Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes, whole = OH, oh, ow
+        Py_ssize_t cell, window, tile
         real* upper
         real* lower
         bint outside = False, found
@@ -167,19 +189,20 @@ cdef inline bint put_tiles(
     if real is float and (IH * IW) >> 31 != 0:
         return False
     spread(&flags, 0)
+    while whole > 0 and ((2 * whole - 1) * IW + 2 * blocks > room or (whole - 1) * OW + blocks > readable):
+        whole -= 1  # the other rows have no space for whole vectors
     for oh in range(OH):
         upper = image + 2 * oh * IW
         lower = upper + IW
         ow = blocks
-        while ow > 0:
+        while oh < whole and ow > 0:
             ow -= lanes
-            if (2 * oh + 1) * IW + 2 * blocks <= room and oh * OW + blocks <= readable:
-                spread_tiles(
-                    &flags, values + oh * OW + ow, indices + oh * OW + ow, upper + 2 * ow, lower + 2 * ow,
-                    2 * (oh * IW + ow), IW, OW - ow,
-                )
-                continue
-            for window in range(oh * OW + ow, oh * OW + min(ow + lanes, OW)):
+            spread_tiles(
+                &flags, values + oh * OW + ow, indices + oh * OW + ow, upper + 2 * ow, lower + 2 * ow, 2 * (oh * IW + ow), IW,
+                OW - ow,
+            )
+        if oh >= whole:
+            for window in range(oh * OW, oh * OW + OW):
                 found = False
                 for tile in range(4):
                     cell = 2 * (oh * IW + window - oh * OW) + (tile >> 1) * IW + (tile & 1)
@@ -192,47 +215,56 @@ cdef inline bint put_tiles(
     return not (outside or has_flags(flags))
 
 
-cdef void max_pool2d_backward_task(
+cdef inline void place_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] grad_output,   # IN
+    const real[:, :, :, ::1] values,        # IN
     const int64_t[:, :, :, ::1] indices,    # IN
-    real[:, :, :, ::1] grad_input,          # OUT
-    const int64_t* geometry,            # IN
+    real[:, :, :, ::1] output,              # OUT
+    int64_t[::1] outside,                   # OUT
+    const int64_t* geometry,                # IN
+    const bint add,
 ) noexcept nogil:
-    # A task is a run of planes; gradients are added in row-major order of the output.
+    """A run of planes: each value to its index, in row-major order; of one cell all add up, or the last stays."""
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], cells = geometry[GEO_IH] * geometry[GEO_IW]
-        Py_ssize_t windows = geometry[GEO_OH] * geometry[GEO_OW]
-        Py_ssize_t plane = task * planes_per_task(geometry), plane_last, window, readable, room
-        Py_ssize_t planes = geometry[GEO_N] * IC
-        const real* grads
+        Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], windows = geometry[GEO_OH] * geometry[GEO_OW]
+        Py_ssize_t planes = geometry[GEO_N] * geometry[GEO_IC], plane = task * planes_per_task(geometry), plane_last, window
+        const real* source
         const int64_t* where
         real* image
-        bint tiling = is_tiling(geometry), done
+        uint64_t signs
+        bint tiling = is_tiling(geometry), done = False
         vf* like_f = NULL
         vd* like_d = NULL
     plane_last = min(plane + planes_per_task(geometry), planes)
     for plane in range(plane, plane_last):
-        grads = &grad_output[plane // IC, plane % IC, 0, 0]
-        where = &indices[plane // IC, plane % IC, 0, 0]
-        image = &grad_input[plane // IC, plane % IC, 0, 0]
-        if tiling:
-            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
-            if real is float:
-                done = put_tiles(grads, where, image, readable, room, geometry, like_f)
-            else:
-                done = put_tiles(grads, where, image, readable, room, geometry, like_d)
-            if done:
-                continue
+        source = &values[0, 0, 0, 0] + plane * windows
+        where = &indices[0, 0, 0, 0] + plane * windows
+        image = &output[0, 0, 0, 0] + plane * cells
+        if tiling and real is float:
+            done = put_tiles(source, where, image, (planes - plane) * windows, (plane_last - plane) * cells, geometry, like_f)
+        elif tiling:
+            done = put_tiles(source, where, image, (planes - plane) * windows, (plane_last - plane) * cells, geometry, like_d)
+        if done:
+            continue
+        signs = 0
+        for window in range(windows):
+            signs |= <uint64_t> where[window] | (<uint64_t> (cells - 1) - <uint64_t> where[window])
+        if signs >> 63 != 0:
+            outside[0] = 1
+            continue
         memset(image, 0, cells * sizeof(real))
         for window in range(windows):
-            image[where[window]] += grads[window]
+            if add:
+                image[where[window]] += source[window]
+            else:
+                image[where[window]] = source[window]
 
 
 def max_pool2d_backward(
     const real[:, :, :, ::1] grad_output,
     const int64_t[:, :, :, ::1] indices,
     real[:, :, :, ::1] grad_input,
+    int64_t[::1] outside,
     real[::1] workspace,
     const int64_t[::1] geometry,
     int n_threads,
@@ -240,54 +272,24 @@ def max_pool2d_backward(
     """grad_input (N, IC, IH, IW): each gradient goes to the cell that won; gradients of one cell add up."""
     cdef const int64_t* g = &geometry[0]
     cdef Py_ssize_t task, n_tasks = plane_tasks(g)
+    outside[0] = 0
+    if n_threads == 1:
+        with nogil:
+            for task in range(n_tasks):
+                place_task(task, grad_output, indices, grad_input, outside, g, True)
+        return
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        max_pool2d_backward_task(task, grad_output, indices, grad_input, g)
+        place_task(task, grad_output, indices, grad_input, outside, g, True)
 
 
 # ------------------------------------------------------------------------------------------------------ unpooling
-
-
-cdef void max_unpool2d_task(
-    Py_ssize_t task,
-    const real[:, :, :, ::1] input,         # IN
-    const int64_t[:, :, :, ::1] indices,    # IN
-    real[:, :, :, ::1] output,              # OUT
-    const int64_t* geometry,            # IN
-) noexcept nogil:
-    # A task is a run of planes; values are written in row-major order.
-    cdef:
-        Py_ssize_t IC = geometry[GEO_IC], cells = geometry[GEO_IH] * geometry[GEO_IW]
-        Py_ssize_t windows = geometry[GEO_OH] * geometry[GEO_OW]
-        Py_ssize_t plane = task * planes_per_task(geometry), plane_last, window, readable, room
-        Py_ssize_t planes = geometry[GEO_N] * IC
-        const real* values
-        const int64_t* where
-        real* image
-        bint tiling = is_tiling(geometry), done
-        vf* like_f = NULL
-        vd* like_d = NULL
-    plane_last = min(plane + planes_per_task(geometry), planes)
-    for plane in range(plane, plane_last):
-        values = &input[plane // IC, plane % IC, 0, 0]
-        where = &indices[plane // IC, plane % IC, 0, 0]
-        image = &output[plane // IC, plane % IC, 0, 0]
-        if tiling:
-            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
-            if real is float:
-                done = put_tiles(values, where, image, readable, room, geometry, like_f)
-            else:
-                done = put_tiles(values, where, image, readable, room, geometry, like_d)
-            if done:
-                continue
-        memset(image, 0, cells * sizeof(real))
-        for window in range(windows):
-            image[where[window]] = values[window]
 
 
 def max_unpool2d(
     const real[:, :, :, ::1] input,
     const int64_t[:, :, :, ::1] indices,
     real[:, :, :, ::1] output,
+    int64_t[::1] outside,
     real[::1] workspace,
     const int64_t[::1] geometry,
     int n_threads,
@@ -295,8 +297,9 @@ def max_unpool2d(
     """input (N, IC, OH, OW) -> output (N, IC, IH, IW): zero but at ``indices``; of duplicates the last wins."""
     cdef const int64_t* g = &geometry[0]
     cdef Py_ssize_t task, n_tasks = plane_tasks(g)
+    outside[0] = 0
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        max_unpool2d_task(task, input, indices, output, g)
+        place_task(task, input, indices, output, outside, g, False)
 
 
 cdef void max_unpool2d_backward_task(

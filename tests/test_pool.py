@@ -93,10 +93,12 @@ def exact_max(x, p):
 
 
 def run(engine, kernel, shape, *arrays, geometry, n_threads=1):
-    """A pooling kernel with one guarded output."""
+    """A pooling kernel with one guarded output; its indices lie in their planes."""
     out = Guarded(shape, next(array.dtype for array in arrays if array.dtype.kind == "f"))
-    engine.run("pool", kernel, *arrays, out.array, geometry=geometry, n_threads=n_threads)
+    outside = [np.ones(1, np.int64)] if kernel in ("max_pool2d_backward", "max_unpool2d") else []
+    engine.run("pool", kernel, *arrays, out.array, *outside, geometry=geometry, n_threads=n_threads)
     out.check(f"{engine.name} {kernel}")
+    assert not any(flag[0] for flag in outside), f"{engine.name} {kernel}: no index lies outside"
     return out.array
 
 
@@ -177,6 +179,24 @@ def test_tiles_with_indices_of_other_windows(engine, shape, dtype):
     assert_same(actual, oracle.max_pool2d_backward(grad, indices, shape), f"{engine.name} backward")
     actual = run(engine, "max_unpool2d", shape, grad, indices, geometry=p.geometry())
     assert_same(actual, oracle.max_unpool2d(grad, indices, (p.IH, p.IW)), f"{engine.name} unpool")
+
+
+@pytest.mark.parametrize("kernel", ["max_pool2d_backward", "max_unpool2d"])
+@pytest.mark.parametrize(("shape", "window"), [((2, 2, 6, 70), 2), ((2, 2, 7, 9), 3)], ids=str)
+def test_an_index_outside_of_its_plane_is_told(engine, kernel, shape, window, dtype):
+    """Wherever it stands, by however much; nothing is written outside of the output."""
+    p = Pool("", shape, window).problem(dtype)
+    values = integers(p.output_shape, dtype, 9, 1)
+    _, indices = exact_max(integers(shape, dtype, 4, 2), p)
+    for position in (0, indices.size // 2, indices.size - 1):
+        good = int(indices.flat[position])
+        for wrong in (-1, p.IH * p.IW, good + 2**32, good - 2**32, good - 2**63, 2**63 - 1):
+            indices.flat[position] = wrong
+            out, outside = Guarded(shape, dtype), np.zeros(1, np.int64)
+            engine.run("pool", kernel, values, indices, out.array, outside, geometry=p.geometry())
+            out.check(f"{engine.name} {kernel} {position} {wrong}")
+            assert outside[0] == 1, f"{engine.name} {kernel} {position} {wrong}"
+        indices.flat[position] = good
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

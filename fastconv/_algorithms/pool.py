@@ -29,7 +29,6 @@ def step(k: Any, problem: PoolProblem, op: str) -> Step:
     kernel = getattr(k.pool, op)
 
     def run(*arrays):
-        *operands, workspace, n_threads = arrays
-        kernel(*operands, workspace, geometry, n_threads)
+        kernel(*arrays[:-1], geometry, arrays[-1])
 
     return Step(run, kernel_workspace(k, "pool", op, geometry))

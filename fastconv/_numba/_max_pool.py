@@ -1,8 +1,9 @@
 """Maxima of windows on vectors: what the pool kernels and the max-pool fused behind a convolution share.
 
 Windows are reduced first along the row, then over the rows: of equal maxima that still finds the first in row-major order,
-and rows that windows share are reduced once. `max_common` does the windows that networks have in one sweep, where no cell is
-NaN; `max_rows` does all others: a ring holds the reduced rows that are still needed, image row ih in slot ih & (slots - 1).
+and rows that windows share are reduced once: a ring holds the reduced rows that are still needed, image row ih in slot
+ih & (slots - 1). `max_rows` does that for any windows. Those that networks have, where no cell is NaN, are done in one sweep:
+`max_common` finds their indices too, `max_strided` and `max_sliding` values alone, which no order binds.
 
 Lanes of a vector are windows that are neighbours in a row. A vector that meets columns outside the image masks them off.
 Cells of one window are numbered with integers as wide as the elements: in float32 its rows must span fewer than 2**31 cells.
@@ -12,8 +13,8 @@ import numpy as np
 
 from fastconv._numba._jit import VL_FLOAT, helper, shared
 from fastconv._numba._pool_simd import (
-    add_cells, even, fold_max, has_flags, insert, larger, load_cells, load_inside, not_negative, note_nan, odd, pick, ramp,
-    store_cells, store_first, takes, untangle,
+    add_cells, even, fold_max, has_flags, insert, larger, load_cells, load_inside, next_even, not_negative, note_nan, odd, pick,
+    ramp, store_cells, store_first, takes, untangle,
 )  # fmt: skip
 from fastconv._numba._simd import broadcast, get, inlined, itemsize, lanes, load, outlined, put, store, vmax
 from fastconv._problem import (
@@ -110,15 +111,25 @@ def put_first(to, offset, v, count, dtype):
 # Rows and rings are given by their addresses.
 
 
+@shared
+def is_seamless(geometry):
+    """Whether windows do not overlap and rows of windows go on into the next plane as if it were the same."""
+    return (
+        geometry[GEO_STRIDE_H] == geometry[GEO_KH] and geometry[GEO_DIL_H] == 1 and geometry[GEO_PAD_TOP] == 0
+        and geometry[GEO_OH] * geometry[GEO_KH] == geometry[GEO_IH]
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------- the common windows
 
-# In this part windows are 2x2 at step 2, or 3x3 at step 2 or 1, and K, stride, with_indices and inside are constants.
+# In this part windows are 2x2 at step 2, or 3x3 at step 2 or 1, and K, stride and inside are constants. A row outside of the
+# image is replaced by the nearest inside: that is one of the same window, so the maximum stays, and its first cell.
 # vmax and fold_larger keep the first of two values if it is NaN and lose the second: all seconds are looked at, in pairs.
 
 
 @shared
 def is_common(geometry):
-    """Whether `max_common` has the windows, each of which must meet the image."""
+    """Whether this part has the windows, each of which must meet the image."""
     K, stride = geometry[GEO_KH], geometry[GEO_STRIDE_H]
     return (
         geometry[GEO_KW] == K and geometry[GEO_STRIDE_W] == stride and geometry[GEO_DIL_H] == geometry[GEO_DIL_W] == 1
@@ -126,6 +137,167 @@ def is_common(geometry):
         and geometry[GEO_PAD_TOP] < K and (geometry[GEO_OH] - 1) * stride - geometry[GEO_PAD_TOP] < geometry[GEO_IH]
         and geometry[GEO_PAD_LEFT] < K and (geometry[GEO_OW] - 1) * stride - geometry[GEO_PAD_LEFT] < geometry[GEO_IW]
     )  # fmt: skip
+
+
+@helper
+def max_strided_block(
+    flags,  # IN   of lanes that lost a NaN, or have one
+    x,  # IN   first row of the windows
+    below1, below2,  # IN   from there to the others, in elements
+    output,  # OUT  a vector of windows, of which only ``room`` elements may be written
+    room, column, IW, inside, K, dtype,
+):  # fmt: skip
+    # First over the rows, all columns of two vectors; then windows are an even column, the odd one and the next even one.
+    # The last of these is in no such vector: of 3x3 windows the last lane is none. A NaN in the first row or an even column
+    # stays and is seen in a maximum; the second row and odd columns are looked at; the third is a later window's first.
+    inlined()
+    VL, element, lowest = lanes(dtype), itemsize(dtype), dtype.type(-np.inf)
+    low = tap(x, inside, column, 0, 1, IW, lowest, dtype)
+    high = tap(x, inside, column + VL, 0, 1, IW, lowest, dtype)
+    low1 = tap(x + below1 * element, inside, column, 0, 1, IW, lowest, dtype)
+    high1 = tap(x + below1 * element, inside, column + VL, 0, 1, IW, lowest, dtype)
+    flags = note_nan(flags, low1, high1)
+    low, high = vmax(low1, low), vmax(high1, high)
+    if K == 3:
+        low2 = tap(x + below2 * element, inside, column, 0, 1, IW, lowest, dtype)
+        high2 = tap(x + below2 * element, inside, column + VL, 0, 1, IW, lowest, dtype)
+        low, high = vmax(low2, low), vmax(high2, high)
+    value, between = even(low, high), odd(low, high)
+    if K == 3:
+        value = vmax(next_even(value), vmax(between, value))
+    else:
+        value = vmax(between, value)
+    put_first(output, 0, untangle(value), room, dtype)
+    return note_nan(flags, between, value)
+
+
+@helper
+def whole_vectors(space, first, step):
+    """How many vectors there is space for, if one takes ``first`` elements and each other ``step``."""
+    return 0 if space < first else (space - first) // step + 1
+
+
+@helper
+def max_strided_rows(flags, x, y, rows, blocks, OW, IW, below1, below2, K, dtype):
+    inlined()
+    VL, element = lanes(dtype), itemsize(dtype)
+    windows = VL if K == 2 else VL - 1
+    for _ in range(rows):
+        for block in range(blocks):
+            at = windows * block * element
+            flags = max_strided_block(flags, x + 2 * at, below1, below2, y + at, VL, 0, IW, True, K, dtype)
+        x += 2 * IW * element
+        y += OW * element
+    return flags
+
+
+@helper
+def max_strided(
+    x,  # IN   a plane
+    output,  # OUT  its output plane
+    oh_first, oh_last, readable, room, K, geometry, dtype,
+):  # fmt: skip
+    """Output rows [oh_first, oh_last) of one plane, at step 2; False, and any values, if there is a NaN."""
+    inlined()
+    IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
+    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    VL, element, lowest = lanes(dtype), itemsize(dtype), dtype.type(-np.inf)
+    windows = VL if K == 2 else VL - 1
+    blocks, before = (OW + windows - 1) // windows, 1 if pad_left > 0 else 0  # vectors of a row
+    width = (blocks - 1) * windows + VL  # elements written for them
+    reach = 2 * width - pad_left  # columns read
+    crosses = (OW - 1) * 2 - pad_left + K > IW
+    y, flags, oh = output + oh_first * OW * element, ramp(0, 0, dtype), oh_first
+    while oh < oh_last:
+        # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
+        top = oh * 2 - pad_top
+        first = max(top, 0)
+        below1 = (min(max(top + 1, 0), IH - 1) - first) * IW
+        below2 = (min(max(top + K - 1, 0), IH - 1) - first) * IW
+        rows = x + first * IW * element
+        alike = oh + 1
+        columns = IW if crosses else readable - first * IW - below2
+        space = room - (oh - oh_first) * OW
+        whole = blocks
+        if columns < reach or space < width:
+            whole = min(whole_vectors(columns, 2 * VL - pad_left, 2 * windows), whole_vectors(space, VL, windows))
+        elif before == 0 and top >= 0:
+            alike = max(alike, min(oh_last, (IH - K + pad_top) // 2 + 1))
+            while space - (alike - 1 - oh) * OW < width or columns - (alike - 1 - oh) * 2 * IW < reach:
+                alike -= 1
+        if before > 0:
+            flags = max_strided_block(flags, rows, below1, below2, y, space, -pad_left, IW, False, K, dtype)
+        if blocks == 1 and whole == 1 and before == 0:  # a loop less
+            flags = max_strided_rows(flags, rows, y, alike - oh, 1, OW, IW, below1, below2, K, dtype)
+        else:
+            flags = max_strided_rows(
+                flags, rows + (2 * windows * before - pad_left) * element, y + windows * before * element, alike - oh,
+                whole - before, OW, IW, below1, below2, K, dtype,
+            )  # fmt: skip
+        for block in range(max(whole, before), blocks):
+            flags = max_strided_block(
+                flags, rows, below1, below2, y + windows * block * element, space - windows * block,
+                2 * windows * block - pad_left, IW, False, K, dtype,
+            )  # fmt: skip
+        y += (alike - oh) * OW * element
+        oh = alike
+    if K == 3:
+        rows = x + min((oh_last - 1) * 2 - pad_top + 2, IH - 1) * IW * element
+        for column in range(0, IW, 2 * VL):
+            low = tap(rows, False, column, 0, 1, IW, lowest, dtype)
+            flags = note_nan(flags, low, tap(rows, False, column + VL, 0, 1, IW, lowest, dtype))
+    return not has_flags(flags)
+
+
+@helper
+def max_sliding_column(
+    flags,  # IN   of lanes that lost a NaN
+    x,  # IN   a plane
+    y,  # OUT  a vector of windows in each row
+    oh_first, oh_last, room, column, inside, geometry, dtype,
+):  # fmt: skip
+    inlined()
+    IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
+    top, element, lowest = oh_first - geometry[GEO_PAD_TOP], itemsize(dtype), dtype.type(-np.inf)
+    second = third = broadcast(lowest)  # any
+    for ih in range(top, oh_last - geometry[GEO_PAD_TOP] + 2):
+        row = x + min(max(ih, 0), IH - 1) * IW * element
+        first, second = second, third
+        left = tap(row, inside, column, 0, 1, IW, lowest, dtype)
+        middle = tap(row, inside, column, 1, 1, IW, lowest, dtype)
+        right = tap(row, inside, column, 2, 1, IW, lowest, dtype)
+        flags = note_nan(flags, middle, right)
+        third = vmax(right, vmax(middle, left))
+        if ih >= top + 2:
+            flags = note_nan(flags, second, third)
+            put_first(y, 0, vmax(third, vmax(second, first)), room, dtype)
+            y += OW * element
+            room -= OW
+    return flags
+
+
+@helper
+def max_sliding(
+    x,  # IN   a plane
+    output,  # OUT  its output plane
+    oh_first, oh_last, readable, room, geometry, dtype,
+):  # fmt: skip
+    """Output rows [oh_first, oh_last) of one plane, 3x3 windows at step 1; False, and any values, if a NaN was lost."""
+    # Down each vector of columns, the last first: what it writes past the end of rows is overwritten by the others.
+    inlined()
+    IH, IW, OW, pad_left = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT]
+    VL, element, flags = lanes(dtype), itemsize(dtype), ramp(0, 0, dtype)
+    crosses = OW - pad_left + 2 > IW
+    columns = IW if crosses else readable - min(oh_last + 1 - geometry[GEO_PAD_TOP], IH - 1) * IW
+    ow = (OW - 1) // VL * VL
+    while ow >= 0:
+        y = output + (oh_first * OW + ow) * element
+        if 0 <= ow - pad_left <= columns - VL - 2:
+            flags = max_sliding_column(flags, x, y, oh_first, oh_last, room - ow, ow - pad_left, True, geometry, dtype)
+        else:
+            flags = max_sliding_column(flags, x, y, oh_first, oh_last, room - ow, ow - pad_left, False, geometry, dtype)
+        ow -= VL
+    return not has_flags(flags)
 
 
 @helper
@@ -146,19 +318,16 @@ def fold_larger(best, where, value, cell):
 def reduce_row(
     flags,  # IN   of lanes that lost a NaN
     x,  # IN   image row
-    column, IW, with_indices, inside, K, stride, dtype,
+    column, IW, inside, K, stride, dtype,
 ):  # fmt: skip
-    """Maxima along the row, as tap orders them; with_indices their columns; flags."""
+    """Maxima along the row, as tap orders them; their columns; flags."""
     inlined()
     lowest = dtype.type(-np.inf)
     last = best = tap(x, inside, column, 0, stride, IW, lowest, dtype)
     columns = cells_of(inside, column, stride, dtype)
     for kw in range(1, K):
         other = tap(x, inside, column, kw, stride, IW, lowest, dtype)
-        if with_indices:
-            best, columns = fold_larger(best, columns, other, cells_of(True, column + kw, stride, dtype))
-        else:
-            best = vmax(other, best)
+        best, columns = fold_larger(best, columns, other, cells_of(True, column + kw, stride, dtype))
         if kw == K - 1:
             flags = note_nan(flags, other, last if K == 3 else other)
         last = other
@@ -175,17 +344,16 @@ def blocks_inside(pad_left, readable, VL, K, stride):
 def carry_row(
     flags,
     x,  # IN   image row
-    carried,  # OUT  (size) reduced; with_indices: columns behind
-    pad_left, IW, OW, size, with_indices, K, stride, dtype,
+    carried,  # OUT  (size) reduced; columns behind
+    pad_left, IW, OW, size, K, stride, dtype,
 ):  # fmt: skip
     # As if no vector lay inside: one row of a plane need not be fast, but the code short
     inlined()
     for ow in range(0, OW, lanes(dtype)):
         column = ow * stride - pad_left
-        best, columns, flags = reduce_row(flags, x, column, IW, with_indices, False, K, stride, dtype)
+        best, columns, flags = reduce_row(flags, x, column, IW, False, K, stride, dtype)
         store(carried, ow, best)
-        if with_indices:
-            store(carried, size + ow, columns)
+        store(carried, size + ow, columns)
     return flags
 
 
@@ -197,13 +365,13 @@ def max_common_block(
     oldest,  # IN/OUT  carried: the first row reduced, which the last replaces
     newer,  # IN   carried: the second
     output,  # OUT  a vector of windows, of which only ``room`` elements may be written
-    indices,  # OUT  with_indices: the same
-    room, first_cell, column, IW, size, with_indices, inside, K, stride, dtype,
+    indices,  # OUT  the same
+    room, first_cell, column, IW, size, inside, K, stride, dtype,
 ):  # fmt: skip
     inlined()
     element = itemsize(dtype)
     if stride == K:
-        value, where, flags = reduce_row(flags, x, column, IW, with_indices, inside, K, stride, dtype)
+        value, where, flags = reduce_row(flags, x, column, IW, inside, K, stride, dtype)
     else:
         value, where = load(oldest, 0, dtype), load_cells(oldest, size, dtype)
     last = value
@@ -212,23 +380,16 @@ def max_common_block(
         if row < K - stride:
             other, cell = load(newer, 0, dtype), load_cells(newer, size, dtype)
         else:
-            other, cell, flags = reduce_row(
-                flags, x + below * element, column, IW, with_indices, inside, K, stride, dtype
-            )
+            other, cell, flags = reduce_row(flags, x + below * element, column, IW, inside, K, stride, dtype)
         if row == K - 1:
             flags = note_nan(flags, other, last if K == 3 else other)
             if stride < K:
                 store(oldest, 0, other)
-                if with_indices:
-                    store(oldest, size, cell)
-        if with_indices:
-            value, where = fold_larger(value, where, other, add_cells(cell, ramp(below, 0, dtype)))
-        else:
-            value = vmax(other, value)
+                store(oldest, size, cell)
+        value, where = fold_larger(value, where, other, add_cells(cell, ramp(below, 0, dtype)))
         last = other
     put_first(output, 0, untangle(value) if stride == 2 else value, room, dtype)
-    if with_indices:
-        store_cells(indices, 0, untangle(where) if stride == 2 else where, first_cell, room)
+    store_cells(indices, 0, untangle(where) if stride == 2 else where, first_cell, room)
     return flags
 
 
@@ -236,13 +397,12 @@ def max_common_block(
 def max_common(
     x,  # IN   a plane
     output,  # OUT  its output plane
-    indices,  # OUT  with_indices
+    indices,  # OUT  the same
     ring,  # TMP  max_ring_size
-    oh_first, oh_last, readable, room, with_indices, K, stride, geometry, dtype,
+    oh_first, oh_last, readable, room, K, stride, geometry, dtype,
 ):  # fmt: skip
     """Output rows [oh_first, oh_last) of one plane; False, and any values, if a NaN was lost."""
-    # K - stride reduced rows are carried from one output row to the next. A row outside of the image is replaced by the
-    # nearest inside: that is one of the same window, so the maximum stays, and its first cell.
+    # K - stride reduced rows are carried from one output row to the next.
     inlined()
     IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
     pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
@@ -276,10 +436,10 @@ def max_common(
         rows = x + first * IW * element
         if oh == oh_first:
             if stride < K:
-                flags = carry_row(flags, rows, oldest, pad_left, IW, OW, size, with_indices, K, stride, dtype)
+                flags = carry_row(flags, rows, oldest, pad_left, IW, OW, size, K, stride, dtype)
             if stride < K - 1:
                 below = below1 * element
-                flags = carry_row(flags, rows + below, newer, pad_left, IW, OW, size, with_indices, K, stride, dtype)
+                flags = carry_row(flags, rows + below, newer, pad_left, IW, OW, size, K, stride, dtype)
         ow_right = min(min(ow_right, (room - (alike - 1 - oh_first) * OW) // VL * VL), blocks)
         whole = ow_left == 0 and ow_right == blocks
         while oh < alike:
@@ -288,7 +448,7 @@ def max_common(
                 while ow < blocks:
                     flags = max_common_block(
                         flags, rows, below1, below2, oldest + ow * element, newer + ow * element, y + ow * element,
-                        where + ow * 8, VL, first * IW, ow * stride - pad_left, IW, size, with_indices, True, K, stride, dtype,
+                        where + ow * 8, VL, first * IW, ow * stride - pad_left, IW, size, True, K, stride, dtype,
                     )  # fmt: skip
                     ow += VL
             else:
@@ -296,14 +456,14 @@ def max_common(
                     if ow_left <= ow < ow_right:
                         flags = max_common_block(
                             flags, rows, below1, below2, oldest + ow * element, newer + ow * element, y + ow * element,
-                            where + ow * 8, VL, first * IW, ow * stride - pad_left, IW, size, with_indices, True, K, stride,
+                            where + ow * 8, VL, first * IW, ow * stride - pad_left, IW, size, True, K, stride,
                             dtype,
                         )  # fmt: skip
                     else:
                         flags = max_common_block(
                             flags, rows, below1, below2, oldest + ow * element, newer + ow * element, y + ow * element,
                             where + ow * 8, room - (oh - oh_first) * OW - ow, first * IW, ow * stride - pad_left, IW, size,
-                            with_indices, False, K, stride, dtype,
+                            False, K, stride, dtype,
                         )  # fmt: skip
             oh += 1
             first += stride
@@ -316,17 +476,19 @@ def max_common(
 
 
 @helper
-def max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, geometry, dtype):
+def max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, geometry, dtype):
     outlined()
+    if indices != 0:
+        if geometry[GEO_KH] == 2:
+            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 2, 2, geometry, dtype)
+        if geometry[GEO_STRIDE_H] == 2:
+            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 2, geometry, dtype)
+        return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 1, geometry, dtype)
     if geometry[GEO_KH] == 2:
-        return max_common(
-            x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 2, 2, geometry, dtype
-        )
+        return max_strided(x, output, oh_first, oh_last, readable, room, 2, geometry, dtype)
     if geometry[GEO_STRIDE_H] == 2:
-        return max_common(
-            x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 3, 2, geometry, dtype
-        )
-    return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, with_indices, 3, 1, geometry, dtype)
+        return max_strided(x, output, oh_first, oh_last, readable, room, 3, geometry, dtype)
+    return max_sliding(x, output, oh_first, oh_last, readable, room, geometry, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------- any windows
@@ -495,6 +657,6 @@ def max_of_plane(
 ):
     done = False
     if common:
-        done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, indices != 0, geometry, dtype)
+        done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, geometry, dtype)
     if not done:
         max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, indices != 0, geometry, dtype)

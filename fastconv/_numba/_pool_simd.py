@@ -7,6 +7,7 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     insert(v, lane, value)                                v with one lane replaced
     even(a, b), odd(a, b)                                 every other lane of a, then of b, as 128-bit pieces allow:
                                                           a[0] a[2] b[0] b[2] a[4] ...
+    next_even(v)                                          v as even gives it: each lane's next; in the last lane any
     untangle(v)                                           puts the pairs of such a result into their places
     store_first(address, offset, v, count)                the first ``count`` lanes
     divide(a, b), sum_of_lanes(v)                         a / b; the sum, by halves
@@ -20,7 +21,9 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     note_nan(cells, a, b), has_flags(cells)               cells with flags where a or b is NaN; whether there is one
     store_cells(address, offset, cells, base, count)      the first ``count`` cells + base, as 64 bits
     load_indices(address, offset, dtype)                  int64 indices as cells
+    beyond_cells(address, offset, dtype)                  cells: what of these indices does not fit into a cell, or 0
     same(a, b), first_ones(count, dtype)                  mask: cells are equal; cells: 1 in the first ``count`` lanes, 0 behind
+    either(a, b)                                          cells: the bits of both
 """
 
 from __future__ import annotations
@@ -188,6 +191,21 @@ def _alternate(first: int) -> Any:
 even, odd = _alternate(0), _alternate(1)
 
 
+def _following(count: int) -> list[int]:
+    """For each lane of `even` the lane that holds the element after its own."""
+    elements = _every_other(count, 0)  # twice their number among the even ones
+    return [elements.index(min(element + 2, 2 * count - 2)) for element in elements]
+
+
+@_with_python(lambda v: v[_following(v.size)])
+def next_even(typingctx, v):
+    def codegen(context, builder, signature, arguments):
+        mask = ir.VectorType(ir.IntType(32), v.count)(_following(v.count))
+        return builder.shuffle_vector(arguments[0], arguments[0], mask)
+
+    return v(v), codegen
+
+
 @_with_python(lambda v: v[_untangled(v.size)])
 def untangle(typingctx, v):
     def codegen(context, builder, signature, arguments):
@@ -310,6 +328,33 @@ def load_indices(typingctx, address, offset, dtype):
         return value if cells.dtype.bitwidth == 64 else builder.trunc(value, context.get_value_type(cells))
 
     return cells(types.int64, types.int64, dtype), codegen
+
+
+def _python_beyond_cells(address: int, offset: int, dtype: Any) -> np.ndarray:
+    size = np.dtype(dtype).itemsize
+    return (_view(address, offset, lanes(dtype), np.int64) >> 32 if size == 4 else np.zeros(lanes(dtype))).astype(
+        f"i{size}"
+    )
+
+
+@_with_python(_python_beyond_cells)
+def beyond_cells(typingctx, address, offset, dtype):
+    cells = _cells(_vector(_element(dtype)))
+
+    def codegen(context, builder, signature, arguments):
+        llvm_type = context.get_value_type(cells)
+        if cells.dtype.bitwidth == 64:
+            return llvm_type(None)
+        wide = ir.VectorType(ir.IntType(64), cells.count)
+        value = builder.load(_pointer(builder, arguments[0], arguments[1], wide, 64), align=8)
+        return builder.trunc(builder.lshr(value, wide([32] * cells.count)), llvm_type)
+
+    return cells(types.int64, types.int64, dtype), codegen
+
+
+@_with_python(lambda a, b: a | b)
+def either(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, arguments: builder.or_(*arguments)
 
 
 @_with_python(lambda a, b: a == b)

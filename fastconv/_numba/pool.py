@@ -3,6 +3,8 @@
 How windows are reduced on vectors: _max_pool.py. Means go the same way, with sums for maxima.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from fastconv._numba._direct_simd import zip_high, zip_low
@@ -10,19 +12,21 @@ from fastconv._numba._jit import (
     VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, shared, task,
 )  # fmt: skip
 from fastconv._numba._max_pool import (
-    block_inside, first_inside, is_common, is_tiling, max_of_plane, max_ring_size, put_first, ring_slots, row_size, rows_inside,
-    span, tap,
+    block_inside, first_inside, is_common, is_seamless, is_tiling, max_of_plane, max_ring_size, put_first, ring_slots, row_size,
+    rows_inside, span, tap,
 )  # fmt: skip
 from fastconv._numba._pool_simd import (
-    add_cells, divide, even, first_ones, fold_max, has_flags, insert, larger, load_cells, load_indices, load_inside,
-    not_negative, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes, untangle,
+    add_cells, beyond_cells, divide, either, even, first_ones, fold_max, has_flags, insert, larger, load_cells,
+    load_indices, load_inside, not_negative, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes,
+    untangle,
 )  # fmt: skip
-from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, put, store
+from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, local, put, store
 from fastconv._problem import (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
-    GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
+    GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W, GEOMETRY,
 )  # fmt: skip
 
+FIELDS = len(GEOMETRY)
 CELLS = 32768  # cells that a task reads at least: microseconds, against a fraction of one to start it
 
 
@@ -47,6 +51,12 @@ def plane_tasks(geometry):
     return -(-geometry[GEO_N] * geometry[GEO_IC] // planes_per_task(geometry))
 
 
+@lru_cache(maxsize=1024)
+def _tasks(geometry):
+    g = np.frombuffer(geometry, np.int64).tolist()
+    return row_tasks(g), plane_tasks(g)
+
+
 # ---------------------------------------------------------------------------------------------------- max pooling
 
 
@@ -60,20 +70,27 @@ def max_pool2d_task(
     workspace: real[::1],  # TMP  max_ring_size a worker
     geometry: const_int64[::1],  # IN
 ):
-    # A task is a run of output rows, counted through all planes.
+    # A task is a run of output rows, counted through all planes; where no index tells planes apart they may be one.
     dtype, element = input.dtype, itemsize(input.dtype)
     planes, OH, OW = geometry[GEO_N] * geometry[GEO_IC], geometry[GEO_OH], geometry[GEO_OW]
     cells, row = geometry[GEO_IH] * geometry[GEO_IW], task * rows_per_task(geometry)
     left = min(rows_per_task(geometry), planes * OH - row)
     ring = address(workspace) + worker * max_ring_size(geometry) * element
     common, with_indices = is_common(geometry), indices.shape[0] > 0
+    joined = local(FIELDS, np.int64)
+    for field in range(FIELDS):
+        joined[field] = geometry[field]
+    if not with_indices and is_seamless(geometry):
+        joined[GEO_IH] *= planes
+        joined[GEO_OH] *= planes
+        OH, cells, planes = OH * planes, cells * planes, 1
     plane, oh = row // OH, row % OH
     while left > 0:
         count = min(left, OH - oh)
         x, y = address(input) + plane * cells * element, address(output) + plane * OH * OW * element
         where = address(indices) + plane * OH * OW * 8 if with_indices else 0
         readable = (planes - plane) * cells
-        max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, geometry, dtype)
+        max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, joined, dtype)
         left -= count
         plane += 1
         oh = 0
@@ -86,7 +103,7 @@ def max_pool2d_workspace(geometry, n_workers):
 
 def max_pool2d(input, output, indices, workspace, geometry, n_threads):
     """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
-    max_pool2d_task.run(row_tasks(geometry.tolist()), n_threads, input, output, indices, workspace, geometry)
+    max_pool2d_task.run(_tasks(geometry.tobytes())[0], n_threads, input, output, indices, workspace, geometry)
 
 
 @helper
@@ -106,7 +123,8 @@ def spread_tiles(flags, values, indices, upper, lower, first_cell, IW, count, dt
     store(lower, 0, zip_low(left, right))
     store(lower, VL, zip_high(left, right))
     missing = pick(tap2, none, pick(tap3, none, first_ones(count, dtype)))
-    return add_cells(flags, pick(tap0, none, pick(tap1, none, missing)))
+    missing = either(beyond_cells(indices, 0, dtype), pick(tap0, none, pick(tap1, none, missing)))
+    return either(flags, missing)
 
 
 @helper
@@ -123,24 +141,25 @@ def put_tiles(
     # From the last vector of a row to its first, so that what runs over the end of the upper row is overwritten, too.
     IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
     VL, size = lanes(dtype), itemsize(dtype)
-    blocks = (OW + VL - 1) // VL * VL
+    blocks, whole = (OW + VL - 1) // VL * VL, OH
     outside, flags, zero = False, ramp(0, 0, dtype), dtype.type(0)
     if size == 4 and (IH * IW) >> 31 != 0:
         return False
+    while whole > 0 and ((2 * whole - 1) * IW + 2 * blocks > room or (whole - 1) * OW + blocks > readable):
+        whole -= 1  # the other rows have no space for whole vectors
     for oh in range(OH):
         upper = image + 2 * oh * IW * size
         lower = upper + IW * size
         ow = blocks
-        while ow > 0:
+        while oh < whole and ow > 0:
             ow -= VL
-            if (2 * oh + 1) * IW + 2 * blocks <= room and oh * OW + blocks <= readable:
-                at = oh * OW + ow
-                flags = spread_tiles(
-                    flags, values + at * size, indices + at * 8, upper + 2 * ow * size, lower + 2 * ow * size,
-                    2 * (oh * IW + ow), IW, OW - ow, dtype,
-                )  # fmt: skip
-                continue
-            for window in range(oh * OW + ow, oh * OW + min(ow + VL, OW)):
+            at = oh * OW + ow
+            flags = spread_tiles(
+                flags, values + at * size, indices + at * 8, upper + 2 * ow * size, lower + 2 * ow * size, 2 * (oh * IW + ow), IW,
+                OW - ow, dtype,
+            )  # fmt: skip
+        if oh >= whole:
+            for window in range(oh * OW, oh * OW + OW):
                 found = False
                 for tile in range(4):
                     cell = 2 * (oh * IW + window - oh * OW) + (tile >> 1) * IW + (tile & 1)
@@ -156,69 +175,55 @@ def put_tiles(
 
 
 @task
-def max_pool2d_backward_task(
+def place_task(
     task: index,
-    grad_output: const_real[:, :, :, ::1],  # IN
+    values: const_real[:, :, :, ::1],  # IN
     indices: const_int64[:, :, :, ::1],  # IN
-    grad_input: real[:, :, :, ::1],  # OUT
+    output: real[:, :, :, ::1],  # OUT
+    outside: int64[::1],  # OUT
     geometry: const_int64[::1],  # IN
+    add: index,
 ):
-    # A task is a run of planes; gradients are added in row-major order of the output.
-    dtype, size = grad_output.dtype, itemsize(grad_output.dtype)
-    IC, cells = geometry[GEO_IC], geometry[GEO_IH] * geometry[GEO_IW]
-    windows = geometry[GEO_OH] * geometry[GEO_OW]
-    plane, planes = task * planes_per_task(geometry), geometry[GEO_N] * IC
+    """A run of planes: each value to its index, in row-major order; of one cell all add up, or the last stays."""
+    dtype, size = values.dtype, itemsize(values.dtype)
+    cells, windows = geometry[GEO_IH] * geometry[GEO_IW], geometry[GEO_OH] * geometry[GEO_OW]
+    planes, plane = geometry[GEO_N] * geometry[GEO_IC], task * planes_per_task(geometry)
     plane_last, tiling = min(plane + planes_per_task(geometry), planes), is_tiling(geometry)
     for plane in range(plane, plane_last):
-        grads, where = address(grad_output) + plane * windows * size, address(indices) + plane * windows * 8
-        image = address(grad_input) + plane * cells * size
-        if tiling:
-            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
-            if put_tiles(grads, where, image, readable, room, geometry, dtype):
-                continue
+        source, where = address(values) + plane * windows * size, address(indices) + plane * windows * 8
+        image = address(output) + plane * cells * size
+        if tiling and put_tiles(
+            source, where, image, (planes - plane) * windows, (plane_last - plane) * cells, geometry, dtype
+        ):
+            continue
+        signs = 0
+        for window in range(windows):
+            signs |= get(where, window, np.int64) | (cells - 1 - get(where, window, np.int64))
+        if signs < 0:
+            outside[0] = 1
+            continue
         clear(image, cells * size)
         for window in range(windows):
             cell = get(where, window, np.int64)
-            put(image, cell, get(image, cell, dtype) + get(grads, window, dtype))
+            if add != 0:
+                put(image, cell, get(image, cell, dtype) + get(source, window, dtype))
+            else:
+                put(image, cell, get(source, window, dtype))
 
 
-def max_pool2d_backward(grad_output, indices, grad_input, workspace, geometry, n_threads):
+def max_pool2d_backward(grad_output, indices, grad_input, outside, workspace, geometry, n_threads):
     """grad_input (N, IC, IH, IW): each gradient goes to the cell that won; gradients of one cell add up."""
-    max_pool2d_backward_task.run(plane_tasks(geometry.tolist()), n_threads, grad_output, indices, grad_input, geometry)
+    outside[0] = 0
+    place_task.run(_tasks(geometry.tobytes())[1], n_threads, grad_output, indices, grad_input, outside, geometry, 1)
 
 
 # ------------------------------------------------------------------------------------------------------ unpooling
 
 
-@task
-def max_unpool2d_task(
-    task: index,
-    input: const_real[:, :, :, ::1],  # IN
-    indices: const_int64[:, :, :, ::1],  # IN
-    output: real[:, :, :, ::1],  # OUT
-    geometry: const_int64[::1],  # IN
-):
-    # A task is a run of planes; values are written in row-major order.
-    dtype, size = input.dtype, itemsize(input.dtype)
-    IC, cells = geometry[GEO_IC], geometry[GEO_IH] * geometry[GEO_IW]
-    windows = geometry[GEO_OH] * geometry[GEO_OW]
-    plane, planes = task * planes_per_task(geometry), geometry[GEO_N] * IC
-    plane_last, tiling = min(plane + planes_per_task(geometry), planes), is_tiling(geometry)
-    for plane in range(plane, plane_last):
-        values, where = address(input) + plane * windows * size, address(indices) + plane * windows * 8
-        image = address(output) + plane * cells * size
-        if tiling:
-            readable, room = (planes - plane) * windows, (plane_last - plane) * cells
-            if put_tiles(values, where, image, readable, room, geometry, dtype):
-                continue
-        clear(image, cells * size)
-        for window in range(windows):
-            put(image, get(where, window, np.int64), get(values, window, dtype))
-
-
-def max_unpool2d(input, indices, output, workspace, geometry, n_threads):
+def max_unpool2d(input, indices, output, outside, workspace, geometry, n_threads):
     """input (N, IC, OH, OW) -> output (N, IC, IH, IW): zero but at ``indices``; of duplicates the last wins."""
-    max_unpool2d_task.run(plane_tasks(geometry.tolist()), n_threads, input, indices, output, geometry)
+    outside[0] = 0
+    place_task.run(_tasks(geometry.tobytes())[1], n_threads, input, indices, output, outside, geometry, 0)
 
 
 @task
@@ -258,7 +263,7 @@ def max_unpool2d_backward_workspace(geometry, n_workers):
 def max_unpool2d_backward(grad_output, indices, grad_input, workspace, geometry, n_threads):
     """grad_output (N, IC, IH, IW) -> grad_input (N, IC, OH, OW): zero for a value that a later duplicate replaced."""
     max_unpool2d_backward_task.run(
-        plane_tasks(geometry.tolist()), n_threads, grad_output, indices, grad_input, workspace, geometry
+        _tasks(geometry.tobytes())[1], n_threads, grad_output, indices, grad_input, workspace, geometry
     )
 
 
@@ -493,7 +498,7 @@ def avg_pool2d_workspace(geometry, n_workers):
 
 def avg_pool2d(input, output, workspace, geometry, n_threads):
     """Sum over each window divided by divisor, else by its cells: those of the padded image, or of the image alone."""
-    avg_pool2d_task.run(row_tasks(geometry.tolist()), n_threads, input, output, workspace, geometry)
+    avg_pool2d_task.run(_tasks(geometry.tobytes())[0], n_threads, input, output, workspace, geometry)
 
 
 @helper
@@ -564,6 +569,4 @@ def avg_pool2d_backward_workspace(geometry, n_workers):
 
 def avg_pool2d_backward(grad_output, grad_input, workspace, geometry, n_threads):
     """grad_input (N, IC, IH, IW): each gradient, divided as its window was, goes to all cells of the window."""
-    avg_pool2d_backward_task.run(
-        plane_tasks(geometry.tolist()), n_threads, grad_output, grad_input, workspace, geometry
-    )
+    avg_pool2d_backward_task.run(_tasks(geometry.tobytes())[1], n_threads, grad_output, grad_input, workspace, geometry)

@@ -2,6 +2,7 @@
 
 Windows lie as in a convolution. Extents: input (N, IC, IH, IW), output (N, IC, OH, OW); indices (N, IC, OH, OW) int64,
 flat in the IH*IW plane, length 0 where none are wanted. For max_unpool2d the geometry is that of the pooling it undoes.
+``outside`` (1,) int64 becomes 1, and the output any values, if an index lies outside of its plane, else 0.
 """
 
 import numpy as np
@@ -14,10 +15,17 @@ def max_pool2d(input, output, indices, workspace, geometry, n_threads):
     max_pool(input, output, indices, unpack(geometry))
 
 
-def max_pool2d_backward(grad_output, indices, grad_input, workspace, geometry, n_threads):
+def _any_outside(indices, g):
+    return np.any((indices < 0) | (indices >= g.IH * g.IW))
+
+
+def max_pool2d_backward(grad_output, indices, grad_input, outside, workspace, geometry, n_threads):
     """grad_input (N, IC, IH, IW): each gradient goes to the cell that won; gradients of one cell add up."""
     g = unpack(geometry)
     grad_input[...] = 0
+    outside[0] = _any_outside(indices, g)
+    if outside[0]:
+        return
     planes = grad_input.reshape(-1, g.IH * g.IW)
     for plane, cells, grads in zip(
         planes,
@@ -28,10 +36,13 @@ def max_pool2d_backward(grad_output, indices, grad_input, workspace, geometry, n
         np.add.at(plane, cells, grads)
 
 
-def max_unpool2d(input, indices, output, workspace, geometry, n_threads):
+def max_unpool2d(input, indices, output, outside, workspace, geometry, n_threads):
     """input (N, IC, OH, OW) -> output (N, IC, IH, IW): zero but at ``indices``; of duplicates the last wins."""
     g = unpack(geometry)
     output[...] = 0
+    outside[0] = _any_outside(indices, g)
+    if outside[0]:
+        return
     planes = output.reshape(-1, g.IH * g.IW)
     sources = zip(planes, indices.reshape(-1, g.OH * g.OW), input.reshape(-1, g.OH * g.OW), strict=True)
     for plane, cells, values in sources:

@@ -84,10 +84,9 @@ class MaxPool2d(Layer):
         indices, shape, positive = saved
         if run.rectified:
             grad_output = rectified(grad_output, positive, run)
-        return functional._max_pool2d_backward(
-            grad_output, indices, shape, self.kernel_size, self.stride, self.padding, self.dilation,
-            trusted=not self.return_indices,
-        )  # fmt: skip
+        return functional.max_pool2d_backward(
+            grad_output, indices, shape, self.kernel_size, self.stride, self.padding, self.dilation
+        )
 
     def _trace(self, signal: Signal) -> tuple[Any, int]:
         problem = PoolProblem.from_args(
