@@ -1052,6 +1052,7 @@ cdef enum:
     CHUNK_ELEMENTS = 1 << 20
     TASK_TILES = 8          # tiles of MR rows of K in a task, and
     TASK_PANELS = 4         # panels of filters: its block of results stays in the first-level cache
+    AHEAD = 8               # places to fetch from, in turns: a line is as many cells of float64, and MR is no more
     FEW_TASKS = 4           # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 
@@ -1153,6 +1154,7 @@ cdef void lay_out_task(
 
 cdef void outer_tile(
     const real** cells,       # IN   MR places in the copied input: the first pixel's cell of MR rows of K
+    const real** ahead,       # IN   AHEAD places that the next tile reads
     const real* y,            # IN   [rows * columns][nv * VL] filters, y_step apart from row to row
     Py_ssize_t images,
     Py_ssize_t rows,
@@ -1166,22 +1168,25 @@ cdef void outer_tile(
     int nv,                   # a constant at each call
     vec* unused,
 ) noexcept nogil:
-    # The same registers as `tile`; MR pointers move through the input together, one cell a step.
+    # The same registers as `tile`, and MR places that one index moves from, a cell a step. MR rows are too many for the
+    # hardware to fetch ahead: each step fetches a line of one of the next tile's.
     cdef:
         vec[_MR][_NV] acc
         vec[_NV] x
         vec cell
         const real* at[_MR]
         const real* yy
-        Py_ssize_t _image, row, column, i, j, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t image, row, column, i, j, moved, VL = sizeof(vec) // sizeof(real)
     for i in range(_MR):
         at[i] = cells[i]
         for j in range(nv):
             fill(&acc[i][j], <real> 0)
-    for _image in range(images):
+    for image in range(images):
         for row in range(rows):
-            yy = y + row * y_step
-            for column in range(columns):
+            moved = image * x_image + row * x_step
+            yy = y + image * y_image + row * y_step
+            for column in range(moved, moved + columns):
+                prefetch(ahead[column & AHEAD - 1] + column)
                 for j in range(nv):
                     x[j] = (<const vec*> (yy + j * VL))[0]
                 for i in range(_MR):
@@ -1189,11 +1194,6 @@ cdef void outer_tile(
                     for j in range(nv):
                         acc[i][j] = acc[i][j] + cell * x[j]
                 yy += nv * VL
-            for i in range(_MR):
-                at[i] += x_step
-        for i in range(_MR):
-            at[i] += x_image - rows * x_step
-        y += y_image
     for i in range(_MR):
         for j in range(nv):
             (<vec*> (c + i * ldc + j * VL))[0] = (<vec*> (c + i * ldc + j * VL))[0] + acc[i][j]
@@ -1227,6 +1227,7 @@ cdef void conv2d_grad_weight_task(
         const real* x
         const real* y
         const real* cells[_MR]
+        const real* ahead[AHEAD]
         Py_ssize_t[TASK_TILES * _MR] places   # of each row's first cell in an image
         real* c
 
@@ -1254,18 +1255,21 @@ cdef void conv2d_grad_weight_task(
                     for tile_index in range(ceil_div(rows_of_k, _MR)):           # tiles of MR rows of K
                         for i in range(_MR):
                             cells[i] = x + places[tile_index * _MR + i] + oh * x_step + ow
+                        for i in range(AHEAD):
+                            k = min((tile_index + 1) * _MR + i % _MR, TASK_TILES * _MR - 1)
+                            ahead[i] = x + places[k] + oh * x_step + ow
                         c = block + tile_index * _MR * ldc + (panel - panel_from) * NR
                         if width == NR:
                             outer_tile(
-                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, _NV, unused
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, _NV, unused
                             )
                         elif width == VL:
                             outer_tile(
-                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 1, unused
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 1, unused
                             )
                         else:
                             outer_tile(
-                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 2, unused
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 2, unused
                             )
     if not end or b.T == 0:
         return
