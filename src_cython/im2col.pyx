@@ -18,7 +18,7 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
     GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H,
-    GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp, fill, int64_t, prefetch, real, start, vec, vd, vf, vmax, vmin,
+    GEO_STRIDE_W, GEO_TURNED, VL_FLOAT, ceil_div, clamp, fill, int64_t, prefetch, real, start, vec, vd, vf, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
@@ -669,26 +669,29 @@ def packed_weight_size(const int64_t[::1] geometry):
 
 cdef void pack_weight_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] weight,  # IN
+    const real* weight,               # IN
     real[::1] packed,                 # OUT
     const Blocking* b,                # IN
+    bint turned,
 ) noexcept nogil:
-    # A task is one panel of filters.
+    # A task is one panel of filters. A turned weight holds filters within channels, and taps in reverse.
     cdef:
         Py_ssize_t g = task // b.panels, panel = task % b.panels, k_from = 0, kc, k, i
-        Py_ssize_t filters = min(b.OCG - panel * _MR, _MR)
-        const real* row = &weight[g * b.OCG + panel * _MR, 0, 0, 0] if b.K else NULL
+        Py_ssize_t filters = min(b.OCG - panel * _MR, _MR), step = b.T if turned else b.K
+        const real* row = weight + (g * b.OCG + panel * _MR) * b.K
         real* target
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
         target = &packed[((g * b.K + k_from) * b.panels + panel * kc) * _MR]
-        for k in range(kc):
+        for k in range(k_from, k_from + kc):
+            if turned:
+                row = weight + ((g * b.ICG + k // b.T) * b.OCG + panel * _MR) * b.T + b.T - 1 - k % b.T - k
             if filters == _MR:
                 for i in range(_MR):
-                    target[i] = row[i * b.K + k_from + k]
+                    target[i] = row[i * step + k]
             else:
                 for i in range(_MR):
-                    target[i] = row[i * b.K + k_from + k] if i < filters else 0
+                    target[i] = row[i * step + k] if i < filters else 0
             target += _MR
         k_from += kc
 
@@ -700,12 +703,14 @@ def pack_weight(
     const int64_t[::1] geometry,
     int n_threads,
 ):
-    """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
+    """weight (OC, ICG, KH, KW), turned (IC, OCG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
     cdef:
+        bint turned = geometry[GEO_TURNED] != 0
         Blocking b = blocking(&geometry[0], 1)
         Py_ssize_t task, n_tasks = geometry[GEO_G] * b.panels
+        const real* w = start(weight)
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="static"):
-        pack_weight_task(task, weight, packed, &b)
+        pack_weight_task(task, w, packed, &b, turned)
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):

@@ -88,14 +88,26 @@ def of_finite(step: Step, definition: Step) -> Step:
     return replace(step, run=run, workspace=lambda n: max(step.workspace(n), definition.workspace(n)))
 
 
-def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem], Step], definition: Step) -> Step:
-    """grad_input by the step that ``forward`` makes for each phase; ``definition`` takes non-finite weights."""
+def grad_input(k: Any, problem: ConvProblem, forward: Callable[..., Step], definition: Step) -> Step:
+    """grad_input by the step that ``forward`` makes for each phase; ``definition`` takes what those cannot."""
     found = phases(problem)
+    inner = [phase.problem for phase in found if phase.problem]
+    if max(problem.stride_h, problem.stride_w) > 1:
+        step = _by_phases(k, problem, found, forward)
+    elif inner:
+        step = forward(k, inner[0], turned=True)
+    else:
+        return definition
+    bordered = any(max(p.pad_top, p.pad_left, p.pad_bottom, p.pad_right) > 0 for p in inner)
+    return of_finite(step, definition) if bordered else step
+
+
+def _by_phases(k: Any, problem: ConvProblem, found: list[Phase], forward: Callable[..., Step]) -> Step:
+    """Of a stride: phase by phase."""
     dense = [(phase, phase.problem, forward(k, phase.problem)) for phase in found if phase.problem]
     bare = [phase for phase in found if not phase.problem]  # no kernel cell reaches these input cells
-    whole = problem.stride_h == problem.stride_w == 1
     filters = problem.OC * problem.ICG * problem.KH * problem.KW
-    largest = 0 if whole else max((math.prod(inner.output_shape) for _, inner, _ in dense), default=0)
+    largest = max((math.prod(inner.output_shape) for _, inner, _ in dense), default=0)
     by_group = (problem.G, problem.OCG, problem.ICG, problem.KH, problem.KW)
     low, high = problem.act_min, problem.act_max
 
@@ -110,17 +122,13 @@ def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem
             by_input = turned.reshape(problem.G, problem.ICG, problem.OCG, inner.KH, inner.KW)
             for kh, kw in np.ndindex(inner.KH, inner.KW):  # tap by tap: NumPy's inner loop runs over channels
                 by_input[..., kh, kw] = source[..., -1 - kh, -1 - kw].swapaxes(1, 2)
-            if whole:
-                step.run(grad_output, turned, bias, output, rest, n_threads)
-            else:
-                part = part_space[: math.prod(inner.output_shape)].reshape(inner.output_shape)
-                step.run(grad_output, turned, bias, part, rest, n_threads)
-                output[:, :, phase.rows, phase.columns] = part
+            part = part_space[: math.prod(inner.output_shape)].reshape(inner.output_shape)
+            step.run(grad_output, turned, bias, part, rest, n_threads)
+            output[:, :, phase.rows, phase.columns] = part
 
     def workspace(n_workers):
         inner_need = max((step.workspace(n_workers) for _, _, step in dense), default=0)
         return filters + largest + inner_need
 
     packed = filters + max((step.packed_elements for _, _, step in dense), default=0)
-    step = Step(run, workspace, packed_elements=packed, detail=dense[0][2].detail if dense else "")
-    return of_finite(step, definition)
+    return Step(run, workspace, packed_elements=packed, detail=dense[0][2].detail if dense else "")

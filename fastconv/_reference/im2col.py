@@ -7,7 +7,7 @@ hold all of ``cols``. Extents as in ``direct``; ``packed`` is 1-D of ``packed_we
 
 import numpy as np
 
-from fastconv._reference._common import conv_epilogue, epilogue, inside, padded, taps, unpack
+from fastconv._reference._common import conv_epilogue, epilogue, inside, padded, taps, turned, unpack
 
 
 def im2col(input, cols, workspace, geometry, n_threads):
@@ -35,8 +35,12 @@ def packed_weight_size(geometry):
 
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
-    """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
-    packed[...] = weight.ravel()
+    """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it.
+
+    Turned, the weight is (IC, OCG, KH, KW), that of the convolution whose adjoint reads what is packed.
+    """
+    g = unpack(geometry)
+    packed[...] = (turned(weight, g) if g.turned else weight).ravel()
 
 
 def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
