@@ -658,6 +658,62 @@ def col2im(
         col2im_task(task, cols, output, geometry)
 
 
+cdef void interleave_task(
+    Py_ssize_t task,
+    const real* parts,        # IN
+    real* output,             # OUT
+    const int64_t* geometry,
+) noexcept nogil:
+    # A task is one channel of one image. With a stride of 2 both parts of a row are read together, so that it is written
+    # once.
+    cdef:
+        Py_ssize_t planes = geometry[GEO_N] * geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
+        Py_ssize_t row, column, rows, columns, above = 0, left, i, j
+        const real* source
+        const real* second
+        real* target
+    for row in range(min(stride_h, IH)):
+        rows = ceil_div(IH - row, stride_h)
+        for i in range(rows):
+            target = output + (task * IH + row + i * stride_h) * IW
+            left = 0
+            if stride_w == 2:
+                columns = ceil_div(IW, 2)
+                source = parts + above * planes + (task * rows + i) * columns
+                second = parts + (above + rows * columns) * planes + (task * rows + i) * (IW // 2)
+                for j in range(IW // 2):
+                    target[2 * j] = source[j]
+                    target[2 * j + 1] = second[j]
+                if IW % 2:
+                    target[IW - 1] = source[IW // 2]
+                continue
+            for column in range(min(stride_w, IW)):
+                columns = ceil_div(IW - column, stride_w)
+                source = parts + (above + rows * left) * planes + (task * rows + i) * columns
+                for j in range(columns):
+                    target[j * stride_w + column] = source[j]
+                left += columns
+        above += rows * IW
+
+
+def interleave(
+    const real[::1] parts,
+    real[:, :, :, ::1] output,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """output (N, IC, IH, IW) of ``parts``, one behind the other: each is every stride-th row and column, from 0, 1 ... on."""
+    cdef:
+        Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
+        const real* source = &parts[0] if parts.shape[0] else NULL
+        real* target = <real*> start(output)
+        const int64_t* g = &geometry[0]
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        interleave_task(task, source, target, g)
+
+
 # ------------------------------------------------------------------------------------------- kernels: forward
 
 

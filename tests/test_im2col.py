@@ -142,6 +142,20 @@ def test_columns_back(engine, case, dtype):
         assert_within(output.array, exact, limit, f"{engine.name} col2im")
 
 
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2), (3, 2), (2, 3), (9, 9)])
+@pytest.mark.parametrize("extents", [(1, 1), (5, 37), (4, 8), (2, 31)])
+def test_interleave(engine, extents, stride, dtype):
+    problem = fc.ConvProblem.from_args("t", (2, 3, *extents), (1, 3, 1, 1), dtype, stride)
+    exact = normals(problem.input_shape, dtype, 1)
+    cells = [exact[:, :, row :: stride[0], column :: stride[1]].ravel() for row, column in np.ndindex(stride)]
+    parts, output = np.concatenate(cells), Guarded(problem.input_shape, dtype)
+    for n_threads in (1, 2):
+        output.array[...] = np.nan
+        engine.run(STEM, "interleave", parts, output.array, geometry=problem.geometry(), n_threads=n_threads)
+        output.check("interleave")
+        assert_same(output.array, exact, f"{engine.name} interleave")
+
+
 def test_columns_keep_non_finite_cells(engine):
     case = BY_NAME["same-3x3"]
     problem = case.problem("float32")

@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from fastconv._numba._common import ceil_div, clamp
-from fastconv._numba._direct_simd import every_other
+from fastconv._numba._direct_simd import every_other, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
@@ -625,6 +625,54 @@ def col2im_task(
 def col2im(cols, output, workspace, geometry, n_threads):
     """The adjoint of im2col: output (N, IC, IH, IW) sums the columns' cells."""
     col2im_task.run(geometry[GEO_N] * geometry[GEO_IC], n_threads, cols, output, geometry)
+
+
+@task
+def interleave_task(
+    task: index,
+    parts: const_real[::1],  # IN
+    output: real[:, :, :, ::1],  # OUT
+    geometry: const_int64[::1],  # IN
+):
+    # A task is one channel of one image. With a stride of 2 both parts of a row are read together, so that it is written
+    # once.
+    planes, IH, IW = geometry[GEO_N] * geometry[GEO_IC], geometry[GEO_IH], geometry[GEO_IW]
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dtype = output.dtype
+    VL, size = lanes(dtype), itemsize(dtype)
+    above = 0
+    for row in range(min(stride_h, IH)):
+        rows = ceil_div(IH - row, stride_h)
+        for i in range(rows):
+            target = address(output) + (task * IH + row + i * stride_h) * IW * size
+            left = 0
+            if stride_w == 2:
+                columns = ceil_div(IW, 2)
+                source = address(parts) + (above * planes + (task * rows + i) * columns) * size
+                second = address(parts) + ((above + rows * columns) * planes + (task * rows + i) * (IW // 2)) * size
+                whole = IW // 2 // VL * VL
+                for j in range(0, whole, VL):
+                    a, b = load(source, j, dtype), load(second, j, dtype)
+                    store(target, 2 * j, zip_low(a, b))
+                    store(target, 2 * j + VL, zip_high(a, b))
+                for j in range(whole, IW // 2):
+                    put(target, 2 * j, get(source, j, dtype))
+                    put(target, 2 * j + 1, get(second, j, dtype))
+                if IW % 2 != 0:
+                    put(target, IW - 1, get(source, IW // 2, dtype))
+                continue
+            for column in range(min(stride_w, IW)):
+                columns = ceil_div(IW - column, stride_w)
+                source = address(parts) + ((above + rows * left) * planes + (task * rows + i) * columns) * size
+                for j in range(columns):
+                    put(target, j * stride_w + column, get(source, j, dtype))
+                left += columns
+        above += rows * IW
+
+
+def interleave(parts, output, workspace, geometry, n_threads):
+    """output (N, IC, IH, IW) of ``parts``, one behind the other: each is every stride-th row and column, from 0, 1 ... on."""
+    interleave_task.run(geometry[GEO_N] * geometry[GEO_IC], n_threads, parts, output, geometry)
 
 
 # ------------------------------------------------------------------------------------------- kernels: forward

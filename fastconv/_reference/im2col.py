@@ -28,6 +28,16 @@ def col2im(cols, output, workspace, geometry, n_threads):
     inner[...] = outer
 
 
+def interleave(parts, output, workspace, geometry, n_threads):
+    """output (N, IC, IH, IW) of ``parts``, one behind the other: each is every stride-th row and column, from 0, 1 ... on."""
+    g, first = unpack(geometry), 0
+    for row in range(min(g.stride_h, g.IH)):
+        for column in range(min(g.stride_w, g.IW)):
+            cells = output[:, :, row :: g.stride_h, column :: g.stride_w]
+            cells[...] = parts[first : first + cells.size].reshape(cells.shape)
+            first += cells.size
+
+
 def packed_weight_size(geometry):
     """Elements of a packed weight. The reference packs with panels of one filter: the weight as it is."""
     g = unpack(geometry)
