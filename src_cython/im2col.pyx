@@ -18,8 +18,8 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
-    GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, VL_FLOAT, ceil_div, clamp,
-    fill, int64_t, prefetch, real, start, vec, vd, vf, vmax, vmin,
+    GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, VL_FLOAT, ceil_div,
+    clamp, fill, int64_t, prefetch, real, start, vec, vd, vf, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
@@ -772,6 +772,62 @@ def col2im(
         col2im_task(task, cols, output, geometry)
 
 
+cdef void interleave_task(
+    Py_ssize_t task,
+    const real* parts,        # IN
+    real* output,             # OUT
+    const int64_t* geometry,
+) noexcept nogil:
+    # A task is one channel of one image. With a stride of 2 both parts of a row are read together, so that it is written
+    # once.
+    cdef:
+        Py_ssize_t planes = geometry[GEO_N] * geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
+        Py_ssize_t row, column, rows, columns, above = 0, left, i, j
+        const real* source
+        const real* second
+        real* target
+    for row in range(min(stride_h, IH)):
+        rows = ceil_div(IH - row, stride_h)
+        for i in range(rows):
+            target = output + (task * IH + row + i * stride_h) * IW
+            left = 0
+            if stride_w == 2:
+                columns = ceil_div(IW, 2)
+                source = parts + above * planes + (task * rows + i) * columns
+                second = parts + (above + rows * columns) * planes + (task * rows + i) * (IW // 2)
+                for j in range(IW // 2):
+                    target[2 * j] = source[j]
+                    target[2 * j + 1] = second[j]
+                if IW % 2:
+                    target[IW - 1] = source[IW // 2]
+                continue
+            for column in range(min(stride_w, IW)):
+                columns = ceil_div(IW - column, stride_w)
+                source = parts + (above + rows * left) * planes + (task * rows + i) * columns
+                for j in range(columns):
+                    target[j * stride_w + column] = source[j]
+                left += columns
+        above += rows * IW
+
+
+def interleave(
+    const real[::1] parts,
+    real[:, :, :, ::1] output,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """output (N, IC, IH, IW) of ``parts``, one behind the other: each is every stride-th row and column, from 0, 1 ... on."""
+    cdef:
+        Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
+        const real* source = &parts[0] if parts.shape[0] else NULL
+        real* target = <real*> start(output)
+        const int64_t* g = &geometry[0]
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        interleave_task(task, source, target, g)
+
+
 # ------------------------------------------------------------------------------------------- kernels: forward
 
 
@@ -783,26 +839,29 @@ def packed_weight_size(const int64_t[::1] geometry):
 
 cdef void pack_weight_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] weight,  # IN
+    const real* weight,               # IN
     real[::1] packed,                 # OUT
     const Blocking* b,                # IN
+    bint turned,
 ) noexcept nogil:
-    # A task is one panel of filters.
+    # A task is one panel of filters. A turned weight holds filters within channels, and taps in reverse.
     cdef:
         Py_ssize_t g = task // b.panels, panel = task % b.panels, first = panel_start(b, panel), k_from = 0, kc, k, i
-        Py_ssize_t filters = panel_start(b, panel + 1) - first
-        const real* row = &weight[g * b.OCG + first, 0, 0, 0] if b.K else NULL
+        Py_ssize_t filters = panel_start(b, panel + 1) - first, step = b.T if turned else b.K
+        const real* row = weight + (g * b.OCG + first) * b.K
         real* target
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
         target = &packed[((g * b.K + k_from) * b.panels + panel * kc) * _MR]
-        for k in range(kc):
+        for k in range(k_from, k_from + kc):
+            if turned:
+                row = weight + ((g * b.ICG + k // b.T) * b.OCG + first) * b.T + b.T - 1 - k % b.T - k
             if filters == _MR:
                 for i in range(_MR):
-                    target[i] = row[i * b.K + k_from + k]
+                    target[i] = row[i * step + k]
             else:
                 for i in range(_MR):
-                    target[i] = row[i * b.K + k_from + k] if i < filters else 0
+                    target[i] = row[i * step + k] if i < filters else 0
             target += _MR
         k_from += kc
 
@@ -814,12 +873,14 @@ def pack_weight(
     const int64_t[::1] geometry,
     int n_threads,
 ):
-    """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
+    """weight (OC, ICG, KH, KW), turned (IC, OCG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
     cdef:
+        bint turned = geometry[GEO_TURNED] != 0
         Blocking b = blocking(&geometry[0], 1)
         Py_ssize_t task, n_tasks = geometry[GEO_G] * b.panels
+        const real* w = start(weight)
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="static"):
-        pack_weight_task(task, weight, packed, &b)
+        pack_weight_task(task, w, packed, &b, turned)
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
@@ -1225,6 +1286,7 @@ cdef enum:
     CHUNK_ELEMENTS = 1 << 20
     TASK_TILES = 8          # tiles of MR rows of K in a task, and
     TASK_PANELS = 4         # panels of filters: its block of results stays in the first-level cache
+    AHEAD = 8               # places to fetch from, in turns: a line is as many cells of float64, and MR is no more
     FEW_TASKS = 4           # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 
@@ -1326,6 +1388,7 @@ cdef void lay_out_task(
 
 cdef void outer_tile(
     const real** cells,       # IN   MR places in the copied input: the first pixel's cell of MR rows of K
+    const real** ahead,       # IN   AHEAD places that the next tile reads
     const real* y,            # IN   [rows * columns][nv * VL] filters, y_step apart from row to row
     Py_ssize_t images,
     Py_ssize_t rows,
@@ -1339,22 +1402,25 @@ cdef void outer_tile(
     int nv,                   # a constant at each call
     vec* unused,
 ) noexcept nogil:
-    # The same registers as `tile`; MR pointers move through the input together, one cell a step.
+    # The same registers as `tile`, and MR places that one index moves from, a cell a step. MR rows are too many for the
+    # hardware to fetch ahead: each step fetches a line of one of the next tile's.
     cdef:
         vec[_MR][_NV] acc
         vec[_NV] x
         vec cell
         const real* at[_MR]
         const real* yy
-        Py_ssize_t _image, row, column, i, j, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t image, row, column, i, j, moved, VL = sizeof(vec) // sizeof(real)
     for i in range(_MR):
         at[i] = cells[i]
         for j in range(nv):
             fill(&acc[i][j], <real> 0)
-    for _image in range(images):
+    for image in range(images):
         for row in range(rows):
-            yy = y + row * y_step
-            for column in range(columns):
+            moved = image * x_image + row * x_step
+            yy = y + image * y_image + row * y_step
+            for column in range(moved, moved + columns):
+                prefetch(ahead[column & AHEAD - 1] + column)
                 for j in range(nv):
                     x[j] = (<const vec*> (yy + j * VL))[0]
                 for i in range(_MR):
@@ -1362,11 +1428,6 @@ cdef void outer_tile(
                     for j in range(nv):
                         acc[i][j] = acc[i][j] + cell * x[j]
                 yy += nv * VL
-            for i in range(_MR):
-                at[i] += x_step
-        for i in range(_MR):
-            at[i] += x_image - rows * x_step
-        y += y_image
     for i in range(_MR):
         for j in range(nv):
             (<vec*> (c + i * ldc + j * VL))[0] = (<vec*> (c + i * ldc + j * VL))[0] + acc[i][j]
@@ -1400,6 +1461,7 @@ cdef void conv2d_grad_weight_task(
         const real* x
         const real* y
         const real* cells[_MR]
+        const real* ahead[AHEAD]
         Py_ssize_t[TASK_TILES * _MR] places   # of each row's first cell in an image
         real* c
 
@@ -1427,18 +1489,21 @@ cdef void conv2d_grad_weight_task(
                     for tile_index in range(ceil_div(rows_of_k, _MR)):           # tiles of MR rows of K
                         for i in range(_MR):
                             cells[i] = x + places[tile_index * _MR + i] + oh * x_step + ow
+                        for i in range(AHEAD):
+                            k = min((tile_index + 1) * _MR + i % _MR, TASK_TILES * _MR - 1)
+                            ahead[i] = x + places[k] + oh * x_step + ow
                         c = block + tile_index * _MR * ldc + (panel - panel_from) * NR
                         if width == NR:
                             outer_tile(
-                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, _NV, unused
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, _NV, unused
                             )
                         elif width == VL:
                             outer_tile(
-                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 1, unused
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 1, unused
                             )
                         else:
                             outer_tile(
-                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 2, unused
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, 2, unused
                             )
     if not end or b.T == 0:
         return

@@ -85,10 +85,12 @@ for name in ("same-3x3", "crop-and-pad", "stride-2x3"):
         cols, back = np.zeros(shape, "float32"), np.zeros(problem.input_shape, "float32")
         each.run("im2col", "im2col", x, cols, geometry=problem.geometry())
         each.run("im2col", "col2im", integers(shape, "float32", 1), back, geometry=problem.geometry())
-        pairs.append((cols, back))
-    assert_same(pairs[0][0], pairs[1][0], "im2col")
-    assert_same(pairs[0][1], pairs[1][1], "col2im")
-    count += 2
+        whole = np.zeros(problem.input_shape, "float32")
+        each.run("im2col", "interleave", integers((x.size,), "float32", 1), whole, geometry=problem.geometry())
+        pairs.append((cols, back, whole))
+    for kernel, *both in zip(("im2col", "col2im", "interleave"), *pairs, strict=True):
+        assert_same(*both, kernel)
+        count += 1
 for mode in PADDING_MODES:
     problem = problem_of((2, 2, 3, 4), (2, 1, 3, 2), mode, "float32")
     x, grad = integers((2, 2, 3, 4), "float32", 1), integers((2, 2, 6, 9), "float32", 2)

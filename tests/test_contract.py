@@ -76,6 +76,7 @@ def test_the_reference_has_every_kernel():
             [
                 "im2col",
                 "col2im",
+                "interleave",
                 "packed_weight_size",
                 "pack_weight",
                 "conv2d",

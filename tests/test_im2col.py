@@ -76,6 +76,34 @@ def test_subnormal(engine, name, dtype):
     convolution.check_subnormal(engine, STEM, BY_NAME[name], dtype)
 
 
+@pytest.mark.parametrize("shape", [(1, 7, 5, 1, 1), (1, 12, 300, 1, 1), (1, 7, 3, 3, 2), (3, 2, 9, 1, 3)])
+def test_a_turned_weight_is_packed_as_its_copy_would_be(engine, shape):
+    """Filters and channels change places within each group, taps their order; the very same bytes."""
+    G, OCG, ICG, KH, KW = shape
+    problem = fc.ConvProblem.from_args("t", (1, G * ICG, 4, 4), (G * OCG, ICG, KH, KW), "float32", groups=G)
+    given = normals((G * ICG, OCG, KH, KW), "float32", 1)
+    turned = given.reshape(G, ICG, OCG, KH, KW).swapaxes(1, 2)[..., ::-1, ::-1].reshape(problem.weight_shape)
+    packed = [
+        convolution.weight_of(engine, STEM, each, problem, turned=flag)
+        for each, flag in ((np.ascontiguousarray(turned), False), (given, True))
+    ]
+    np.testing.assert_array_equal(*packed)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (1, 2, 0), (2, 2, 0), (3, 1, 2), (3, 1, 0)])
+def test_grad_input_of_weights_that_are_not_finite(engine, kernel, stride, padding):
+    """A cell is not finite exactly where one of its own products is not, with a border of zeros and without."""
+    x_shape, w = (2, 3, 6, 6), integers((5, 3, kernel, kernel), "float32", 1)
+    w[2, 1, 0, -1], w[4, 2, -1, 0] = np.inf, np.nan
+    problem = fc.ConvProblem.from_args("t", x_shape, w.shape, "float32", stride, padding)
+    grad = integers(problem.output_shape, "float32", 2)
+    with np.errstate(invalid="ignore"):
+        actual = fc.conv2d_grad_input(x_shape, w, grad, stride, padding, algorithm="im2col")
+        expected = convolution.grad_input(engine, "direct", problem, grad, w)
+    assert_same(np.isfinite(actual), np.isfinite(expected))
+    assert_same(actual[np.isfinite(expected)], expected[np.isfinite(expected)])
+
+
 def _arguments(problem):
     return (
         (problem.stride_h, problem.stride_w),
@@ -112,6 +140,20 @@ def test_columns_back(engine, case, dtype):
         sizes = oracle.fold(abs(cols), problem.input_shape, stride, pads, dilation)
         limit = bound(problem.KH * problem.KW, sizes, dtype)
         assert_within(output.array, exact, limit, f"{engine.name} col2im")
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2), (3, 2), (2, 3), (9, 9)])
+@pytest.mark.parametrize("extents", [(1, 1), (5, 37), (4, 8), (2, 31)])
+def test_interleave(engine, extents, stride, dtype):
+    problem = fc.ConvProblem.from_args("t", (2, 3, *extents), (1, 3, 1, 1), dtype, stride)
+    exact = normals(problem.input_shape, dtype, 1)
+    cells = [exact[:, :, row :: stride[0], column :: stride[1]].ravel() for row, column in np.ndindex(stride)]
+    parts, output = np.concatenate(cells), Guarded(problem.input_shape, dtype)
+    for n_threads in (1, 2):
+        output.array[...] = np.nan
+        engine.run(STEM, "interleave", parts, output.array, geometry=problem.geometry(), n_threads=n_threads)
+        output.check("interleave")
+        assert_same(output.array, exact, f"{engine.name} interleave")
 
 
 def test_columns_keep_non_finite_cells(engine):

@@ -28,9 +28,10 @@ def cost(problem: ConvProblem, op: str, *, packed: bool = False) -> float:
     return pixels * filters * K / 40.0 + pixels * problem.G * K / 4.0 + packing + 2000.0
 
 
-def forward(k: Any, problem: ConvProblem) -> Step:
-    """output = clamp(conv(input, weight) + bias)."""
-    return packing(k.im2col.pack_weight, packed_size(k, problem), problem.geometry(), forward_packed(k, problem))
+def forward(k: Any, problem: ConvProblem, *, turned: bool = False) -> Step:
+    """output = clamp(conv(input, weight) + bias); ``turned``: of the weight of the convolution whose adjoint this is."""
+    geometry = problem.geometry(turned=turned)
+    return packing(k.im2col.pack_weight, packed_size(k, problem), geometry, forward_packed(k, problem))
 
 
 def forward_packed(k: Any, problem: ConvProblem) -> Step:

@@ -47,7 +47,7 @@ def _axis(extent: int, kernel: int, stride: int, dil: int, pad: int, residue: in
 
 
 def phases(problem: ConvProblem) -> list[Phase]:
-    """The convolutions that make up the gradient; one, of everything, for stride 1."""
+    """The convolutions that make up the gradient, in the order of their first cells; one, of everything, for stride 1."""
     found: list[Phase] = []
     p = problem
     for residue_h in range(p.stride_h):
@@ -73,7 +73,7 @@ def phases(problem: ConvProblem) -> list[Phase]:
                     inner,
                 )
             )
-    return found
+    return sorted(found, key=lambda phase: (phase.rows.start, phase.columns.start))
 
 
 def of_finite(step: Step, definition: Step) -> Step:
@@ -88,39 +88,50 @@ def of_finite(step: Step, definition: Step) -> Step:
     return replace(step, run=run, workspace=lambda n: max(step.workspace(n), definition.workspace(n)))
 
 
-def grad_input(k: Any, problem: ConvProblem, forward: Callable[[Any, ConvProblem], Step], definition: Step) -> Step:
-    """grad_input by the step that ``forward`` makes for each phase; ``definition`` takes non-finite weights."""
+def grad_input(k: Any, problem: ConvProblem, forward: Callable[..., Step], definition: Step) -> Step:
+    """grad_input by the step that ``forward`` makes for each phase; ``definition`` takes what those cannot."""
     found = phases(problem)
-    dense = [(phase, phase.problem, forward(k, phase.problem)) for phase in found if phase.problem]
-    bare = [phase for phase in found if not phase.problem]  # no kernel cell reaches these input cells
-    whole = problem.stride_h == problem.stride_w == 1
+    inner = [phase.problem for phase in found if phase.problem]
+    if max(problem.stride_h, problem.stride_w) > 1:
+        step = _by_phases(k, problem, found, forward)
+    elif inner:
+        step = forward(k, inner[0], turned=True)
+    else:
+        return definition
+    bordered = any(max(p.pad_top, p.pad_left, p.pad_bottom, p.pad_right) > 0 for p in inner)
+    return of_finite(step, definition) if bordered else step
+
+
+def _by_phases(k: Any, problem: ConvProblem, found: list[Phase], forward: Callable[..., Step]) -> Step:
+    """Of a stride: each phase by itself, then their cells in turns."""
+    parts = [(phase, phase.problem, forward(k, phase.problem) if phase.problem else None) for phase in found]
+    steps = [step for *_, step in parts if step]
     filters = problem.OC * problem.ICG * problem.KH * problem.KW
-    largest = 0 if whole else max((math.prod(inner.output_shape) for _, inner, _ in dense), default=0)
+    cells = math.prod(problem.input_shape)
     by_group = (problem.G, problem.OCG, problem.ICG, problem.KH, problem.KW)
-    low, high = problem.act_min, problem.act_max
+    low, high, geometry = problem.act_min, problem.act_max, problem.geometry()
 
     def run(grad_output, weight, bias, output, workspace, n_threads):
-        for phase in bare:
-            value = np.clip(bias if bias.size else np.zeros(1), low, high).astype(output.dtype)
-            output[:, :, phase.rows, phase.columns] = value[:, None, None]
-        turned_space, part_space, rest = np.split(workspace, (filters, filters + largest))
-        for phase, inner, step in dense:
+        turned_space, space, rest = np.split(workspace, (filters, filters + cells))
+        first = 0
+        for phase, inner, step in parts:
+            shape = output[:, :, phase.rows, phase.columns].shape
+            part = space[first : first + math.prod(shape)].reshape(shape)
+            first += part.size
+            if inner is None or step is None:  # no kernel cell reaches these input cells
+                value = np.clip(bias if bias.size else np.zeros(1), low, high).astype(output.dtype)
+                part[...] = value[:, None, None]
+                continue
             source = weight.reshape(by_group)[..., phase.kernel_rows, phase.kernel_columns]
             turned = turned_space[: source.size].reshape(inner.weight_shape)
             by_input = turned.reshape(problem.G, problem.ICG, problem.OCG, inner.KH, inner.KW)
             for kh, kw in np.ndindex(inner.KH, inner.KW):  # tap by tap: NumPy's inner loop runs over channels
                 by_input[..., kh, kw] = source[..., -1 - kh, -1 - kw].swapaxes(1, 2)
-            if whole:
-                step.run(grad_output, turned, bias, output, rest, n_threads)
-            else:
-                part = part_space[: math.prod(inner.output_shape)].reshape(inner.output_shape)
-                step.run(grad_output, turned, bias, part, rest, n_threads)
-                output[:, :, phase.rows, phase.columns] = part
+            step.run(grad_output, turned, bias, part, rest, n_threads)
+        k.im2col.interleave(space, output, rest[:0], geometry, n_threads)
 
     def workspace(n_workers):
-        inner_need = max((step.workspace(n_workers) for _, _, step in dense), default=0)
-        return filters + largest + inner_need
+        return filters + cells + max((step.workspace(n_workers) for step in steps), default=0)
 
-    packed = filters + max((step.packed_elements for _, _, step in dense), default=0)
-    step = Step(run, workspace, packed_elements=packed, detail=dense[0][2].detail if dense else "")
-    return of_finite(step, definition)
+    packed = filters + max((step.packed_elements for step in steps), default=0)
+    return Step(run, workspace, packed_elements=packed, detail=steps[0].detail if steps else "")

@@ -88,9 +88,7 @@ def forward(k: Any, problem: ConvProblem, *, tile: int = 0, turned: bool = False
 
 def grad_input(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
     """grad_input = clamp(adjoint of conv in its input (grad_output) + bias): a convolution with the turned weight."""
-    definition = im2col.grad_input(k, problem)
-    dense = [phase.problem for phase in transposed.phases(problem) if phase.problem]  # stride 1: one; none of no cells
-    return transposed.of_finite(forward(k, dense[0], tile=tile, turned=True), definition) if dense else definition
+    return transposed.grad_input(k, problem, partial(forward, tile=tile), im2col.grad_input(k, problem))
 
 
 def grad_weight(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:

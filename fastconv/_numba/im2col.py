@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from fastconv._numba._common import ceil_div, clamp
-from fastconv._numba._direct_simd import every_other
+from fastconv._numba._direct_simd import every_other, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
 from fastconv._numba._pool_simd import even, fold_max, odd, untangle
@@ -32,7 +32,7 @@ from fastconv._numba._winograd_simd import load_lanes, transpose
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
     GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP,
-    GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W,
+    GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED,
 )  # fmt: skip
 
 # MR filters x NV vectors of pixels: MR * NV accumulators, NV vectors of pixels and one broadcast must fit into the
@@ -717,6 +717,54 @@ def col2im(cols, output, workspace, geometry, n_threads):
     col2im_task.run(geometry[GEO_N] * geometry[GEO_IC], n_threads, cols, output, geometry)
 
 
+@task
+def interleave_task(
+    task: index,
+    parts: const_real[::1],  # IN
+    output: real[:, :, :, ::1],  # OUT
+    geometry: const_int64[::1],  # IN
+):
+    # A task is one channel of one image. With a stride of 2 both parts of a row are read together, so that it is written
+    # once.
+    planes, IH, IW = geometry[GEO_N] * geometry[GEO_IC], geometry[GEO_IH], geometry[GEO_IW]
+    stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
+    dtype = output.dtype
+    VL, size = lanes(dtype), itemsize(dtype)
+    above = 0
+    for row in range(min(stride_h, IH)):
+        rows = ceil_div(IH - row, stride_h)
+        for i in range(rows):
+            target = address(output) + (task * IH + row + i * stride_h) * IW * size
+            left = 0
+            if stride_w == 2:
+                columns = ceil_div(IW, 2)
+                source = address(parts) + (above * planes + (task * rows + i) * columns) * size
+                second = address(parts) + ((above + rows * columns) * planes + (task * rows + i) * (IW // 2)) * size
+                whole = IW // 2 // VL * VL
+                for j in range(0, whole, VL):
+                    a, b = load(source, j, dtype), load(second, j, dtype)
+                    store(target, 2 * j, zip_low(a, b))
+                    store(target, 2 * j + VL, zip_high(a, b))
+                for j in range(whole, IW // 2):
+                    put(target, 2 * j, get(source, j, dtype))
+                    put(target, 2 * j + 1, get(second, j, dtype))
+                if IW % 2 != 0:
+                    put(target, IW - 1, get(source, IW // 2, dtype))
+                continue
+            for column in range(min(stride_w, IW)):
+                columns = ceil_div(IW - column, stride_w)
+                source = address(parts) + ((above + rows * left) * planes + (task * rows + i) * columns) * size
+                for j in range(columns):
+                    put(target, j * stride_w + column, get(source, j, dtype))
+                left += columns
+        above += rows * IW
+
+
+def interleave(parts, output, workspace, geometry, n_threads):
+    """output (N, IC, IH, IW) of ``parts``, one behind the other: each is every stride-th row and column, from 0, 1 ... on."""
+    interleave_task.run(geometry[GEO_N] * geometry[GEO_IC], n_threads, parts, output, geometry)
+
+
 # ------------------------------------------------------------------------------------------- kernels: forward
 
 
@@ -733,31 +781,34 @@ def pack_weight_task(
     packed: real[::1],  # OUT
     geometry: const_int64[::1],  # IN
 ):
-    # A task is one panel of filters.
+    # A task is one panel of filters. A turned weight holds filters within channels, and taps in reverse.
     b = blocking(geometry, 1)
     dtype = weight.dtype
-    size, zero = itemsize(dtype), dtype.type(0)
+    size, zero, turned = itemsize(dtype), dtype.type(0), geometry[GEO_TURNED] != 0
     g, panel = task // b.panels, task % b.panels
     first = panel_start(b, panel)
-    filters = panel_start(b, panel + 1) - first
+    filters, step = panel_start(b, panel + 1) - first, b.T if turned else b.K
     row = address(weight) + (g * b.OCG + first) * b.K * size
     k_from = 0
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
         target = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
-        for k in range(kc):
+        for k in range(k_from, k_from + kc):
+            if turned:
+                row = ((g * b.ICG + k // b.T) * b.OCG + first) * b.T + b.T - 1 - k % b.T - k
+                row = address(weight) + row * size
             if filters == MR:
                 for i in range(MR):
-                    put(target, i, get(row, i * b.K + k_from + k, dtype))
+                    put(target, i, get(row, i * step + k, dtype))
             else:
                 for i in range(MR):
-                    put(target, i, get(row, i * b.K + k_from + k, dtype) if i < filters else zero)
+                    put(target, i, get(row, i * step + k, dtype) if i < filters else zero)
             target += MR * size
         k_from += kc
 
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
-    """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
+    """weight (OC, ICG, KH, KW), turned (IC, OCG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
     b = plans(geometry)[0]
     pack_weight_task.run(geometry[GEO_G] * b.panels, n_threads, weight, packed, geometry)
 
@@ -1111,6 +1162,7 @@ CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level 
 TASK_TILES = 8  # tiles of MR rows of K in a task, and
 TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
 TASK_ROWS = TASK_TILES * MR
+AHEAD = 8  # places to fetch from, in turns: a line is as many cells of float64, and MR is no more
 FEW_TASKS = 4  # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 
@@ -1219,6 +1271,7 @@ def lay_out_task(
 
 def outer_tile(
     cells,  # IN   MR places in the copied input: the first pixel's cell of MR rows of K
+    ahead,  # IN   AHEAD places that the next tile reads
     y,  # IN   [rows * columns][nv * VL] filters, y_step apart from row to row
     images,
     rows,
@@ -1232,7 +1285,8 @@ def outer_tile(
     dtype,
     nv,  # a constant of each compiled tile
 ):
-    # The same registers as `tile`; MR pointers move through the input together, one cell a step.
+    # The same registers as `tile`, and MR places that one index moves from, a cell a step. MR rows are too many for the
+    # hardware to fetch ahead: each step fetches a line of one of the next tile's.
     outlined()
     acc: registers[MR, nv]
     x: registers[nv]
@@ -1242,10 +1296,13 @@ def outer_tile(
         at[i] = cells[i]
         for j in unroll(nv):
             acc[i, j] = broadcast(dtype.type(0))
-    for _ in range(images):
+    for image in range(images):
         for row in range(rows):
-            yy = y + row * y_step * size
-            for column in range(columns):
+            moved = image * x_image + row * x_step
+            yy = y + (image * y_image + row * y_step) * size
+            for column in range(moved, moved + columns):
+                rolled()
+                prefetch(ahead[column & AHEAD - 1] + column * size)
                 for j in unroll(nv):
                     x[j] = load(yy, j * VL, dtype)
                 for i in unroll(MR):
@@ -1253,11 +1310,6 @@ def outer_tile(
                     for j in unroll(nv):
                         acc[i, j] = fma(cell, x[j], acc[i, j])
                 yy += nv * VL * size
-            for i in unroll(MR):
-                at[i] += x_step * size
-        for i in unroll(MR):
-            at[i] += (x_image - rows * x_step) * size
-        y += y_image * size
     for i in unroll(MR):
         for j in unroll(nv):
             store(c, i * ldc + j * VL, load(c, i * ldc + j * VL, dtype) + acc[i, j])
@@ -1295,10 +1347,8 @@ def conv2d_grad_weight_task(
     if b.flat:
         copied = address(input) + chunk * o.images * x_image * size
     block = turned + (o.y_elements + (task if o.kept_elements > 0 else worker) * o.c_elements) * size
-    cells, places = (
-        local(MR, np.int64),
-        local(TASK_ROWS, np.int64),
-    )  # places: of each row's first cell in an image
+    # places: of each row's first cell in an image
+    cells, ahead, places = local(MR, np.int64), local(AHEAD, np.int64), local(TASK_ROWS, np.int64)
 
     if chunk == 0:
         clear(block, o.c_elements * size)
@@ -1326,18 +1376,21 @@ def conv2d_grad_weight_task(
                     for tile_index in range(ceil_div(rows_of_k, MR)):  # tiles of MR rows of K
                         for i in range(MR):
                             cells[i] = x + (places[tile_index * MR + i] + oh * x_step + ow) * size
+                        for i in range(AHEAD):
+                            k = min((tile_index + 1) * MR + i % MR, TASK_ROWS - 1)
+                            ahead[i] = x + (places[k] + oh * x_step + ow) * size
                         c = block + (tile_index * MR * ldc + (panel - panel_from) * NR) * size
                         if width == NR:
                             outer_tile_NV(
-                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
                             )
                         elif width == VL:
                             outer_tile_1(
-                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
                             )
                         else:
                             outer_tile_2(
-                                cells, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
                             )
     if chunk < o.chunks - 1 or b.T == 0:
         return

@@ -47,6 +47,12 @@ def taps(image, g):
             yield kh, kw, image[:, :, top : max(bottom, 0) : g.stride_h, left : max(right, 0) : g.stride_w]
 
 
+def turned(weight, g):
+    """A weight (IC, OCG, KH, KW) as that of the adjoint convolution (OC, ICG, KH, KW): taps in reverse."""
+    by_group = weight.reshape(g.G, g.IC // g.G, g.OC // g.G, g.KH, g.KW)
+    return by_group.swapaxes(1, 2)[..., ::-1, ::-1].reshape(g.OC, g.IC // g.G, g.KH, g.KW)
+
+
 def epilogue(conv, bias, act_min, act_max, output, accumulate):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max); NaN stays NaN."""
     if accumulate:

@@ -7,7 +7,7 @@ hold all of ``cols``. Extents as in ``direct``; ``packed`` is 1-D of ``packed_we
 
 import numpy as np
 
-from fastconv._reference._common import conv_epilogue, epilogue, inside, padded, taps, unpack
+from fastconv._reference._common import conv_epilogue, epilogue, inside, padded, taps, turned, unpack
 
 
 def im2col(input, cols, workspace, geometry, n_threads):
@@ -28,6 +28,16 @@ def col2im(cols, output, workspace, geometry, n_threads):
     inner[...] = outer
 
 
+def interleave(parts, output, workspace, geometry, n_threads):
+    """output (N, IC, IH, IW) of ``parts``, one behind the other: each is every stride-th row and column, from 0, 1 ... on."""
+    g, first = unpack(geometry), 0
+    for row in range(min(g.stride_h, g.IH)):
+        for column in range(min(g.stride_w, g.IW)):
+            cells = output[:, :, row :: g.stride_h, column :: g.stride_w]
+            cells[...] = parts[first : first + cells.size].reshape(cells.shape)
+            first += cells.size
+
+
 def packed_weight_size(geometry):
     """Elements of a packed weight. The reference packs with panels of one filter: the weight as it is."""
     g = unpack(geometry)
@@ -35,8 +45,12 @@ def packed_weight_size(geometry):
 
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
-    """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
-    packed[...] = weight.ravel()
+    """weight (OC, ICG, KH, KW) -> packed, in the order in which this back end's conv2d reads it.
+
+    Turned, the weight is (IC, OCG, KH, KW), that of the convolution whose adjoint reads what is packed.
+    """
+    g = unpack(geometry)
+    packed[...] = (turned(weight, g) if g.turned else weight).ravel()
 
 
 def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):

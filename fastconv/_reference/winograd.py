@@ -25,7 +25,7 @@ from fractions import Fraction
 import numpy as np
 
 from fastconv._problem import WINOGRAD_POINTS
-from fastconv._reference._common import conv_epilogue, padded, taps, unpack
+from fastconv._reference._common import conv_epilogue, padded, taps, turned, unpack
 
 
 def _matrices(tile):
@@ -79,8 +79,7 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
     """
     g = unpack(geometry)
     if g.turned:
-        by_group = weight.reshape(g.G, g.IC // g.G, g.OC // g.G, 3, 3)
-        weight = by_group.swapaxes(1, 2)[..., ::-1, ::-1].reshape(g.OC, g.IC // g.G, 3, 3)
+        weight = turned(weight, g)
     _, G, _ = _arrays(g.tile, weight.dtype)
     split = packed.size - weight.size
     packed[:split] = np.moveaxis(G @ weight @ G.T, (2, 3), (0, 1)).ravel()
