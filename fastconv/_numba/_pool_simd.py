@@ -21,7 +21,7 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     note_nan(cells, a, b), has_flags(cells)               cells with flags where a or b is NaN; whether there is one
     store_cells(address, offset, cells, base, count)      the first ``count`` cells + base, as 64 bits
     load_indices(address, offset, dtype)                  int64 indices as cells
-    beyond_cells(address, offset, dtype)                  cells: what of these indices does not fit into a cell, or 0
+    beyond_cells(address, offset, dtype)                  cells, in any order: what of these does not fit into a cell, or 0
     same(a, b), first_ones(count, dtype)                  mask: cells are equal; cells: 1 in the first ``count`` lanes, 0 behind
     either(a, b)                                          cells: the bits of both
 """
@@ -331,10 +331,10 @@ def load_indices(typingctx, address, offset, dtype):
 
 
 def _python_beyond_cells(address: int, offset: int, dtype: Any) -> np.ndarray:
-    size = np.dtype(dtype).itemsize
-    return (_view(address, offset, lanes(dtype), np.int64) >> 32 if size == 4 else np.zeros(lanes(dtype))).astype(
-        f"i{size}"
-    )
+    if np.dtype(dtype).itemsize == 8:
+        return np.zeros(lanes(dtype), np.int64)
+    halves = _view(address, offset, lanes(dtype), np.uint64).reshape(2, -1)
+    return ((halves[0] | halves[1]) >> np.uint64(32)).view(np.int32)
 
 
 @_with_python(_python_beyond_cells)
@@ -345,9 +345,11 @@ def beyond_cells(typingctx, address, offset, dtype):
         llvm_type = context.get_value_type(cells)
         if cells.dtype.bitwidth == 64:
             return llvm_type(None)
-        wide = ir.VectorType(ir.IntType(64), cells.count)
-        value = builder.load(_pointer(builder, arguments[0], arguments[1], wide, 64), align=8)
-        return builder.trunc(builder.lshr(value, wide([32] * cells.count)), llvm_type)
+        half = cells.count // 2
+        wide = ir.VectorType(ir.IntType(64), half)
+        at = [arguments[1], builder.add(arguments[1], ir.IntType(64)(half))]
+        low, high = (builder.load(_pointer(builder, arguments[0], offset, wide, 64), align=8) for offset in at)
+        return builder.bitcast(builder.lshr(builder.or_(low, high), wide([32] * half)), llvm_type)
 
     return cells(types.int64, types.int64, dtype), codegen
 
