@@ -20,8 +20,10 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     not_negative(cells)                                   cells, 0 for those below it
     note_nan(cells, a, b), has_flags(cells)               cells with flags where a or b is NaN; whether there is one
     store_cells(address, offset, cells, base, count)      the first ``count`` cells + base, as 64 bits
-    load_indices(address, offset, dtype)                  int64 indices as cells
-    beyond_cells(address, offset, dtype)                  cells: what of these indices does not fit into a cell, or 0
+    load_indices(address, offset, dtype)                  int64 indices as cells, apart
+    apart(v), zip_pieces_low(a, b), zip_pieces_high(a, b) pairs of 64 bits, ordered so that the lower and upper halves of all
+                                                          128-bit pieces of a and b, in turns, stand in the elements' order
+    beyond_cells(address, offset, dtype)                  cells, in any order: what of these does not fit into a cell, or 0
     same(a, b), first_ones(count, dtype)                  mask: cells are equal; cells: 1 in the first ``count`` lanes, 0 behind
     either(a, b)                                          cells: the bits of both
 """
@@ -314,8 +316,47 @@ def has_flags(typingctx, cells):
     return types.boolean(cells), codegen
 
 
+def _apart(count: int) -> list[int]:
+    """Pairs of 64 bits, where `zip_pieces` deals them out in their order: the inverse of `_untangled`."""
+    return [_untangled(count).index(lane) for lane in range(count)]
+
+
+@_with_python(lambda v: v[_apart(v.size)])
+def apart(typingctx, v):
+    def codegen(context, builder, signature, arguments):
+        mask = ir.VectorType(ir.IntType(32), v.count)(_apart(v.count))
+        return builder.shuffle_vector(arguments[0], arguments[0], mask)
+
+    return v(v), codegen
+
+
+def _zipped_pieces(count: int, second: int) -> list[int]:
+    size = max(count // (VECTOR_BYTES // 16), 2)  # elements of a piece of 128 bits
+    return [
+        start + second * size // 2 + lane + side
+        for start in range(0, count, size)
+        for lane in range(size // 2)
+        for side in (0, count)
+    ]
+
+
+def _zip_pieces(second: int) -> Any:
+    def shuffle(typingctx, a, b):
+        def codegen(context, builder, signature, arguments):
+            mask = ir.VectorType(ir.IntType(32), a.count)(_zipped_pieces(a.count, second))
+            return builder.shuffle_vector(*arguments, mask)
+
+        return a(a, b), codegen
+
+    return _with_python(lambda a, b: np.concatenate((a, b))[_zipped_pieces(a.size, second)])(shuffle)
+
+
+zip_pieces_low, zip_pieces_high = _zip_pieces(0), _zip_pieces(1)
+
+
 def _python_load_indices(address: int, offset: int, dtype: Any) -> np.ndarray:
-    return _view(address, offset, lanes(dtype), np.int64).astype(f"i{np.dtype(dtype).itemsize}")
+    cells = _view(address, offset, lanes(dtype), np.int64).astype(f"i{np.dtype(dtype).itemsize}")
+    return cells[_apart(cells.size)]
 
 
 @_with_python(_python_load_indices)
@@ -323,18 +364,23 @@ def load_indices(typingctx, address, offset, dtype):
     cells = _cells(_vector(_element(dtype)))
 
     def codegen(context, builder, signature, arguments):
-        wide = ir.VectorType(ir.IntType(64), cells.count)
-        value = builder.load(_pointer(builder, arguments[0], arguments[1], wide, 64), align=8)
-        return value if cells.dtype.bitwidth == 64 else builder.trunc(value, context.get_value_type(cells))
+        llvm_type, count = context.get_value_type(cells), cells.count
+        narrow = cells.dtype.bitwidth == 32  # the lower halves, as 128-bit pieces allow: that is apart, too
+        mask = _every_other(count, 0) if narrow else _apart(count)
+        at = [arguments[1], builder.add(arguments[1], ir.IntType(64)(count // 2))]
+        pointers = [_pointer(builder, arguments[0], offset, llvm_type, 64) for offset in at]
+        low = builder.load(pointers[0], align=8)
+        high = builder.load(pointers[1], align=8) if narrow else low
+        return builder.shuffle_vector(low, high, ir.VectorType(ir.IntType(32), count)(mask))
 
     return cells(types.int64, types.int64, dtype), codegen
 
 
 def _python_beyond_cells(address: int, offset: int, dtype: Any) -> np.ndarray:
-    size = np.dtype(dtype).itemsize
-    return (_view(address, offset, lanes(dtype), np.int64) >> 32 if size == 4 else np.zeros(lanes(dtype))).astype(
-        f"i{size}"
-    )
+    if np.dtype(dtype).itemsize == 8:
+        return np.zeros(lanes(dtype), np.int64)
+    halves = _view(address, offset, lanes(dtype), np.uint64).reshape(2, -1)
+    return ((halves[0] | halves[1]) >> np.uint64(32)).view(np.int32)
 
 
 @_with_python(_python_beyond_cells)
@@ -345,9 +391,11 @@ def beyond_cells(typingctx, address, offset, dtype):
         llvm_type = context.get_value_type(cells)
         if cells.dtype.bitwidth == 64:
             return llvm_type(None)
-        wide = ir.VectorType(ir.IntType(64), cells.count)
-        value = builder.load(_pointer(builder, arguments[0], arguments[1], wide, 64), align=8)
-        return builder.trunc(builder.lshr(value, wide([32] * cells.count)), llvm_type)
+        half = cells.count // 2
+        wide = ir.VectorType(ir.IntType(64), half)
+        at = [arguments[1], builder.add(arguments[1], ir.IntType(64)(half))]
+        low, high = (builder.load(_pointer(builder, arguments[0], offset, wide, 64), align=8) for offset in at)
+        return builder.bitcast(builder.lshr(builder.or_(low, high), wide([32] * half)), llvm_type)
 
     return cells(types.int64, types.int64, dtype), codegen
 

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._direct_simd import zip_high, zip_low
 from fastconv._numba._jit import (
     VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, shared, task,
 )  # fmt: skip
@@ -16,9 +15,9 @@ from fastconv._numba._max_pool import (
     rows_inside, span, tap,
 )  # fmt: skip
 from fastconv._numba._pool_simd import (
-    add_cells, beyond_cells, divide, either, even, first_ones, fold_max, has_flags, insert, larger, load_cells,
+    add_cells, apart, beyond_cells, divide, either, even, first_ones, fold_max, has_flags, insert, larger, load_cells,
     load_indices, load_inside, not_negative, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes,
-    untangle,
+    untangle, zip_pieces_high, zip_pieces_low,
 )  # fmt: skip
 from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, local, put, store
 from fastconv._problem import (
@@ -112,17 +111,17 @@ def spread_tiles(flags, values, indices, upper, lower, first_cell, IW, count, dt
 
     Gives flags of the lanes, of the first ``count``, whose index names another cell.
     """
-    value, nothing, none, VL = load(values, 0, dtype), broadcast(dtype.type(0)), ramp(0, 0, dtype), lanes(dtype)
-    tap = add_cells(load_indices(indices, 0, dtype), ramp(-first_cell, -2, dtype))
+    value, nothing, none, VL = apart(load(values, 0, dtype)), broadcast(dtype.type(0)), ramp(0, 0, dtype), lanes(dtype)
+    tap = add_cells(load_indices(indices, 0, dtype), add_cells(apart(ramp(0, -2, dtype)), ramp(-first_cell, 0, dtype)))
     tap0, tap1 = same(tap, none), same(tap, ramp(1, 0, dtype))
     tap2, tap3 = same(tap, ramp(IW, 0, dtype)), same(tap, ramp(IW + 1, 0, dtype))
     left, right = pick(tap0, value, nothing), pick(tap1, value, nothing)
-    store(upper, 0, zip_low(left, right))
-    store(upper, VL, zip_high(left, right))
+    store(upper, 0, zip_pieces_low(left, right))
+    store(upper, VL, zip_pieces_high(left, right))
     left, right = pick(tap2, value, nothing), pick(tap3, value, nothing)
-    store(lower, 0, zip_low(left, right))
-    store(lower, VL, zip_high(left, right))
-    missing = pick(tap2, none, pick(tap3, none, first_ones(count, dtype)))
+    store(lower, 0, zip_pieces_low(left, right))
+    store(lower, VL, zip_pieces_high(left, right))
+    missing = pick(tap2, none, pick(tap3, none, apart(first_ones(count, dtype))))
     missing = either(beyond_cells(indices, 0, dtype), pick(tap0, none, pick(tap1, none, missing)))
     return either(flags, missing)
 
