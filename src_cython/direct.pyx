@@ -42,6 +42,7 @@ cdef extern from *:
     #include <immintrin.h>
     #endif
     #define DIRECT static inline __attribute__((always_inline))
+    #define DIRECT_SELDOM(condition) __builtin_expect(!!(condition), 0)
 
     #define DIRECT_HELPERS(S, type, vec, VL) \\
     DIRECT type sum_lanes_##S(vec v) { type sum = v[0]; for (int i = 1; i < VL; i++) sum += v[i]; return sum; } \\
@@ -86,46 +87,54 @@ cdef extern from *:
     DIRECT_STORE_LANES(d, double, vd, VL_DOUBLE)
     #endif
 
-    /* Lane i: row[column + i]; zero, and not read, where that column is outside [0, extent). */
+    /* inside: lanes whose sign bit says that column + i is in [0, extent). load_lanes: lane i is p[i]; zero, and not
+       read, where the sign bit of that lane is not set. */
+    #define DIRECT_INSIDE(S, type, vec, VL, lane_type, ...) \\
+    DIRECT vec inside_##S(Py_ssize_t column, Py_ssize_t extent) \\
+    { \\
+        Py_ssize_t from = column < -VL ? -VL : column < extent ? column : extent; \\
+        simd_i##S lane = {__VA_ARGS__}; \\
+        lane += (lane_type)from; \\
+        return (vec)((lane - (lane_type)extent) & ~lane); \\
+    }
+    #if FASTCONV_VL == 16
+    DIRECT_INSIDE(f, float, vf, 16, int, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+    DIRECT_INSIDE(d, double, vd, 8, long long, 0, 1, 2, 3, 4, 5, 6, 7)
+    #elif FASTCONV_VL == 8
+    DIRECT_INSIDE(f, float, vf, 8, int, 0, 1, 2, 3, 4, 5, 6, 7)
+    DIRECT_INSIDE(d, double, vd, 4, long long, 0, 1, 2, 3)
+    #else
+    DIRECT_INSIDE(f, float, vf, 4, int, 0, 1, 2, 3)
+    DIRECT_INSIDE(d, double, vd, 2, long long, 0, 1)
+    #endif
+
     #if defined(__AVX512F__) && FASTCONV_VL == 16
-    DIRECT unsigned lanes_inside(Py_ssize_t column, Py_ssize_t extent, int VL)
-    {
-        unsigned long long all = (1u << VL) - 1;
-        Py_ssize_t before = column < 0 ? -column : 0, after = column + VL > extent ? column + VL - extent : 0;
-        before = before < VL ? before : VL;
-        after = after < VL ? after : VL;
-        return (unsigned)((all << before) & (all >> after));
-    }
-    DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
-    { return (vf)_mm512_maskz_loadu_ps((__mmask16)lanes_inside(column, extent, 16), row + column); }
-    DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
-    { return (vd)_mm512_maskz_loadu_pd((__mmask8)lanes_inside(column, extent, 8), row + column); }
+    DIRECT vf load_lanes_f(const float *p, vf inside)
+    { return (vf)_mm512_maskz_loadu_ps(_mm512_movepi32_mask((__m512i)inside), p); }
+    DIRECT vd load_lanes_d(const double *p, vd inside)
+    { return (vd)_mm512_maskz_loadu_pd(_mm512_movepi64_mask((__m512i)inside), p); }
     #elif defined(__AVX2__) && FASTCONV_VL == 8
-    DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
-    {
-        Py_ssize_t from = column < -8 ? -8 : column < extent ? column : extent;
-        simd_if lane = {0, 1, 2, 3, 4, 5, 6, 7};
-        lane += (int)from;  /* the sign bit decides: lane - extent < 0 and lane >= 0 */
-        return (vf)_mm256_maskload_ps(row + column, (__m256i)((lane - (int)extent) & ~lane));
-    }
-    DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
-    {
-        simd_id lane = {0, 1, 2, 3};
-        lane += (long long)column;
-        return (vd)_mm256_maskload_pd(row + column, (__m256i)((lane - (long long)extent) & ~lane));
-    }
+    DIRECT vf load_lanes_f(const float *p, vf inside) { return (vf)_mm256_maskload_ps(p, (__m256i)inside); }
+    DIRECT vd load_lanes_d(const double *p, vd inside) { return (vd)_mm256_maskload_pd(p, (__m256i)inside); }
     #else
     /* Out of line: a branch for each lane, wherever a vector is loaded, would be more than a compiler takes. */
-    #define DIRECT_LOAD_INSIDE(S, type, vec, VL) \\
-    static __attribute__((noinline)) vec load_edge_##S(const type *row, Py_ssize_t column, Py_ssize_t extent) \\
-    { return gather_##S(row, column, 1, extent); } \\
-    DIRECT vec load_inside_##S(const type *row, Py_ssize_t column, Py_ssize_t extent) \\
+    #define DIRECT_LOAD_LANES(S, type, vec, VL) \\
+    static __attribute__((noinline)) vec load_some_##S(const type *p, vec inside) \\
     { \\
-        if (column >= 0 && column + VL <= extent) return *(const vec *)(row + column); \\
-        return load_edge_##S(row, column, extent); \\
+        type lanes[VL]; \\
+        vec v; \\
+        for (int i = 0; i < VL; i++) lanes[i] = ((simd_i##S)inside)[i] < 0 ? p[i] : 0; \\
+        __builtin_memcpy(&v, lanes, sizeof v); \\
+        return v; \\
+    } \\
+    DIRECT vec load_lanes_##S(const type *p, vec inside) \\
+    { \\
+        /* the lanes inside are neighbours */ \\
+        if (((simd_i##S)inside)[0] < 0 && ((simd_i##S)inside)[VL - 1] < 0) return *(const vec *)p; \\
+        return load_some_##S(p, inside); \\
     }
-    DIRECT_LOAD_INSIDE(f, float, vf, VL_FLOAT)
-    DIRECT_LOAD_INSIDE(d, double, vd, VL_DOUBLE)
+    DIRECT_LOAD_LANES(f, float, vf, VL_FLOAT)
+    DIRECT_LOAD_LANES(d, double, vd, VL_DOUBLE)
     #endif
 
     /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (128-bit lanes stay
@@ -174,14 +183,17 @@ cdef extern from *:
     DIRECT_SHUFFLE(d, zip_high, 1, 3)
     #endif
     """
+    bint seldom "DIRECT_SELDOM"(bint condition) nogil
     float sum_lanes_f(vf v) nogil
     double sum_lanes_d(vd v) nogil
     void store_lanes_f(float* p, vf v, Py_ssize_t first, Py_ssize_t last) nogil
     void store_lanes_d(double* p, vd v, Py_ssize_t first, Py_ssize_t last) nogil
     vf gather_f(const float* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) nogil
     vd gather_d(const double* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) nogil
-    vf load_inside_f(const float* row, Py_ssize_t column, Py_ssize_t extent) nogil
-    vd load_inside_d(const double* row, Py_ssize_t column, Py_ssize_t extent) nogil
+    vf inside_f(Py_ssize_t column, Py_ssize_t extent) nogil
+    vd inside_d(Py_ssize_t column, Py_ssize_t extent) nogil
+    vf load_lanes_f(const float* p, vf inside) nogil
+    vd load_lanes_d(const double* p, vd inside) nogil
     vf even_f(vf a, vf b) nogil
     vd even_d(vd a, vd b) nogil
     vf odd_f(vf a, vf b) nogil
@@ -248,14 +260,29 @@ cdef inline real sum_lanes(vec v, const real* unused) noexcept nogil:
         return sum_lanes_d(v)
 
 
+cdef inline void inside(vec* out, Py_ssize_t column, Py_ssize_t extent) noexcept nogil:
+    """Which of the columns from ``column`` on are in [0, extent)."""
+    if vec is vf:
+        out[0] = inside_f(column, extent)
+    else:
+        out[0] = inside_d(column, extent)
+
+
+cdef inline void load_lanes(vec* out, const real* p, vec lanes, bint plain) noexcept nogil:
+    """A vector; without ``plain`` those of its lanes that `inside` names, elsewhere zeros."""
+    if plain:
+        out[0] = (<const vec*> p)[0]
+    elif vec is vf:
+        out[0] = load_lanes_f(<const float*> p, lanes)
+    else:
+        out[0] = load_lanes_d(<const double*> p, lanes)
+
+
 cdef inline void load(vec* out, const real* row, Py_ssize_t column, Py_ssize_t extent, bint plain) noexcept nogil:
     """Columns column .. of a row; with ``plain`` all of them exist, else those outside [0, extent) are zero."""
-    if plain:
-        out[0] = (<const vec*> (row + column))[0]
-    elif vec is vf:
-        out[0] = load_inside_f(<const float*> row, column, extent)
-    else:
-        out[0] = load_inside_d(<const double*> row, column, extent)
+    cdef vec lanes
+    inside(&lanes, column, extent)
+    load_lanes(out, row + column, lanes, plain)
 
 
 # How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see `even`);
@@ -429,7 +456,8 @@ cdef inline void depthwise_step(
     const real* row,      # IN   an image row, whose number modulo stride is `phase` at the first tap of an output row
     const vec* taps,      # IN   K x K
     const vec* shift,
-    Py_ssize_t column, Py_ssize_t extent, int K, int stride, int phase, bint plain,
+    const vec* lanes,     # IN   for each load: lanes in the row; not looked at if `plain`
+    Py_ssize_t column, int K, int stride, int phase, bint plain,
 ) noexcept nogil:
     # Each vector that is loaded serves all output rows that it belongs to. The kernel rows are written out: a compiler
     # does not unroll a loop as long as that, and then keeps no sum in a register.
@@ -439,11 +467,11 @@ cdef inline void depthwise_step(
         vec a, b
     for kw in range(K):
         if stride == 1:
-            load(&x[kw], row, column + kw, extent, plain)
+            load_lanes(&x[kw], row + column + kw, lanes[kw], plain)
         else:
             j = kw - 1 if kw % 2 == 0 and kw > 0 else kw
-            load(&a, row, column + j, extent, plain)
-            load(&b, row, column + j + sizeof(vec) // sizeof(real), extent, plain)
+            load_lanes(&a, row + column + j, lanes[j], plain)
+            load_lanes(&b, row + column + j + sizeof(vec) // sizeof(real), lanes[K + j], plain)
             x[kw] = odd(a, b) if j < kw else even(a, b)
     if phase == 0:
         for j in range((K - 1) // stride, 0, -1):
@@ -477,25 +505,29 @@ cdef inline void depthwise_column(
     real act_min, real act_max,
     real* out,            # OUT  a vector of each row
     Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column,  # image row and column at the first tap
-    Py_ssize_t room,      # elements from `out` on that this or a later call of this task writes
-    Py_ssize_t skip,      # lanes that have been written already
+    const real* limit,    # beyond which a vector may not start; before, what it writes too far is written again
+    Py_ssize_t skip,      # else: lanes that have been written already
     int K, int stride, bint plain, vec* unused,
 ) noexcept nogil:
     # One vector wide, down the rows of a plane: every image row is loaded once, and no output row has to be one of a
     # block. The planes' columns are taken in turns: masks and the like serve many rows.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = p.IH, IW = p.IW, OW = p.OW, in_group = f % p.F
-        Py_ssize_t plane, oh, ih, whole
+        Py_ssize_t ahead = p.ahead, _plane, _oh, ih
+        bint accumulate = p.accumulate
         int kh, kw, i
         vec[49] taps
         vec[7] sums
+        vec[10] lanes
         vec shift, low, high, value
         const real* filter
         const real* row
         real* to
     fill(&low, act_min)
     fill(&high, act_max)
-    for plane in range(p.count):
+    for i in range(K * stride):
+        inside(&lanes[i], column + i % K + i // K * VL, IW)
+    for _plane in range(p.count):
         filter = weight + f * K * K + p.start
         for kh in range(K):
             for kw in range(K):
@@ -506,26 +538,22 @@ cdef inline void depthwise_column(
         ih = top
         for i in range(K - stride):
             row = image + ih * IW if 0 <= ih < IH else zeros
-            depthwise_step(&sums[0], row, &taps[0], &shift, column, IW, K, stride, i % stride, plain)
+            depthwise_step(&sums[0], row, &taps[0], &shift, &lanes[0], column, K, stride, i % stride, plain)
             ih += 1
-        # A vector that is wider than the row may run into the next one, which is written later
-        whole = n_rows if OW >= VL else min((room - plane * p.to_out - VL + OW) // OW, n_rows)
-        if p.accumulate:
-            whole = 0
         to = out
-        for oh in range(n_rows):
+        for _oh in range(n_rows):
             for i in range(1, stride + 1):
                 row = image + ih * IW if 0 <= ih < IH else zeros
-                prefetch(row + column + p.ahead)
-                depthwise_step(&sums[0], row, &taps[0], &shift, column, IW, K, stride, i % stride, plain)
+                prefetch(row + column + ahead)
+                depthwise_step(&sums[0], row, &taps[0], &shift, &lanes[0], column, K, stride, i % stride, plain)
                 ih += 1
             value = sums[(K - 1) // stride]
             if stride == 2:
                 value = in_order(value)
-            if oh < whole:
-                (<vec*> to)[0] = vmin(high, vmax(low, value))
+            if seldom(to > limit):
+                store(to, value, skip, min(OW, VL), accumulate, act_min, act_max)
             else:
-                store(to, value, skip, min(OW, VL), p.accumulate, act_min, act_max)
+                (<vec*> to)[0] = vmin(high, vmax(low, value))
             to += OW
         out += p.to_out
         f += 1
@@ -577,8 +605,9 @@ cdef inline void depthwise_planes(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), reach = K + stride * (VL - 1), OW = conv.OW, F = conv.F
         Py_ssize_t pad_top = conv.pad_top, pad_left = conv.pad_left, in_group = f % F
-        Py_ssize_t band, oh, ow, block, n_rows, top, column, room, i
+        Py_ssize_t band, oh, ow, block, n_rows, top, column, i
         const real* image
+        const real* limit
         real* to
         Planes p
     p.filters, p.F, p.OW, p.to_out, p.accumulate = conv.G * F, F, OW, conv.OH * OW, conv.accumulate
@@ -590,6 +619,8 @@ cdef inline void depthwise_planes(
     p.to_image = p.IH * p.IW
     band = ceil_div(last - first, max(ceil_div((last - first) * stride * p.IW, BAND), 1))
     p.ahead = band * stride * p.IW if band < last - first else conv.planes * p.to_image
+    # A vector that is wider than a row runs into the next one, which is written later
+    limit = NULL if conv.accumulate else out + (n_planes - 1) * p.to_out + (last - first) * OW - VL
     while n_planes > 0:
         p.count = min(conv.planes, n_planes)
         image = input
@@ -606,12 +637,11 @@ cdef inline void depthwise_planes(
                 block = min(ow, max(OW - VL, 0))
                 column = block * stride - pad_left
                 to = out + (oh - first) * OW + block
-                room = (n_planes - 1) * p.to_out + (last - oh) * OW
                 if column >= 0 and column + reach <= p.IW:
-                    depthwise_column(&p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, room,
+                    depthwise_column(&p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit,
                                      ow - block, K, stride, True, unused)
                 else:
-                    depthwise_column(&p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, room,
+                    depthwise_column(&p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit,
                                      ow - block, K, stride, False, unused)
                 ow += VL
             oh += n_rows
