@@ -2,7 +2,7 @@
 
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that
 padding meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the
-one before. Small planes of a depthwise layer are copied with their border instead.
+one before.
 
 The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
 conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
@@ -31,10 +31,9 @@ cdef enum:
     DEPTH = 256      # products after which a partial sum is put aside
     FLUSH = 64       # vectors after which grad_weight's partial sums are put aside
     TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
-    ROWS = 4         # output rows of a depthwise layer that share each loaded vector of pixels
-    SMALL = 1024     # elements of a depthwise plane that is copied, with its border
-    SPREAD = 1 << 16  # the same of a plane whose cells are spread: half of a second-level cache
-    TOGETHER = 2048  # elements of planes that are copied together: with the results, half of a first-level cache
+    BAND = 8192      # elements of image rows that the columns of a depthwise layer share: a first-level cache
+    TOGETHER = 2048  # elements of depthwise planes, images and results, whose columns are taken in turns
+    SPREAD = 1 << 16  # elements of an image whose cells are spread in a copy: half of a second-level cache
     CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
 
 cdef extern from *:
@@ -43,6 +42,7 @@ cdef extern from *:
     #include <immintrin.h>
     #endif
     #define DIRECT static inline __attribute__((always_inline))
+    #define DIRECT_SELDOM(condition) __builtin_expect(!!(condition), 0)
 
     #define DIRECT_HELPERS(S, type, vec, VL) \\
     DIRECT type sum_lanes_##S(vec v) { type sum = v[0]; for (int i = 1; i < VL; i++) sum += v[i]; return sum; } \\
@@ -87,46 +87,54 @@ cdef extern from *:
     DIRECT_STORE_LANES(d, double, vd, VL_DOUBLE)
     #endif
 
-    /* Lane i: row[column + i]; zero, and not read, where that column is outside [0, extent). */
+    /* inside: lanes whose sign bit says that column + i is in [0, extent). load_lanes: lane i is p[i]; zero, and not
+       read, where the sign bit of that lane is not set. */
+    #define DIRECT_INSIDE(S, type, vec, VL, lane_type, ...) \\
+    DIRECT vec inside_##S(Py_ssize_t column, Py_ssize_t extent) \\
+    { \\
+        Py_ssize_t from = column < -VL ? -VL : column < extent ? column : extent; \\
+        simd_i##S lane = {__VA_ARGS__}; \\
+        lane += (lane_type)from; \\
+        return (vec)((lane - (lane_type)extent) & ~lane); \\
+    }
+    #if FASTCONV_VL == 16
+    DIRECT_INSIDE(f, float, vf, 16, int, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+    DIRECT_INSIDE(d, double, vd, 8, long long, 0, 1, 2, 3, 4, 5, 6, 7)
+    #elif FASTCONV_VL == 8
+    DIRECT_INSIDE(f, float, vf, 8, int, 0, 1, 2, 3, 4, 5, 6, 7)
+    DIRECT_INSIDE(d, double, vd, 4, long long, 0, 1, 2, 3)
+    #else
+    DIRECT_INSIDE(f, float, vf, 4, int, 0, 1, 2, 3)
+    DIRECT_INSIDE(d, double, vd, 2, long long, 0, 1)
+    #endif
+
     #if defined(__AVX512F__) && FASTCONV_VL == 16
-    DIRECT unsigned lanes_inside(Py_ssize_t column, Py_ssize_t extent, int VL)
-    {
-        unsigned long long all = (1u << VL) - 1;
-        Py_ssize_t before = column < 0 ? -column : 0, after = column + VL > extent ? column + VL - extent : 0;
-        before = before < VL ? before : VL;
-        after = after < VL ? after : VL;
-        return (unsigned)((all << before) & (all >> after));
-    }
-    DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
-    { return (vf)_mm512_maskz_loadu_ps((__mmask16)lanes_inside(column, extent, 16), row + column); }
-    DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
-    { return (vd)_mm512_maskz_loadu_pd((__mmask8)lanes_inside(column, extent, 8), row + column); }
+    DIRECT vf load_lanes_f(const float *p, vf inside)
+    { return (vf)_mm512_maskz_loadu_ps(_mm512_movepi32_mask((__m512i)inside), p); }
+    DIRECT vd load_lanes_d(const double *p, vd inside)
+    { return (vd)_mm512_maskz_loadu_pd(_mm512_movepi64_mask((__m512i)inside), p); }
     #elif defined(__AVX2__) && FASTCONV_VL == 8
-    DIRECT vf load_inside_f(const float *row, Py_ssize_t column, Py_ssize_t extent)
-    {
-        Py_ssize_t from = column < -8 ? -8 : column < extent ? column : extent;
-        simd_if lane = {0, 1, 2, 3, 4, 5, 6, 7};
-        lane += (int)from;  /* the sign bit decides: lane - extent < 0 and lane >= 0 */
-        return (vf)_mm256_maskload_ps(row + column, (__m256i)((lane - (int)extent) & ~lane));
-    }
-    DIRECT vd load_inside_d(const double *row, Py_ssize_t column, Py_ssize_t extent)
-    {
-        simd_id lane = {0, 1, 2, 3};
-        lane += (long long)column;
-        return (vd)_mm256_maskload_pd(row + column, (__m256i)((lane - (long long)extent) & ~lane));
-    }
+    DIRECT vf load_lanes_f(const float *p, vf inside) { return (vf)_mm256_maskload_ps(p, (__m256i)inside); }
+    DIRECT vd load_lanes_d(const double *p, vd inside) { return (vd)_mm256_maskload_pd(p, (__m256i)inside); }
     #else
     /* Out of line: a branch for each lane, wherever a vector is loaded, would be more than a compiler takes. */
-    #define DIRECT_LOAD_INSIDE(S, type, vec, VL) \\
-    static __attribute__((noinline)) vec load_edge_##S(const type *row, Py_ssize_t column, Py_ssize_t extent) \\
-    { return gather_##S(row, column, 1, extent); } \\
-    DIRECT vec load_inside_##S(const type *row, Py_ssize_t column, Py_ssize_t extent) \\
+    #define DIRECT_LOAD_LANES(S, type, vec, VL) \\
+    static __attribute__((noinline)) vec load_some_##S(const type *p, vec inside) \\
     { \\
-        if (column >= 0 && column + VL <= extent) return *(const vec *)(row + column); \\
-        return load_edge_##S(row, column, extent); \\
+        type lanes[VL]; \\
+        vec v; \\
+        for (int i = 0; i < VL; i++) lanes[i] = ((simd_i##S)inside)[i] < 0 ? p[i] : 0; \\
+        __builtin_memcpy(&v, lanes, sizeof v); \\
+        return v; \\
+    } \\
+    DIRECT vec load_lanes_##S(const type *p, vec inside) \\
+    { \\
+        /* the lanes inside are neighbours */ \\
+        if (((simd_i##S)inside)[0] < 0 && ((simd_i##S)inside)[VL - 1] < 0) return *(const vec *)p; \\
+        return load_some_##S(p, inside); \\
     }
-    DIRECT_LOAD_INSIDE(f, float, vf, VL_FLOAT)
-    DIRECT_LOAD_INSIDE(d, double, vd, VL_DOUBLE)
+    DIRECT_LOAD_LANES(f, float, vf, VL_FLOAT)
+    DIRECT_LOAD_LANES(d, double, vd, VL_DOUBLE)
     #endif
 
     /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (128-bit lanes stay
@@ -175,14 +183,17 @@ cdef extern from *:
     DIRECT_SHUFFLE(d, zip_high, 1, 3)
     #endif
     """
+    bint seldom "DIRECT_SELDOM"(bint condition) nogil
     float sum_lanes_f(vf v) nogil
     double sum_lanes_d(vd v) nogil
     void store_lanes_f(float* p, vf v, Py_ssize_t first, Py_ssize_t last) nogil
     void store_lanes_d(double* p, vd v, Py_ssize_t first, Py_ssize_t last) nogil
     vf gather_f(const float* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) nogil
     vd gather_d(const double* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) nogil
-    vf load_inside_f(const float* row, Py_ssize_t column, Py_ssize_t extent) nogil
-    vd load_inside_d(const double* row, Py_ssize_t column, Py_ssize_t extent) nogil
+    vf inside_f(Py_ssize_t column, Py_ssize_t extent) nogil
+    vd inside_d(Py_ssize_t column, Py_ssize_t extent) nogil
+    vf load_lanes_f(const float* p, vf inside) nogil
+    vd load_lanes_d(const double* p, vd inside) nogil
     vf even_f(vf a, vf b) nogil
     vd even_d(vd a, vd b) nogil
     vf odd_f(vf a, vf b) nogil
@@ -249,14 +260,29 @@ cdef inline real sum_lanes(vec v, const real* unused) noexcept nogil:
         return sum_lanes_d(v)
 
 
+cdef inline void inside(vec* out, Py_ssize_t column, Py_ssize_t extent) noexcept nogil:
+    """Which of the columns from ``column`` on are in [0, extent)."""
+    if vec is vf:
+        out[0] = inside_f(column, extent)
+    else:
+        out[0] = inside_d(column, extent)
+
+
+cdef inline void load_lanes(vec* out, const real* p, vec lanes, bint plain) noexcept nogil:
+    """A vector; without ``plain`` those of its lanes that `inside` names, elsewhere zeros."""
+    if plain:
+        out[0] = (<const vec*> p)[0]
+    elif vec is vf:
+        out[0] = load_lanes_f(<const float*> p, lanes)
+    else:
+        out[0] = load_lanes_d(<const double*> p, lanes)
+
+
 cdef inline void load(vec* out, const real* row, Py_ssize_t column, Py_ssize_t extent, bint plain) noexcept nogil:
     """Columns column .. of a row; with ``plain`` all of them exist, else those outside [0, extent) are zero."""
-    if plain:
-        out[0] = (<const vec*> (row + column))[0]
-    elif vec is vf:
-        out[0] = load_inside_f(<const float*> row, column, extent)
-    else:
-        out[0] = load_inside_d(<const double*> row, column, extent)
+    cdef vec lanes
+    inside(&lanes, column, extent)
+    load_lanes(out, row + column, lanes, plain)
 
 
 # How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see `even`);
@@ -317,41 +343,36 @@ cdef struct Conv:
     Py_ssize_t pool_KH, buffered  # rows of a fused pool's window; convolution rows that a worker holds for it
     Py_ssize_t together           # filters of a unit
     Py_ssize_t rows, chunk, units, batch, n_tasks  # result rows of a plane and of a unit; units of a task
-    # Copies of small planes, border included: their number, rows, columns modulo stride; 0: planes are read in place
-    Py_ssize_t slots, height, cells
-    Py_ssize_t spread             # 2: in the copies, image cells are 2 apart, with zeros between
+    Py_ssize_t K, planes          # depthwise: kernel extent, else 0; planes whose columns are taken in turns
+    # Images are copied with their border, cells 2 apart and zeros between: rows and columns of a copy; 0: read in place
+    Py_ssize_t height, cells
 
 
-cdef Py_ssize_t copied_height(const Conv* conv) noexcept nogil:
-    return (max(conv.OH, ROWS) - 1) * conv.stride_h + conv.KH
-
-
-cdef Py_ssize_t copied_cells(const Conv* conv) noexcept nogil:
-    cdef Py_ssize_t cells = max(conv.OW, _VL_FLOAT) + (conv.KW - 1) // conv.stride_w
-    if conv.spread == 2:
-        cells = max(cells, conv.pad_left + 2 * ceil_div(conv.IW, _VL_FLOAT) * _VL_FLOAT)
-    return ceil_div(cells, _VL_FLOAT) * _VL_FLOAT
+cdef void spread_out(Conv* conv) noexcept nogil:
+    # As many zeros between the cells of grad_output: a convolution of stride 1. Three products of four are wasted, which
+    # costs less than vectors for each of the four sums that an input cell can be.
+    cdef:
+        Py_ssize_t height = conv.OH + conv.KH - 1, cells = max(conv.OW, _VL_FLOAT) + conv.KW - 1
+    cells = max(cells, conv.pad_left + 2 * ceil_div(conv.IW, _VL_FLOAT) * _VL_FLOAT)
+    cells = ceil_div(cells, _VL_FLOAT) * _VL_FLOAT
+    if height * cells <= SPREAD:
+        conv.height, conv.cells, conv.stride_h, conv.stride_w = height, cells, 1, 1
 
 
 cdef void share_out(Conv* conv) noexcept nogil:
     # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
     # whatever the number of threads.
     cdef Py_ssize_t work, chunks
-    conv.together = 1 if depthwise_extent(conv) else FILTERS
+    conv.K = depthwise_extent(conv)
+    conv.together = 1 if conv.K else FILTERS
     if conv.pool_KH and conv.buffered < conv.OH and conv.buffered * FILTERS > conv.OH:
         conv.together = 1
     work = max(min(conv.together, conv.F) * conv.C * conv.KH * conv.KW * conv.OH * conv.OW, 1)
-    chunks = 1 if conv.spread == 2 else max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
+    chunks = 1 if conv.cells else max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
     conv.chunk = max(ceil_div(ceil_div(conv.rows, chunks), 2) * 2, 2)
     conv.units = conv.N * conv.G * ceil_div(conv.F, conv.together) * ceil_div(conv.rows, conv.chunk)
     conv.batch = max(TASK // work, 1)
-    conv.cells = conv.height = conv.slots = 0
-    if depthwise_extent(conv) and not conv.accumulate and not conv.pool_KH and conv.chunk >= conv.rows:
-        conv.height, conv.cells = copied_height(conv), copied_cells(conv)
-        if conv.height * conv.stride_w * conv.cells > SMALL and conv.spread == 1:
-            conv.cells = 0
-        else:
-            conv.slots = max(TOGETHER // (conv.height * conv.stride_w * conv.cells), 1)
+    conv.planes = max(TOGETHER // max(conv.OH * conv.OW + max(conv.IH * conv.IW, conv.height * conv.cells), 1), 1)
     conv.n_tasks = ceil_div(conv.units, conv.batch)
 
 
@@ -371,7 +392,7 @@ cdef Conv forward(const int64_t* geometry) noexcept nogil:
     conv.pool_KH = geometry[GEO_POOL_KH]
     conv.accumulate = geometry[GEO_ACCUMULATE] != 0 and conv.pool_KH == 0
     conv.rows = geometry[GEO_POOL_OH] if conv.pool_KH else conv.OH
-    conv.spread = 1
+    conv.height = conv.cells = 0
     conv.buffered = min(conv.OH, max(conv.pool_KH, 4096 // max(conv.OW, 1))) if conv.pool_KH else 0
     share_out(&conv)
     return conv
@@ -394,19 +415,15 @@ cdef Conv adjoint(const int64_t* geometry) noexcept nogil:
     conv.pool_KH = conv.buffered = 0
     conv.accumulate = geometry[GEO_ACCUMULATE] != 0
     conv.rows = conv.OH
-    conv.spread = 1
-    if depthwise_extent(&conv) and conv.stride_w == 2 and not conv.accumulate and conv.pad_top >= 0 and conv.pad_left >= 0:
-        # Between the cells of grad_output as many zeros: a convolution of stride 1. Three products of four are wasted,
-        # which costs less than vectors for each of the four sums that an input cell can be.
-        conv.spread, conv.stride_h, conv.stride_w = 2, 1, 1
-        if copied_height(&conv) * copied_cells(&conv) > SPREAD:
-            conv.spread, conv.stride_h, conv.stride_w = 1, 2, 2
+    conv.height = conv.cells = 0
+    if depthwise_extent(&conv) and conv.stride_w == 2 and conv.pad_top >= 0 and conv.pad_left >= 0:
+        spread_out(&conv)
     share_out(&conv)
     return conv
 
 
 cdef Py_ssize_t depthwise_extent(const Conv* conv) noexcept nogil:
-    # Kernel extent of the cases that depthwise_rows is made for; 0: not one of them.
+    # Kernel extent of the cases that depthwise_planes is made for; 0: not one of them.
     if (
         conv.C == 1 and conv.KH == conv.KW and conv.dil_h == conv.dil_w == 1 and conv.stride_h == conv.stride_w
         and (conv.stride_h == 1 and conv.KH in (3, 5, 7) or conv.stride_h == 2 and conv.KH in (3, 5))
@@ -415,170 +432,140 @@ cdef Py_ssize_t depthwise_extent(const Conv* conv) noexcept nogil:
     return 0
 
 
-cdef inline void depthwise_row(
-    vec* acc,             # INOUT  ROWS
-    const real* row,      # IN   image row `i` of those that ROWS output rows read; copied: each column modulo stride
-    const vec* taps,      # IN   K x K
-    Py_ssize_t column,    # at tap 0
-    Py_ssize_t extent, Py_ssize_t cells, int i, int K, int stride, bint copied, bint plain,
+cdef inline void depthwise_products(
+    vec* sums,            # INOUT  of the output rows that have begun, the youngest first
+    const vec* x, const vec* taps, const vec* shift, int kh, int K, int stride, int phase,
 ) noexcept nogil:
-    # Each vector that is loaded serves all output rows that it belongs to.
+    # What an image row adds by kernel row kh. A sum of its own, as adding to `sums` would be one long chain.
     cdef:
-        int kh, kw, r
-        vec x, y
-    for kw in range(K):
-        if copied:
-            x = (<const vec*> (row + column + kw % stride * cells + kw // stride))[0]
-        elif stride == 1:
-            load(&x, row, column + kw, extent, plain)
-        else:
-            load(&x, row, column + kw - kw % 2, extent, plain)
-            load(&y, row, column + kw - kw % 2 + sizeof(vec) // sizeof(real), extent, plain)
-            x = odd(x, y) if kw % 2 else even(x, y)
-        for r in range(ROWS):
-            kh = i - r * stride
-            if 0 <= kh < K:
-                acc[r] = acc[r] + x * taps[kh * K + kw]
-
-
-cdef inline void depthwise_block(
-    const real** rows,    # IN   image rows
-    const vec* taps,      # IN   K x K
-    Py_ssize_t column, Py_ssize_t extent, Py_ssize_t cells,
-    real shift,
-    real act_min, real act_max,
-    real* out,            # OUT  a vector of each of ROWS output rows, OW apart
-    Py_ssize_t OW,
-    bint whole,           # whole vectors of all the rows may be written
-    Py_ssize_t n_rows, Py_ssize_t skip, bint accumulate,   # else: rows, and lanes that have been written already
-    int K, int stride, bint copied, bint plain,
-) noexcept nogil:
-    # The rows are written out: a compiler does not unroll a loop as long as that, and then keeps no sum in a register.
-    cdef:
-        vec[ROWS] acc
-        vec low, high
-        Py_ssize_t r
-        int n = K + (ROWS - 1) * stride
-    for r in range(ROWS):
-        fill(&acc[r], shift)
-    depthwise_row(&acc[0], rows[0], taps, column, extent, cells, 0, K, stride, copied, plain)
-    depthwise_row(&acc[0], rows[1], taps, column, extent, cells, 1, K, stride, copied, plain)
-    depthwise_row(&acc[0], rows[2], taps, column, extent, cells, 2, K, stride, copied, plain)
-    depthwise_row(&acc[0], rows[3], taps, column, extent, cells, 3, K, stride, copied, plain)
-    depthwise_row(&acc[0], rows[4], taps, column, extent, cells, 4, K, stride, copied, plain)
-    depthwise_row(&acc[0], rows[5], taps, column, extent, cells, 5, K, stride, copied, plain)
-    if n > 6:
-        depthwise_row(&acc[0], rows[6], taps, column, extent, cells, 6, K, stride, copied, plain)
-    if n > 7:
-        depthwise_row(&acc[0], rows[7], taps, column, extent, cells, 7, K, stride, copied, plain)
-    if n > 8:
-        depthwise_row(&acc[0], rows[8], taps, column, extent, cells, 8, K, stride, copied, plain)
-    if n > 9:
-        depthwise_row(&acc[0], rows[9], taps, column, extent, cells, 9, K, stride, copied, plain)
-    if n > 10:
-        depthwise_row(&acc[0], rows[10], taps, column, extent, cells, 10, K, stride, copied, plain)
-    if stride == 2 and not copied:
-        for r in range(ROWS):
-            acc[r] = in_order(acc[r])
-    if whole:
-        fill(&low, act_min)
-        fill(&high, act_max)
-        for r in range(ROWS):
-            (<vec*> (out + r * OW))[0] = vmin(high, vmax(low, acc[r]))
+        int kw
+        vec sum
+    if kh >= K or kh % stride != phase:
+        return
+    if kh == 0:
+        sum = shift[0] + x[0] * taps[0]
     else:
-        for r in range(n_rows):
-            store(out + r * OW, acc[r], skip, min(OW, <Py_ssize_t> (sizeof(vec) // sizeof(real))), accumulate, act_min,
-                  act_max)
+        sum = x[0] * taps[kh * K]
+    for kw in range(1, K):
+        sum = sum + x[kw] * taps[kh * K + kw]
+    sums[kh // stride] = sum if kh == 0 else sums[kh // stride] + sum
 
 
-cdef inline void depthwise_rows(
-    const Conv* conv,
-    const real* image,    # IN   one plane; copied: [height][stride][cells], border included
-    const real* zeros,    # IN   IW of them
-    const real* weight,   # IN   one filter
-    real shift,
-    real act_min, real act_max,
-    real* out,            # OUT  rows first .. last - 1
-    Py_ssize_t first, Py_ssize_t last,
-    Py_ssize_t room,      # elements from `out` on that this or a later call of this task writes
-    int K, int stride, bint copied, vec* unused,
+cdef inline void depthwise_step(
+    vec* sums,            # INOUT  of the output rows that have begun, the youngest first
+    const real* row,      # IN   an image row, whose number modulo stride is `phase` at the first tap of an output row
+    const vec* taps,      # IN   K x K
+    const vec* shift,
+    const vec* lanes,     # IN   for each load: lanes in the row; not looked at if `plain`
+    Py_ssize_t column, int K, int stride, int phase, bint plain,
 ) noexcept nogil:
-    # ROWS output rows at a time. The last ones overlap those before, as do the last columns.
+    # Each vector that is loaded serves all output rows that it belongs to. The kernel rows are written out: a compiler
+    # does not unroll a loop as long as that, and then keeps no sum in a register.
     cdef:
-        Py_ssize_t IH = conv.IH, IW = conv.IW, OW = conv.OW, cells = conv.cells, pad_left = conv.pad_left
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), reach = K - 1 + stride * VL
-        bint accumulate = conv.accumulate, whole, overlap = not accumulate and last - first >= ROWS
-        Py_ssize_t oh = first, ow, block, kh, kw, ih, column, n_rows
-        vec[49] taps
-        const real* rows[11]
-        real* row
-    for kh in range(K):
-        for kw in range(K):
-            fill(&taps[kh * K + kw], weight[kh * conv.to_kh + kw * conv.to_kw])
-    while oh < last:
-        if overlap:
-            oh = min(oh, last - ROWS)
-        n_rows = min(last - oh, ROWS)
-        ih = oh * stride - conv.pad_top
-        if copied:
-            for kh in range(K + (ROWS - 1) * stride):
-                rows[kh] = image + (oh * stride + kh) * stride * cells
-        elif ih >= 0 and ih + K + (ROWS - 1) * stride <= IH:
-            for kh in range(K + (ROWS - 1) * stride):
-                rows[kh] = image + (ih + kh) * IW
+        int kw, j
+        vec[7] x
+        vec a, b
+    for kw in range(K):
+        if stride == 1:
+            load_lanes(&x[kw], row + column + kw, lanes[kw], plain)
         else:
-            for kh in range(K + (ROWS - 1) * stride):
-                rows[kh] = image + (ih + kh) * IW if 0 <= ih + kh < IH else zeros
-        row = out + (oh - first) * OW
-        # A vector that is wider than the row may run into the next one, which is written later
-        whole = overlap and (OW >= VL or room - (oh - first + ROWS - 1) * OW >= VL)
-        ow = 0
-        while ow < OW:
-            block = min(ow, max(OW - VL, 0))
-            column = block if copied else block * stride - pad_left
-            if copied or column >= 0 and column + reach <= IW:
-                depthwise_block(&rows[0], &taps[0], column, IW, cells, shift, act_min, act_max, row + block, OW, whole,
-                                n_rows, ow - block if accumulate else 0, accumulate, K, stride, copied, True)
-            else:
-                depthwise_block(&rows[0], &taps[0], column, IW, cells, shift, act_min, act_max, row + block, OW, whole,
-                                n_rows, ow - block if accumulate else 0, accumulate, K, stride, copied, False)
-            ow += VL
-        oh += ROWS
+            j = kw - 1 if kw % 2 == 0 and kw > 0 else kw
+            load_lanes(&a, row + column + j, lanes[j], plain)
+            load_lanes(&b, row + column + j + sizeof(vec) // sizeof(real), lanes[K + j], plain)
+            x[kw] = odd(a, b) if j < kw else even(a, b)
+    if phase == 0:
+        for j in range((K - 1) // stride, 0, -1):
+            sums[j] = sums[j - 1]
+    depthwise_products(sums, &x[0], taps, shift, 6, K, stride, phase)
+    depthwise_products(sums, &x[0], taps, shift, 5, K, stride, phase)
+    depthwise_products(sums, &x[0], taps, shift, 4, K, stride, phase)
+    depthwise_products(sums, &x[0], taps, shift, 3, K, stride, phase)
+    depthwise_products(sums, &x[0], taps, shift, 2, K, stride, phase)
+    depthwise_products(sums, &x[0], taps, shift, 1, K, stride, phase)
+    depthwise_products(sums, &x[0], taps, shift, 0, K, stride, phase)
 
 
-cdef inline void copy_plane(
-    const real* image,    # IN   one plane
-    real* copied,         # OUT  [height][stride][cells]
-    const Conv* conv,
-    int stride, vec* unused,
+# Planes as depthwise_column reads and writes them.
+cdef struct Planes:
+    Py_ssize_t count, F, filters  # planes of results; of those that read one image; of one sample
+    Py_ssize_t IH, IW, OW
+    Py_ssize_t to_image, to_out   # to the next image, to the next plane of results
+    Py_ssize_t ahead              # to what is fetched into the cache meanwhile
+    Py_ssize_t start, to_kh, to_kw  # steps through the weight
+    bint accumulate
+
+
+cdef inline void depthwise_column(
+    const Planes* p,
+    const real* image,    # IN   of the first plane of results
+    const real* zeros,    # IN   IW of them
+    const real* weight,   # IN   all filters
+    const real* bias,     # IN   all filters', or NULL
+    Py_ssize_t f,         # filter of the first plane
+    real act_min, real act_max,
+    real* out,            # OUT  a vector of each row
+    Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column,  # image row and column at the first tap
+    const real* limit,    # beyond which a vector may not start; before, what it writes too far is written again
+    Py_ssize_t skip,      # else: lanes that have been written already
+    int K, int stride, bint plain, vec* unused,
 ) noexcept nogil:
-    # Cell j of phase i holds image column j * stride + i - pad_left. Around the image there are zeros, and they stay.
+    # One vector wide, down the rows of a plane: every image row is loaded once, and no output row has to be one of a
+    # block. The planes' columns are taken in turns: masks and the like serve many rows.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), cells = conv.cells, IW = conv.IW, size = conv.IH * IW, cell = 0
-        Py_ssize_t first = max(-conv.pad_top, 0), last = min(conv.height - conv.pad_top, conv.IH), column
-        Py_ssize_t filled = min(ceil_div(IW + conv.pad_left, stride), cells)
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = p.IH, IW = p.IW, OW = p.OW, in_group = f % p.F
+        Py_ssize_t ahead = p.ahead, _plane, _oh, ih
+        bint accumulate = p.accumulate
+        int kh, kw, i
+        vec[49] taps
+        vec[7] sums
+        vec[10] lanes
+        vec shift, low, high, value
+        const real* filter
         const real* row
         real* to
-        vec a, b
-    while cell < filled:
-        column = cell * stride - conv.pad_left
-        row = image + first * IW
-        to = copied + (first + conv.pad_top) * stride * cells + cell
-        for _ in range(first, last):
-            prefetch(row + size + column)  # the next plane
-            load(&a, row, column, IW, False)
-            if stride == 1:
-                (<vec*> to)[0] = a
+    fill(&low, act_min)
+    fill(&high, act_max)
+    for i in range(K * stride):
+        inside(&lanes[i], column + i % K + i // K * VL, IW)
+    for _plane in range(p.count):
+        filter = weight + f * K * K + p.start
+        for kh in range(K):
+            for kw in range(K):
+                fill(&taps[kh * K + kw], filter[kh * p.to_kh + kw * p.to_kw])
+        fill(&shift, bias[f] if bias != NULL else 0)
+        for i in range(7):
+            sums[i] = shift
+        ih = top
+        for i in range(K - stride):
+            row = image + ih * IW if 0 <= ih < IH else zeros
+            depthwise_step(&sums[0], row, &taps[0], &shift, &lanes[0], column, K, stride, i % stride, plain)
+            ih += 1
+        to = out
+        for _oh in range(n_rows):
+            for i in range(1, stride + 1):
+                row = image + ih * IW if 0 <= ih < IH else zeros
+                prefetch(row + column + ahead)
+                depthwise_step(&sums[0], row, &taps[0], &shift, &lanes[0], column, K, stride, i % stride, plain)
+                ih += 1
+            value = sums[(K - 1) // stride]
+            if stride == 2:
+                value = in_order(value)
+            if seldom(to > limit):
+                store(to, value, skip, min(OW, VL), accumulate, act_min, act_max)
             else:
-                load(&b, row, column + VL, IW, False)
-                (<vec*> to)[0] = in_order(even(a, b))
-                (<vec*> (to + cells))[0] = in_order(odd(a, b))
-            row += IW
-            to += stride * cells
-        cell += VL
+                (<vec*> to)[0] = vmin(high, vmax(low, value))
+            to += OW
+        out += p.to_out
+        f += 1
+        in_group += 1
+        if in_group == p.F:  # filters of one group read one image
+            in_group = 0
+            image += p.to_image
+            if f == p.filters:
+                f = 0
 
 
-cdef inline void spread_plane(
+cdef inline void spread_image(
     const real* image,    # IN   one plane
     real* copied,         # OUT  [height][cells]
     const Conv* conv, vec* unused,
@@ -594,7 +581,7 @@ cdef inline void spread_plane(
         to = copied + (2 * ih + conv.pad_top) * conv.cells + conv.pad_left
         column = 0
         while column < IW:
-            prefetch(image + (conv.IH + ih) * IW + column)  # the next plane
+            prefetch(image + (conv.IH + ih) * IW + column)  # the next image
             load(&x, image + ih * IW, column, IW, False)
             (<vec*> (to + 2 * column))[0] = zip_low(x, zero)
             (<vec*> (to + 2 * column + VL))[0] = zip_high(x, zero)
@@ -603,69 +590,91 @@ cdef inline void spread_plane(
 
 cdef inline void depthwise_planes(
     const Conv* conv,
-    const real* input,
-    const real* weight,
+    const real* input,    # IN   from the first plane's image on
+    const real* zeros,
+    const real* weight,   # IN   all filters
     const real* bias,
+    Py_ssize_t f,         # filter of the first plane
     real act_min, real act_max,
-    real* output,
-    Py_ssize_t first, Py_ssize_t last,   # planes of the output
-    real* scratch,        # `slots` copies of planes, with their borders
+    real* out,            # OUT  rows first .. last - 1 of some planes
+    Py_ssize_t n_planes,
+    Py_ssize_t first, Py_ssize_t last,
+    real* scratch,        # copies of images whose cells are spread
     int K, int stride, vec* unused,
 ) noexcept nogil:
-    # Some planes are copied, then worked on: what was stored is in the cache by then, for loads of any alignment.
     cdef:
-        Py_ssize_t F = conv.F, size = conv.OH * conv.OW, slot = conv.height * stride * conv.cells, plane = first
-        Py_ssize_t f = first % (conv.G * F), in_group = f % F, image = first // F, copied = image, last_image = (last - 1) // F
-        const real* filters = weight + conv.start + f // F * conv.to_group + in_group * conv.to_filter
-        const real* at = scratch
-    scratch = <real*> ((<size_t> scratch + 63) // 64 * 64)
-    while plane < last:
-        if image == copied:
-            while copied < min(image + conv.slots, last_image + 1):
-                if conv.spread == 2:
-                    spread_plane(input + copied * conv.IH * conv.IW, scratch + (copied - image) * slot, conv, unused)
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), reach = K + stride * (VL - 1), OW = conv.OW, F = conv.F
+        Py_ssize_t pad_top = conv.pad_top, pad_left = conv.pad_left, in_group = f % F
+        Py_ssize_t band, oh, ow, block, n_rows, top, column, i
+        const real* image
+        const real* limit
+        real* to
+        Planes p
+    p.filters, p.F, p.OW, p.to_out, p.accumulate = conv.G * F, F, OW, conv.OH * OW, conv.accumulate
+    p.start, p.to_kh, p.to_kw = conv.start, conv.to_kh, conv.to_kw
+    p.IH, p.IW = conv.IH, conv.IW
+    if conv.cells:
+        p.IH, p.IW, pad_top, pad_left = conv.height, conv.cells, 0, 0
+        scratch = <real*> ((<size_t> scratch + 63) // 64 * 64)
+    p.to_image = p.IH * p.IW
+    band = ceil_div(last - first, max(ceil_div((last - first) * stride * p.IW, BAND), 1))
+    p.ahead = band * stride * p.IW if band < last - first else conv.planes * p.to_image
+    # A vector that is wider than a row runs into the next one, which is written later
+    limit = NULL if conv.accumulate else out + (n_planes - 1) * p.to_out + (last - first) * OW - VL
+    while n_planes > 0:
+        p.count = min(conv.planes, n_planes)
+        image = input
+        if conv.cells:
+            image = scratch
+            for i in range((in_group + p.count - 1) // F + 1):
+                spread_image(input + i * conv.IH * conv.IW, scratch + i * p.to_image, conv, unused)
+        oh = first
+        while oh < last:
+            n_rows = min(band, last - oh)
+            top = oh * stride - pad_top
+            ow = 0
+            while ow < OW:
+                block = min(ow, max(OW - VL, 0))
+                column = block * stride - pad_left
+                to = out + (oh - first) * OW + block
+                if column >= 0 and column + reach <= p.IW:
+                    depthwise_column(&p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit,
+                                     ow - block, K, stride, True, unused)
                 else:
-                    copy_plane(input + copied * conv.IH * conv.IW, scratch + (copied - image) * slot, conv, stride, unused)
-                copied += 1
-            at = scratch
-        depthwise_rows(conv, at, NULL, filters, bias[f] if bias != NULL else 0, act_min, act_max, output + plane * size,
-                       0, conv.OH, (last - plane) * size, K, stride, True, unused)
-        plane += 1
-        f += 1
-        in_group += 1
-        filters += conv.to_filter
-        if in_group == F:  # filters of one group read one plane
-            in_group = 0
-            filters += conv.to_group - F * conv.to_filter
-            image += 1
-            at += slot
-        if f == conv.G * F:
-            f = 0
-            filters = weight + conv.start
+                    depthwise_column(&p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit,
+                                     ow - block, K, stride, False, unused)
+                ow += VL
+            oh += n_rows
+        n_planes -= p.count
+        out += p.count * p.to_out
+        f = (f + p.count) % p.filters
+        in_group += p.count
+        input += in_group // F * conv.IH * conv.IW
+        in_group %= F
 
 
-cdef void small_task(
-    const Conv* conv,
-    const real* input,
-    const real* weight,
-    const real* bias,
-    real act_min, real act_max,
-    real* output,
-    Py_ssize_t first, Py_ssize_t last,
-    real* scratch, vec* unused,
+cdef void depthwise_rows(
+    const Conv* conv, const real* input, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_planes, Py_ssize_t first, Py_ssize_t last, real* scratch,
+    vec* unused,
 ) noexcept nogil:
     """`depthwise_planes` with constants for kernel extent and stride."""
     if conv.stride_h == 2:
-        if conv.KH == 3:
-            depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 3, 2, unused)
+        if conv.K == 3:
+            depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
+                             3, 2, unused)
         else:
-            depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 5, 2, unused)
-    elif conv.KH == 3:
-        depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 3, 1, unused)
-    elif conv.KH == 5:
-        depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 5, 1, unused)
+            depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
+                             5, 2, unused)
+    elif conv.K == 3:
+        depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
+                         3, 1, unused)
+    elif conv.K == 5:
+        depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
+                         5, 1, unused)
     else:
-        depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, scratch, 7, 1, unused)
+        depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
+                         7, 1, unused)
 
 
 cdef inline void filters_block(
@@ -801,33 +810,16 @@ cdef void conv_rows(
     Py_ssize_t first, Py_ssize_t last, vec* unused,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t K = depthwise_extent(conv), f = 0, i, VL = sizeof(vec) // sizeof(real)
-        Py_ssize_t room = (last - first) * conv.OW
+        Py_ssize_t f = 0, i, VL = sizeof(vec) // sizeof(real)
         bint wide = conv.OW >= 2 * VL
         real[4] shift
-        real one
     while f < n_filters:
         for i in range(FILTERS):
             shift[i] = bias[f + i] if bias != NULL and f + i < n_filters else 0
-        one = shift[0]
-        if K:
-            if conv.stride_h == 2:
-                if K == 3:
-                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 3, 2,
-                                   False, unused)
-                else:
-                    depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 5, 2,
-                                   False, unused)
-            elif K == 3:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 3, 1,
-                               False, unused)
-            elif K == 5:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 5, 1,
-                               False, unused)
-            else:
-                depthwise_rows(conv, image, zeros, weight, one, act_min, act_max, out, first, last, room, 7, 1,
-                               False, unused)
+        if conv.K:
             i = 1
+            depthwise_rows(conv, image, zeros, weight - conv.start, bias + f if bias != NULL else NULL, 0, act_min,
+                           act_max, out, 1, first, last, NULL, unused)
         elif f + FILTERS <= n_filters:
             i = FILTERS
             if wide:
@@ -911,9 +903,11 @@ cdef void conv_task(
         Py_ssize_t plane = conv.rows * (geometry[GEO_POOL_OW] if conv.pool_KH else conv.OW)
         Py_ssize_t unit, first, last, block, group, image, f, n_filters
         const real* filters
-    if conv.cells:
-        small_task(conv, input, weight, bias, act_min, act_max, output, task * conv.batch,
-                   min((task + 1) * conv.batch, conv.units), rows, unused)
+    if conv.K and not conv.pool_KH and chunks == 1:  # units are whole planes
+        unit = task * conv.batch
+        depthwise_rows(conv, input + unit // conv.F * conv.IH * conv.IW, zeros, weight, bias, unit % (conv.G * conv.F),
+                       act_min, act_max, output + unit * plane, min(conv.batch, conv.units - unit), 0, conv.OH, rows,
+                       unused)
         return
     for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
         first = unit % chunks * conv.chunk
@@ -963,12 +957,12 @@ cdef void conv_task_of(
 
 cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
     if conv.cells:
-        return conv.slots * conv.height * conv.stride_w * conv.cells + 16  # to start at a cache line
+        return conv.planes * conv.height * conv.cells + 16  # to start at a cache line
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: a row of zeros; for each worker copies of planes, or rows for a fused pool."""
+    """Elements of workspace: a row of zeros; for each worker rows for a fused pool."""
     cdef Conv conv = forward(&geometry[0])
     return conv.IW + n_workers * (rows_of_worker(&conv) + pool_ring_size(&geometry[0]))
 
@@ -1000,7 +994,7 @@ def conv2d(
         real* maxima = &pooled[0, 0, 0, 0] if pooled.shape[0] else NULL
         int64_t* places = &indices[0, 0, 0, 0] if indices.shape[0] else NULL
         const int64_t* geo = &geometry[0]
-    memset(zeros, 0, (conv.IW + (n_threads * slice if conv.cells else 0)) * sizeof(real))
+    memset(zeros, 0, conv.IW * sizeof(real))
     for task in prange(
         conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
     ):

@@ -2,7 +2,6 @@
 
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that padding
 meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one before.
-Small planes of a depthwise layer are copied with their border instead.
 
 The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
 conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
@@ -35,10 +34,9 @@ from fastconv._problem import (
 FILTERS = 4  # filters that share each loaded vector of pixels
 DEPTH = 256  # products after which a partial sum is put aside
 FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
-ROWS = 4  # output rows of a depthwise layer that share each loaded vector of pixels
-SMALL = 1024  # elements of a depthwise plane that is copied, with its border
-SPREAD = 1 << 16  # the same of a plane whose cells are spread: half of a second-level cache
-TOGETHER = 2048  # elements of planes that are copied together: with the results, half of a first-level cache
+BAND = 8192  # elements of image rows that the columns of a depthwise layer share: a first-level cache
+TOGETHER = 2048  # elements of depthwise planes, images and results, whose columns are taken in turns
+SPREAD = 1 << 16  # elements of an image whose cells are spread in a copy: half of a second-level cache
 TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
 CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 
@@ -57,8 +55,8 @@ def sum_lanes(v, dtype):
 
 
 # How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _direct_simd);
-# every stride-th one; COPIED: see `copy_plane`. A mode is a constant of each compiled function.
-PLAIN, MASKED, PAIRS, GATHER, COPIED = range(5)
+# every stride-th one. A mode is a constant of each compiled function.
+PLAIN, MASKED, PAIRS, GATHER = range(4)
 
 
 @shared
@@ -112,30 +110,27 @@ Conv = namedtuple(
     "start to_group to_filter to_channel to_kh to_kw "  # steps through the weight
     "accumulate "
     "pool_KH buffered "  # rows of a fused pool's window; convolution rows that a worker holds for it
-    "K together "  # kernel extent where depthwise_rows serves, else 0; filters of a unit
+    "together "  # filters of a unit
     "rows chunk units batch n_tasks "  # result rows of a plane and of a unit; units of a task
-    # Copies of small planes, border included: their number, rows, columns modulo stride; 0: planes are read in place
-    "slots height cells "
-    "spread",  # 2: in the copies, image cells are 2 apart, with zeros between
+    "K planes "  # depthwise: kernel extent, else 0; planes whose columns are taken in turns
+    # Images are copied with their border, cells 2 apart and zeros between: rows and columns of a copy; 0: read in place
+    "height cells",
 )
 
 
 @shared
-def copied_height(OH, KH, stride_h):
-    return (max(OH, ROWS) - 1) * stride_h + KH
-
-
-@shared
-def copied_cells(IW, OW, KW, stride_w, pad_left, spread):
-    cells = max(OW, VL_FLOAT) + (KW - 1) // stride_w
-    if spread == 2:
-        cells = max(cells, pad_left + 2 * ceil_div(IW, VL_FLOAT) * VL_FLOAT)
-    return ceil_div(cells, VL_FLOAT) * VL_FLOAT
+def spread_out(IW, KH, KW, OH, OW, pad_left):
+    # As many zeros between the cells of grad_output: a convolution of stride 1. Three products of four are wasted, which
+    # costs less than vectors for each of the four sums that an input cell can be.
+    height, cells = OH + KH - 1, max(OW, VL_FLOAT) + KW - 1
+    cells = max(cells, pad_left + 2 * ceil_div(IW, VL_FLOAT) * VL_FLOAT)
+    cells = ceil_div(cells, VL_FLOAT) * VL_FLOAT
+    return (height, cells) if height * cells <= SPREAD else (0, 0)
 
 
 @shared
 def depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w):
-    # Kernel extent of the cases that depthwise_rows is made for; 0: not one of them.
+    # Kernel extent of the cases that depthwise_planes is made for; 0: not one of them.
     if C == 1 and KH == KW and dil_h == 1 and dil_w == 1 and stride_h == stride_w:
         if (stride_h == 1 and (KH == 3 or KH == 5 or KH == 7)) or (stride_h == 2 and (KH == 3 or KH == 5)):
             return KH
@@ -144,7 +139,7 @@ def depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w):
 
 @shared
 def share_out(
-    N, G, C, F, IW, KH, KW, OH, OW, stride_h, stride_w, pad_left, dil_h, dil_w, accumulate, pool_KH, buffered, rows, spread
+    N, G, C, F, IH, IW, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH, buffered, rows, height, cells
 ):  # fmt: skip
     # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
     # whatever the number of threads.
@@ -153,18 +148,12 @@ def share_out(
     if pool_KH and buffered < OH and buffered * FILTERS > OH:
         together = 1
     work = max(min(together, F) * C * KH * KW * OH * OW, 1)
-    chunks = 1 if spread == 2 else max(min(work // TASK, ceil_div(rows, 2)), 1)
+    chunks = 1 if cells else max(min(work // TASK, ceil_div(rows, 2)), 1)
     chunk = max(ceil_div(ceil_div(rows, chunks), 2) * 2, 2)
     units = N * G * ceil_div(F, together) * ceil_div(rows, chunk)
     batch = max(TASK // work, 1)
-    slots = height = cells = 0
-    if K and accumulate == 0 and pool_KH == 0 and chunk >= rows:
-        height, cells = copied_height(OH, KH, stride_h), copied_cells(IW, OW, KW, stride_w, pad_left, spread)
-        if height * stride_w * cells > SMALL and spread == 1:
-            cells = 0
-        else:
-            slots = max(TOGETHER // (height * stride_w * cells), 1)
-    return K, together, chunk, units, batch, ceil_div(units, batch), slots, height, cells
+    planes = max(TOGETHER // max(OH * OW + max(IH * IW, height * cells), 1), 1)
+    return together, chunk, units, batch, ceil_div(units, batch), K, planes
 
 
 @shared
@@ -180,14 +169,14 @@ def forward(geometry):
         accumulate = 0
         rows = geometry[GEO_POOL_OH]
         buffered = min(OH, max(pool_KH, 4096 // max(OW, 1)))
-    K, together, chunk, units, batch, n_tasks, slots, height, cells = share_out(
-        N, G, C, F, geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, geometry[GEO_PAD_LEFT], dil_h, dil_w,
-        accumulate, pool_KH, buffered, rows, 1,
+    together, chunk, units, batch, n_tasks, K, planes = share_out(
+        N, G, C, F, geometry[GEO_IH], geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH,
+        buffered, rows, 0, 0,
     )  # fmt: skip
     return Conv(
         N, G, C, F, geometry[GEO_IH], geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, geometry[GEO_PAD_TOP],
         geometry[GEO_PAD_LEFT], dil_h, dil_w, 0, F * C * KH * KW, C * KH * KW, KH * KW, KW, 1,
-        accumulate, pool_KH, buffered, K, together, rows, chunk, units, batch, n_tasks, slots, height, cells, 1,
+        accumulate, pool_KH, buffered, together, rows, chunk, units, batch, n_tasks, K, planes, 0, 0,
     )  # fmt: skip
 
 
@@ -199,224 +188,140 @@ def adjoint(geometry):
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     accumulate = geometry[GEO_ACCUMULATE]
-    IW, spread = geometry[GEO_OW], 1
+    IH, IW, height, cells = geometry[GEO_OH], geometry[GEO_OW], 0, 0
     pad_top, pad_left = dil_h * (KH - 1) - geometry[GEO_PAD_TOP], dil_w * (KW - 1) - geometry[GEO_PAD_LEFT]
     K = depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w)
-    if K and stride_w == 2 and accumulate == 0 and pad_top >= 0 and pad_left >= 0:
-        # Between the cells of grad_output as many zeros: a convolution of stride 1. Three products of four are wasted,
-        # which costs less than vectors for each of the four sums that an input cell can be.
-        if copied_height(OH, KH, 1) * copied_cells(IW, OW, KW, 1, pad_left, 2) <= SPREAD:
-            spread, stride_h, stride_w = 2, 1, 1
-    K, together, chunk, units, batch, n_tasks, slots, height, cells = share_out(
-        N, G, C, F, IW, KH, KW, OH, OW, stride_h, stride_w, pad_left, dil_h, dil_w, accumulate, 0, 0, OH, spread
+    if K and stride_w == 2 and pad_top >= 0 and pad_left >= 0:
+        height, cells = spread_out(IW, KH, KW, OH, OW, pad_left)
+        if cells:
+            stride_h, stride_w = 1, 1
+    together, chunk, units, batch, n_tasks, K, planes = share_out(
+        N, G, C, F, IH, IW, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, 0, 0, OH, height, cells
     )
     return Conv(
-        N, G, C, F, geometry[GEO_OH], IW, KH, KW, OH, OW, stride_h, stride_w, pad_top, pad_left, dil_h, dil_w,
+        N, G, C, F, IH, IW, KH, KW, OH, OW, stride_h, stride_w, pad_top, pad_left, dil_h, dil_w,
         KH * KW - 1, F * C * KH * KW, KH * KW, F * KH * KW, -KW, -1,
-        accumulate, 0, 0, K, together, OH, chunk, units, batch, n_tasks, slots, height, cells, spread,
+        accumulate, 0, 0, together, OH, chunk, units, batch, n_tasks, K, planes, height, cells,
     )  # fmt: skip
 
 
-def depthwise_block(
-    rows,  # IN   addresses of image rows; copied: each column modulo stride
-    taps,  # IN   K x K
-    column,  # of the image, at tap 0
-    extent,
-    cells,
-    shift,
+# Planes as depthwise_column reads and writes them.
+Planes = namedtuple(
+    "Planes",
+    "count F filters "  # planes of results; of those that read one image; of one sample
+    "IH IW OW "
+    "to_image to_out "  # to the next image, to the next plane of results
+    "ahead "  # to what is fetched into the cache meanwhile
+    "start to_kh to_kw "  # steps through the weight
+    "accumulate",
+)
+
+
+def depthwise_column(
+    p,
+    image,  # IN   of the first plane of results
+    zeros,  # IN   IW of them
+    weight,  # IN   all filters
+    bias,  # IN   all filters', or 0
+    f,  # filter of the first plane
     act_min,
     act_max,
-    out,  # OUT  a vector of each of ROWS output rows, OW apart
-    OW,
-    whole,  # whole vectors of all the rows may be written
-    n_rows,  # else: rows, and lanes that have been written already
-    skip,
-    accumulate,
+    out,  # OUT  a vector of each row
+    n_rows,
+    top,  # image row and column at the first tap
+    column,
+    limit,  # beyond which a vector may not start; before, what it writes too far is written again
+    skip,  # else: lanes that have been written already
     dtype,
     K,
     stride,
-    mode,  # COPIED, PLAIN or MASKED
+    mode,  # PLAIN or MASKED
 ):
-    # Each vector that is loaded serves all output rows that it belongs to.
-    if K == 3:
-        inlined()
-    acc: registers[ROWS]
+    # One vector wide, down the rows of a plane: every image row is loaded once, and no output row has to be one of a
+    # block. The planes' columns are taken in turns: masks and the like serve many rows.
+    outlined()
+    x: registers[K]
     tap: registers[K, K]
-    VL, size = lanes(dtype), itemsize(dtype)
-    for kh in unroll(K):
-        for kw in unroll(K):
-            tap[kh, kw] = broadcast(get(taps, kh * K + kw, dtype))
-    for r in unroll(ROWS):
-        acc[r] = broadcast(shift)
-    for i in unroll(K + (ROWS - 1) * stride):
-        row = get(rows, i, np.int64)
-        for kw in unroll(K):
-            if mode == COPIED:
-                x = load(row, column + kw % stride * cells + kw // stride, dtype)
-            elif stride == 1:
-                x = load_columns(row, column + kw, 1, extent, mode, dtype)
-            elif kw % 2 == 0:
-                y = load_columns(row, column + kw, 1, extent, mode, dtype)
-                z = load_columns(row, column + kw + VL, 1, extent, mode, dtype)
-                x = even(y, z)
-            else:
-                x = odd(y, z)
-            for r in unroll(ROWS):
-                if 0 <= i - r * stride < K:
-                    acc[r] = fma(x, tap[i - r * stride, kw], acc[r])
-    if stride == 2 and mode != COPIED:
-        for r in unroll(ROWS):
-            acc[r] = in_order(acc[r], acc[r])
-    if whole:
-        low, high = broadcast(act_min), broadcast(act_max)
-        for r in unroll(ROWS):
-            store(out, r * OW, vmin(high, vmax(low, acc[r])))
-    else:
-        for r in unroll(ROWS):
-            if r < n_rows:
-                epilogue(out + r * OW * size, acc[r], skip, min(OW, VL), accumulate, act_min, act_max, dtype)
+    sums: registers[K]  # of the output rows that have begun, the youngest first
+    size, VL = itemsize(dtype), lanes(dtype)
+    IH, IW, OW, in_group = p.IH, p.IW, p.OW, f % p.F
+    accumulate, ahead = p.accumulate != 0, (column + p.ahead) * size
+    low, high = broadcast(act_min), broadcast(act_max)
+    for _ in range(p.count):
+        filter = weight + (f * K * K + p.start) * size
+        for kh in unroll(K):
+            for kw in unroll(K):
+                tap[kh, kw] = broadcast(get(filter, kh * p.to_kh + kw * p.to_kw, dtype))
+        shift = broadcast(get(bias, f, dtype) if bias != 0 else dtype.type(0))
+        for i in unroll(K):
+            sums[i] = shift
+        ih, to = top, out
+        # Rows that only begin outputs one by one, then, in a loop, those that also complete one
+        for i in unroll(K - stride + 1):
+            for _ in range(n_rows if i == K - stride else 1):
+                rolled()
+                for j in unroll(stride if i == K - stride else 1):
+                    row = image + ih * IW * size if 0 <= ih < IH else zeros
+                    if i == K - stride:
+                        prefetch(row + ahead)
+                    for kw in unroll(K):
+                        if stride == 1:
+                            x[kw] = load_columns(row, column + kw, 1, IW, mode, dtype)
+                        elif kw % 2 == 0 and kw > 0:
+                            x[kw] = odd(a, b)
+                        else:
+                            a = load_columns(row, column + kw, 1, IW, mode, dtype)
+                            b = load_columns(row, column + kw + VL, 1, IW, mode, dtype)
+                            x[kw] = even(a, b)
+                    if (i + j) % stride == 0:
+                        for r in unroll((K - 1) // stride):
+                            sums[(K - 1) // stride - r] = sums[(K - 1) // stride - r - 1]
+                    # What the image row adds by each kernel row: sums of their own, as one would be a long chain
+                    for back in unroll(K):
+                        if (K - 1 - back) % stride == (i + j) % stride:
+                            if back == K - 1:
+                                total = fma(x[0], tap[0, 0], shift)
+                            else:
+                                total = x[0] * tap[K - 1 - back, 0]
+                            for kw in unroll(K - 1):
+                                total = fma(x[kw + 1], tap[K - 1 - back, kw + 1], total)
+                            if back == K - 1:
+                                sums[0] = total
+                            else:
+                                sums[(K - 1 - back) // stride] = sums[(K - 1 - back) // stride] + total
+                    ih += 1
+                if i == K - stride:
+                    value = sums[(K - 1) // stride]
+                    if stride == 2:
+                        value = in_order(value, value)
+                    if to > limit:
+                        epilogue(to, value, skip, min(OW, VL), accumulate, act_min, act_max, dtype)
+                    else:
+                        store(to, 0, vmin(high, vmax(low, value)))
+                    to += OW * size
+        out += p.to_out * size
+        f += 1
+        in_group += 1
+        if in_group == p.F:  # filters of one group read one image
+            in_group = 0
+            image += p.to_image * size
+            if f == p.filters:
+                f = 0
 
 
 # depthwise_<K>_<stride>_<mode>: in an unrolled function ``depthwise: registers[...]`` makes depthwise[...] its name
 DEPTHWISE = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))  # K, stride
 globals().update(
     {
-        f"depthwise_{K}_{stride}_{mode}": helper(unrolled(depthwise_block, K=K, stride=stride, mode=mode))
+        f"depthwise_{K}_{stride}_{mode}": helper(unrolled(depthwise_column, K=K, stride=stride, mode=mode))
         for K, stride in DEPTHWISE
-        for mode in (PLAIN, MASKED, COPIED)
-        if mode != COPIED or stride == 2
+        for mode in (PLAIN, MASKED)
     }
 )
 
 
-def depthwise_rows(
-    conv,
-    image,  # IN   one plane; copied: [height][stride][cells], border included
-    zeros,  # IN   IW of them
-    weight,  # IN   one filter
-    shift,
-    act_min,
-    act_max,
-    out,  # OUT  rows first .. last - 1
-    first,
-    last,
-    room,  # elements from ``out`` on that this or a later call of this task writes
-    dtype,
-    K,
-    stride,
-    copied,
-):
-    # ROWS output rows at a time. The last ones overlap those before, as do the last columns.
-    depthwise: registers[8, 3, 5]
-    IH, IW, OW, cells, pad_left = conv.IH, conv.IW, conv.OW, conv.cells, conv.pad_left
-    size, VL = itemsize(dtype), lanes(dtype)
-    reach = K - 1 + stride * VL
-    accumulate = conv.accumulate != 0
-    overlap = not accumulate and last - first >= ROWS
-    rows_memory = local(11, np.int64)
-    taps_memory = local(49, dtype)
-    rows, taps = address(rows_memory), address(taps_memory)
-    for kh in range(K):
-        for kw in range(K):
-            put(taps, kh * K + kw, get(weight, kh * conv.to_kh + kw * conv.to_kw, dtype))
-    oh = first
-    while oh < last:
-        if overlap:
-            oh = min(oh, last - ROWS)
-        n_rows = min(last - oh, ROWS)
-        ih = oh * stride - conv.pad_top
-        if copied:
-            for kh in unroll(K + (ROWS - 1) * stride):
-                put(rows, kh, image + (oh * stride + kh) * stride * cells * size)
-        elif ih >= 0 and ih + K + (ROWS - 1) * stride <= IH:
-            for kh in unroll(K + (ROWS - 1) * stride):
-                put(rows, kh, image + (ih + kh) * IW * size)
-        else:
-            for kh in unroll(K + (ROWS - 1) * stride):
-                put(rows, kh, image + (ih + kh) * IW * size if 0 <= ih + kh < IH else zeros)
-        row = out + (oh - first) * OW * size
-        # A vector that is wider than the row may run into the next one, which is written later
-        whole = overlap and (OW >= VL or room - (oh - first + ROWS - 1) * OW >= VL)
-        ow = 0
-        while ow < OW:
-            block = min(ow, max(OW - VL, 0))
-            column = block if copied else block * stride - pad_left
-            skip = ow - block if accumulate else 0
-            if copied:
-                depthwise[K, stride, COPIED if stride == 2 else PLAIN](
-                    rows, taps, column, IW, cells, shift, act_min, act_max, row + block * size, OW, whole, n_rows, skip,
-                    accumulate, dtype,
-                )  # fmt: skip
-            elif column >= 0 and column + reach <= IW:
-                depthwise[K, stride, PLAIN](
-                    rows, taps, column, IW, cells, shift, act_min, act_max, row + block * size, OW, whole, n_rows, skip,
-                    accumulate, dtype,
-                )  # fmt: skip
-            else:
-                depthwise[K, stride, MASKED](
-                    rows, taps, column, IW, cells, shift, act_min, act_max, row + block * size, OW, whole, n_rows, skip,
-                    accumulate, dtype,
-                )  # fmt: skip
-            ow += VL
-        oh += ROWS
-
-
-# depthwise_rows_<K>_<stride>_<copied>
-globals().update(
-    {
-        f"depthwise_rows_{K}_{stride}_{copied}": helper(unrolled(depthwise_rows, K=K, stride=stride, copied=copied))
-        for K, stride in DEPTHWISE
-        for copied in (0, 1)
-    }
-)
-
-
-def depthwise_rows_of(conv, image, zeros, weight, shift, act_min, act_max, out, first, last, dtype):
-    """`depthwise_rows` in place, with the kernel's extent and stride as constants."""
-    inlined()
-    depthwise_rows: registers[8, 3, 2]
-    room = (last - first) * conv.OW
-    for i in unroll(len(DEPTHWISE)):
-        if conv.K == DEPTHWISE[i][0] and conv.stride_w == DEPTHWISE[i][1]:
-            depthwise_rows[DEPTHWISE[i][0], DEPTHWISE[i][1], 0](
-                conv, image, zeros, weight, shift, act_min, act_max, out, first, last, room, dtype
-            )
-
-
-depthwise_rows_of = helper(unrolled(depthwise_rows_of))
-
-
 @helper
-def copy_plane(
-    image,  # IN   one plane
-    copied,  # OUT  [height][stride][cells]
-    conv,
-    stride,
-    dtype,
-):
-    # Cell j of phase i holds image column j * stride + i - pad_left. Around the image there are zeros, and they stay.
-    cells, IH, IW, size, VL = conv.cells, conv.IH, conv.IW, itemsize(dtype), lanes(dtype)
-    first, last = max(-conv.pad_top, 0), min(conv.height - conv.pad_top, IH)
-    for cell in range(0, min(ceil_div(IW + conv.pad_left, stride), cells), VL):
-        column = cell * stride - conv.pad_left
-        row = image + first * IW * size
-        to = copied + ((first + conv.pad_top) * stride * cells + cell) * size
-        for _ in range(first, last):
-            prefetch(row + (IH * IW + column) * size)  # the next plane
-            a = load_inside(row, column, IW, dtype)
-            if stride == 1:
-                store(to, 0, a)
-            else:
-                b = load_inside(row, column + VL, IW, dtype)
-                evens, odds = even(a, b), odd(a, b)
-                store(to, 0, in_order(evens, evens))
-                store(to, cells, in_order(odds, odds))
-            row += IW * size
-            to += stride * cells * size
-
-
-@helper
-def spread_plane(
+def spread_image(
     image,  # IN   one plane
     copied,  # OUT  [height][cells]
     conv,
@@ -428,7 +333,7 @@ def spread_plane(
     for ih in range(min(ceil_div(conv.height - conv.pad_top, 2), IH)):
         to = copied + ((2 * ih + conv.pad_top) * conv.cells + conv.pad_left) * size
         for column in range(0, IW, VL):
-            prefetch(image + ((IH + ih) * IW + column) * size)  # the next plane
+            prefetch(image + ((IH + ih) * IW + column) * size)  # the next image
             x = load_inside(image + ih * IW * size, column, IW, dtype)
             store(to, 2 * column, zip_low(x, zero))
             store(to, 2 * column + VL, zip_high(x, zero))
@@ -436,57 +341,121 @@ def spread_plane(
 
 def depthwise_planes(
     conv,
-    input,
-    weight,
+    input,  # IN   from the first plane's image on
+    zeros,
+    weight,  # IN   all filters
     bias,
+    f,  # filter of the first plane
     act_min,
     act_max,
-    output,
-    first,  # planes of the output
+    out,  # OUT  rows first .. last - 1 of some planes
+    n_planes,
+    first,
     last,
-    scratch,  # `slots` copies of planes, with their borders
+    scratch,  # copies of images whose cells are spread
     dtype,
+    K,
+    stride,
 ):
-    # Some planes are copied, then worked on: what was stored is in the cache by then, for loads of any alignment.
-    outlined()
-    depthwise_rows: registers[8, 3, 2]
-    F, stride, size, plane_size = conv.F, conv.stride_w, itemsize(dtype), conv.OH * conv.OW
-    slot = conv.height * stride * conv.cells * size
-    f, image, last_image = first % (conv.G * F), first // F, (last - 1) // F
-    scratch = (scratch + 63) // 64 * 64
-    in_group, copied, at = f % F, image, scratch
-    filters = weight + (conv.start + f // F * conv.to_group + in_group * conv.to_filter) * size
-    for plane in range(first, last):
-        if image == copied:
-            while copied < min(image + conv.slots, last_image + 1):
-                plane_of = input + copied * conv.IH * conv.IW * size
-                if conv.spread == 2:
-                    spread_plane(plane_of, scratch + (copied - image) * slot, conv, dtype)
+    depthwise: registers[8, 3, 2]
+    size, VL = itemsize(dtype), lanes(dtype)
+    reach = K + stride * (VL - 1)
+    OW, F = conv.OW, conv.F
+    IH, IW, pad_top, pad_left, in_group = conv.IH, conv.IW, conv.pad_top, conv.pad_left, f % F
+    filters, to_out = conv.G * F, conv.OH * OW
+    if conv.cells:
+        IH, IW, pad_top, pad_left = conv.height, conv.cells, 0, 0
+        scratch = (scratch + 63) // 64 * 64
+    to_image = IH * IW
+    band = ceil_div(last - first, max(ceil_div((last - first) * stride * IW, BAND), 1))
+    ahead = band * stride * IW if band < last - first else conv.planes * to_image
+    # A vector that is wider than a row runs into the next one, which is written later
+    limit = 0 if conv.accumulate else out + ((n_planes - 1) * to_out + (last - first) * OW - VL) * size
+    while n_planes > 0:
+        count = min(conv.planes, n_planes)
+        p = Planes(
+            count, F, filters, IH, IW, OW, to_image, to_out, ahead, conv.start, conv.to_kh, conv.to_kw, conv.accumulate
+        )
+        image = input
+        if conv.cells:
+            image = scratch
+            for i in range((in_group + count - 1) // F + 1):
+                spread_image(input + i * conv.IH * conv.IW * size, scratch + i * to_image * size, conv, dtype)
+        oh = first
+        while oh < last:
+            n_rows = min(band, last - oh)
+            top = oh * stride - pad_top
+            ow = 0
+            while ow < OW:
+                block = min(ow, max(OW - VL, 0))
+                column = block * stride - pad_left
+                to = out + ((oh - first) * OW + block) * size
+                if column >= 0 and column + reach <= IW:
+                    depthwise[K, stride, PLAIN](
+                        p,
+                        image,
+                        zeros,
+                        weight,
+                        bias,
+                        f,
+                        act_min,
+                        act_max,
+                        to,
+                        n_rows,
+                        top,
+                        column,
+                        limit,
+                        ow - block,
+                        dtype,
+                    )
                 else:
-                    copy_plane(plane_of, scratch + (copied - image) * slot, conv, stride, dtype)
-                copied += 1
-            at = scratch
-        shift = get(bias, f, dtype) if bias != 0 else dtype.type(0)
-        for i in unroll(len(DEPTHWISE)):
-            if conv.K == DEPTHWISE[i][0] and stride == DEPTHWISE[i][1]:
-                depthwise_rows[DEPTHWISE[i][0], DEPTHWISE[i][1], 1](
-                    conv, at, at, filters, shift, act_min, act_max, output + plane * plane_size * size, np.int64(0),
-                    conv.OH, (last - plane) * plane_size, dtype,
-                )  # fmt: skip
-        f += 1
-        in_group += 1
-        filters += conv.to_filter * size
-        if in_group == F:  # filters of one group read one plane
-            in_group = 0
-            filters += (conv.to_group - F * conv.to_filter) * size
-            image += 1
-            at += slot
-        if f == conv.G * F:
-            f = 0
-            filters = weight + conv.start * size
+                    depthwise[K, stride, MASKED](
+                        p,
+                        image,
+                        zeros,
+                        weight,
+                        bias,
+                        f,
+                        act_min,
+                        act_max,
+                        to,
+                        n_rows,
+                        top,
+                        column,
+                        limit,
+                        ow - block,
+                        dtype,
+                    )
+                ow += VL
+            oh += n_rows
+        n_planes -= count
+        out += count * to_out * size
+        f = (f + count) % filters
+        in_group += count
+        input += in_group // F * conv.IH * conv.IW * size
+        in_group %= F
 
 
-depthwise_planes = helper(unrolled(depthwise_planes))
+# planes_<K>_<stride>
+globals().update(
+    {f"planes_{K}_{stride}": helper(unrolled(depthwise_planes, K=K, stride=stride)) for K, stride in DEPTHWISE}
+)
+
+
+def depthwise_rows(
+    conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch, dtype
+):  # fmt: skip
+    """`depthwise_planes` with constants for kernel extent and stride."""
+    outlined()
+    planes: registers[8, 3]
+    for i in unroll(len(DEPTHWISE)):
+        if conv.K == DEPTHWISE[i][0] and conv.stride_w == DEPTHWISE[i][1]:
+            planes[DEPTHWISE[i][0], DEPTHWISE[i][1]](
+                conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch, dtype
+            )
+
+
+depthwise_rows = helper(unrolled(depthwise_rows))
 
 
 def filters_block(
@@ -655,8 +624,10 @@ def conv_rows(
     while f < n_filters:
         n = 1
         if conv.K:
-            shift = get(bias, 0, dtype) if bias != 0 else dtype.type(0)
-            depthwise_rows_of(conv, image, zeros, weight, shift, act_min, act_max, out, first, last, dtype)
+            depthwise_rows(
+                conv, image, zeros, weight - conv.start * size, bias, np.int64(0), act_min, act_max, out, np.int64(1), first,
+                last, zeros, dtype,
+            )  # fmt: skip
         else:
             V = 1
             if f + FILTERS <= n_filters:
@@ -731,12 +702,15 @@ def conv_units(
     task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry, dtype
 ):  # fmt: skip
     size = itemsize(dtype)
-    if conv.cells:
-        first, last = task * conv.batch, min((task + 1) * conv.batch, conv.units)
-        depthwise_planes(conv, input, weight, bias, act_min, act_max, output, first, last, rows, dtype)
-        return
     chunks, blocks = ceil_div(conv.rows, conv.chunk), ceil_div(conv.F, conv.together)
     plane = conv.rows * (geometry[GEO_POOL_OW] if conv.pool_KH else conv.OW)
+    if conv.K and conv.pool_KH == 0 and chunks == 1:  # units are whole planes
+        unit = task * conv.batch
+        depthwise_rows(
+            conv, input + unit // conv.F * conv.IH * conv.IW * size, zeros, weight, bias, unit % (conv.G * conv.F), act_min,
+            act_max, output + unit * plane * size, min(conv.batch, conv.units - unit), np.int64(0), conv.OH, rows, dtype,
+        )  # fmt: skip
+        return
     for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
         first = unit % chunks * conv.chunk
         last = min(first + conv.chunk, conv.rows)
@@ -765,7 +739,7 @@ def conv_units(
 @shared
 def rows_of_worker(conv):
     if conv.cells:
-        return conv.slots * conv.height * conv.stride_w * conv.cells + 16  # to start at a cache line
+        return conv.planes * conv.height * conv.cells + 16  # to start at a cache line
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
@@ -808,7 +782,7 @@ def plans(geometry):
 
 
 def conv2d_workspace(geometry, n_workers):
-    """Elements of workspace: a row of zeros; for each worker copies of planes, or rows for a fused pool."""
+    """Elements of workspace: a row of zeros; for each worker rows for a fused pool."""
     conv = plans(geometry)[0]
     return conv.IW + n_workers * (rows_of_worker(conv) + pool_ring_size(geometry.tolist()))
 
@@ -816,7 +790,7 @@ def conv2d_workspace(geometry, n_workers):
 def conv2d(input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
     conv = plans(geometry)[0]
-    workspace[: conv.IW + (n_threads * rows_of_worker(conv) if conv.cells else 0)] = 0
+    workspace[: conv.IW] = 0
     conv2d_task.run(
         conv.n_tasks, n_threads, input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry
     )
