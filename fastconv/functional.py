@@ -1038,18 +1038,16 @@ def _max_pool(
     if not (plain and axes == 2 and x.ndim == 4 and x.flags.carray):
         shape = _result_shape(plan, x.ndim, axes)
         x = ready(x, plan.problem.input_shape)
-    target = out
+    in_place = False
     if out is not None:
         check_out(function, out, shape, plan.problem.dtype, (input if plain else x,))
-    if out is None or not kernel_ready(out):
-        target = np.empty(plan.output_shape, x.dtype)
-    elif shape is not plan.output_shape:
-        target = out.reshape(plan.output_shape)
+        in_place = kernel_ready(out)
+    target = out.reshape(plan.output_shape) if in_place else np.empty(plan.output_shape, x.dtype)
     indices = np.empty(plan.output_shape, np.int64) if return_indices else NO_INDICES
     plan.run((x,), (target, indices))
-    result = target if shape is plan.output_shape else target.reshape(shape)
+    result = target.reshape(shape)
     if out is not None:
-        if target.base is not out and target is not out:
+        if not in_place:
             out[...] = result
         result = out
     return (result, indices.reshape(shape)) if return_indices else result

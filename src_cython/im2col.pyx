@@ -25,7 +25,7 @@ from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, transpose
-from max_pool cimport fold_max, fold_pairs
+from max_pool cimport fold_max, pool_even, pool_odd, untangle
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
 cdef enum:
@@ -341,7 +341,7 @@ cdef inline void paired_body(
     # Maxima of 2x2 pixels before bias and clamp, which keep order: a quarter of the work. Two filters share a vector.
     cdef:
         vec[_MR * _NV] acc
-        vec v, low_v, high_v
+        vec v, other, low_v, high_v
         Py_ssize_t i, VL = sizeof(vec) // sizeof(real)
     tile_sums(a, b, kc, &acc[0], rows, 2)
     fill(&low_v, bias[_MR * VL // 2])
@@ -349,7 +349,10 @@ cdef inline void paired_body(
     for i in range(rows // 2):
         fold_max(&acc[2 * i * _NV], acc[2 * i * _NV + 1])
         fold_max(&acc[2 * i * _NV + _NV], acc[2 * i * _NV + _NV + 1])
-        fold_pairs(&v, acc[2 * i * _NV], acc[2 * i * _NV + _NV])
+        pool_even(&v, acc[2 * i * _NV], acc[2 * i * _NV + _NV])
+        pool_odd(&other, acc[2 * i * _NV], acc[2 * i * _NV + _NV])
+        fold_max(&v, other)
+        untangle(&v)
         v = vmin(high_v, vmax(low_v, v + (<const vec*> (bias + i * VL))[0]))
         memcpy(z + 2 * i * ldz, &v, sizeof(vec) // 2)
         memcpy(z + (2 * i + 1) * ldz, <const real*> &v + VL // 2, sizeof(vec) // 2)
@@ -908,16 +911,16 @@ cdef void conv2d_task(
     cdef:
         Py_ssize_t chunk = task % b.chunks, first = task // b.chunks % b.strips * b.strip
         Py_ssize_t image = task // b.chunks // b.strips, panel_from = chunk * b.chunk_panels, block
+        Py_ssize_t panel_to = min(panel_from + b.chunk_panels, b.panels)
     for block in range(first, min(first + b.strip, b.blocks)):
         if b.paired:
             conv2d_paired_block(
-                image, block, panel_from, min(panel_from + b.chunk_panels, b.panels), input, packed, bias, low, high,
-                pooled, scratch, b, geometry, unused,
+                image, block, panel_from, panel_to, input, packed, bias, low, high, pooled, scratch, b, geometry, unused,
             )
         else:
             conv2d_block(
-                image, block, block > first, panel_from, min(panel_from + b.chunk_panels, b.panels), input, packed, bias,
-                low, high, output, pooled, indices, scratch, b, geometry, unused,
+                image, block, block > first, panel_from, panel_to, input, packed, bias, low, high, output, pooled, indices,
+                scratch, b, geometry, unused,
             )
 
 

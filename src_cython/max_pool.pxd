@@ -227,12 +227,6 @@ cdef extern from *:
     POOL_COMMON_RULES(d, vd, vdi)
     #endif
 
-    #define POOL_PAIRS(S, vec, VL, EVEN) \\
-    POOL void fold_pairs_##S(vec *v, vec a, vec b) \\
-    { *v = POOL_SHUFFLE(VL, a, b, EVEN); fold_max_##S(v, POOL_SHUFFLE(VL, a, b, EVEN + 1)); untangle_##S(v); }
-    POOL_PAIRS(f, vf, VL_FLOAT, EVEN_F)
-    POOL_PAIRS(d, vd, VL_DOUBLE, EVEN_D)
-
     #define POOL_OF(name, v) _Generic((v), vf: name##_f, vd: name##_d)
     #define tap(v, inside, row, column, offset, stride, extent, border) \\
         POOL_OF(tap, *(v))(v, inside, (const void *)(row), column, offset, stride, extent, border)
@@ -246,7 +240,6 @@ cdef extern from *:
     #define has_flags(v) POOL_OF(has_flags, v)(v)
     #define fold_larger(best, where, value, cell) POOL_OF(fold_larger, value)(best, where, value, cell)
     #define fold_max(best, value) POOL_OF(fold_max, value)(best, value)
-    #define fold_pairs(v, a, b) POOL_OF(fold_pairs, a)(v, a, b)
     #define fold_first(best, where, value, cell) POOL_OF(fold_first, value)(best, where, value, cell)
     #define ramp(v, first, step) POOL_OF(ramp, *(v))(v, first, step)
     #define add_cells(v, other) POOL_OF(add_cells, other)(v, other)
@@ -264,7 +257,6 @@ cdef extern from *:
     void pool_odd(...) nogil    # (v, a, b)               the elements between them
     void pool_next_even(...) nogil  # (v, a)               a as pool_even gives it: each lane's next; in the last lane any
     void fold_max(...) nogil    # (best, value)           the maximum: NaN wins, of equals best (zeros have signs)
-    void fold_pairs(...) nogil  # (v, a, b)               lane i: that of lanes 2 * i and 2 * i + 1 of a, then of b
     void fold_first(...) nogil  # (best, where, value, cell)  where value is larger, or the first NaN: it and its cell
     void fold_larger(...) nogil  # (best, where, value, cell)  fold_first where neither is NaN
     void note_nan(...) nogil    # (flags, a, b)           flags the lanes where a or b is NaN

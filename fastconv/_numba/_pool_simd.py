@@ -30,6 +30,8 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -166,55 +168,67 @@ def insert(typingctx, vector, lane, value):
     return vector(vector, types.int64, vector.dtype), codegen
 
 
-def _every_other(count: int, first: int) -> list[int]:
-    half = max(count // (VECTOR_BYTES // 16) // 2, 1)  # lanes of a piece of 128 bits that come from one vector
-    starts = [start + side * count for start in range(0, count, 2 * half) for side in (0, 1)]
-    return [start + first + 2 * lane for start in starts for lane in range(half)]
+def _shuffler(places: Callable[[int, int], list[int]]) -> Any:
+    """f(a, b): lane j is lane ``places(count, half)[j]`` of a, then b; ``half`` elements make 64 bits."""
 
-
-def _untangled(count: int) -> list[int]:
-    """Pairs of 64 bits: 0, 2, ..., 1, 3, ..."""
-    pairs = VECTOR_BYTES // 8
-    size = count // pairs
-    return [pair * size + lane for first in (0, 1) for pair in range(first, pairs, 2) for lane in range(size)]
-
-
-def _alternate(first: int) -> Any:
     def shuffle(typingctx, a, b):
         def codegen(context, builder, signature, arguments):
-            mask = ir.VectorType(ir.IntType(32), a.count)(_every_other(a.count, first))
+            mask = ir.VectorType(ir.IntType(32), a.count)(places(a.count, 64 // a.dtype.bitwidth))
             return builder.shuffle_vector(*arguments, mask)
 
         return a(a, b), codegen
 
-    return _with_python(lambda a, b: np.concatenate((a, b))[_every_other(a.size, first)])(shuffle)
+    return _with_python(lambda a, b: np.concatenate((a, b))[places(a.size, 8 // a.itemsize)])(shuffle)
 
 
-even, odd = _alternate(0), _alternate(1)
+def _permuter(places: Callable[[int, int], list[int]]) -> Any:
+    """f(v): the same of one vector."""
+
+    def permute(typingctx, v):
+        def codegen(context, builder, signature, arguments):
+            mask = ir.VectorType(ir.IntType(32), v.count)(places(v.count, 64 // v.dtype.bitwidth))
+            return builder.shuffle_vector(arguments[0], arguments[0], mask)
+
+        return v(v), codegen
+
+    return _with_python(lambda v: v[places(v.size, 8 // v.itemsize)])(permute)
 
 
-def _following(count: int) -> list[int]:
+def _evens(count: int, half: int) -> list[int]:
+    return [piece + side + 2 * j for piece in range(0, count, 2 * half) for side in (0, count) for j in range(half)]
+
+
+def _odds(count: int, half: int) -> list[int]:
+    return [lane + 1 for lane in _evens(count, half)]
+
+
+def _following(count: int, half: int) -> list[int]:
     """For each lane of `even` the lane that holds the element after its own."""
-    elements = _every_other(count, 0)  # twice their number among the even ones
+    elements = _evens(count, half)  # twice their number among the even ones
     return [elements.index(min(element + 2, 2 * count - 2)) for element in elements]
 
 
-@_with_python(lambda v: v[_following(v.size)])
-def next_even(typingctx, v):
-    def codegen(context, builder, signature, arguments):
-        mask = ir.VectorType(ir.IntType(32), v.count)(_following(v.count))
-        return builder.shuffle_vector(arguments[0], arguments[0], mask)
-
-    return v(v), codegen
+def _untangled(count: int, half: int) -> list[int]:
+    """Pairs of 64 bits: 0, 2, ..., 1, 3, ..."""
+    return [piece + first + j for first in (0, half) for piece in range(0, count, 2 * half) for j in range(half)]
 
 
-@_with_python(lambda v: v[_untangled(v.size)])
-def untangle(typingctx, v):
-    def codegen(context, builder, signature, arguments):
-        mask = ir.VectorType(ir.IntType(32), v.count)(_untangled(v.count))
-        return builder.shuffle_vector(arguments[0], arguments[0], mask)
+def _apart(count: int, half: int) -> list[int]:
+    return [_untangled(count, half).index(lane) for lane in range(count)]
 
-    return v(v), codegen
+
+def _zipped_pieces(count: int, half: int, second: int = 0) -> list[int]:
+    return [
+        piece + second * half + lane + side
+        for piece in range(0, count, 2 * half)
+        for lane in range(half)
+        for side in (0, count)
+    ]
+
+
+even, odd, next_even = _shuffler(_evens), _shuffler(_odds), _permuter(_following)
+untangle, apart = _permuter(_untangled), _permuter(_apart)
+zip_pieces_low, zip_pieces_high = _shuffler(_zipped_pieces), _shuffler(partial(_zipped_pieces, second=1))
 
 
 @_with_python(lambda a, b: a / b)
@@ -316,47 +330,9 @@ def has_flags(typingctx, cells):
     return types.boolean(cells), codegen
 
 
-def _apart(count: int) -> list[int]:
-    """Pairs of 64 bits, where `zip_pieces` deals them out in their order: the inverse of `_untangled`."""
-    return [_untangled(count).index(lane) for lane in range(count)]
-
-
-@_with_python(lambda v: v[_apart(v.size)])
-def apart(typingctx, v):
-    def codegen(context, builder, signature, arguments):
-        mask = ir.VectorType(ir.IntType(32), v.count)(_apart(v.count))
-        return builder.shuffle_vector(arguments[0], arguments[0], mask)
-
-    return v(v), codegen
-
-
-def _zipped_pieces(count: int, second: int) -> list[int]:
-    size = max(count // (VECTOR_BYTES // 16), 2)  # elements of a piece of 128 bits
-    return [
-        start + second * size // 2 + lane + side
-        for start in range(0, count, size)
-        for lane in range(size // 2)
-        for side in (0, count)
-    ]
-
-
-def _zip_pieces(second: int) -> Any:
-    def shuffle(typingctx, a, b):
-        def codegen(context, builder, signature, arguments):
-            mask = ir.VectorType(ir.IntType(32), a.count)(_zipped_pieces(a.count, second))
-            return builder.shuffle_vector(*arguments, mask)
-
-        return a(a, b), codegen
-
-    return _with_python(lambda a, b: np.concatenate((a, b))[_zipped_pieces(a.size, second)])(shuffle)
-
-
-zip_pieces_low, zip_pieces_high = _zip_pieces(0), _zip_pieces(1)
-
-
 def _python_load_indices(address: int, offset: int, dtype: Any) -> np.ndarray:
     cells = _view(address, offset, lanes(dtype), np.int64).astype(f"i{np.dtype(dtype).itemsize}")
-    return cells[_apart(cells.size)]
+    return cells[_apart(cells.size, 8 // cells.itemsize)]
 
 
 @_with_python(_python_load_indices)
@@ -366,7 +342,7 @@ def load_indices(typingctx, address, offset, dtype):
     def codegen(context, builder, signature, arguments):
         llvm_type, count = context.get_value_type(cells), cells.count
         narrow = cells.dtype.bitwidth == 32  # the lower halves, as 128-bit pieces allow: that is apart, too
-        mask = _every_other(count, 0) if narrow else _apart(count)
+        mask = _evens(count, 2) if narrow else _apart(count, 1)
         at = [arguments[1], builder.add(arguments[1], ir.IntType(64)(count // 2))]
         pointers = [_pointer(builder, arguments[0], offset, llvm_type, 64) for offset in at]
         low = builder.load(pointers[0], align=8)

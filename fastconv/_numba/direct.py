@@ -18,7 +18,8 @@ from functools import lru_cache
 import numpy as np
 
 from fastconv._numba._common import ceil_div, clamp
-from fastconv._numba._direct_simd import even, in_order, load_inside, odd, out_of_order, store_lanes, zip_high, zip_low
+from fastconv._numba._direct_simd import load_inside, store_lanes, zip_high, zip_low
+from fastconv._numba._pool_simd import apart, even, odd, untangle
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
@@ -54,7 +55,7 @@ def sum_lanes(v, dtype):
     return total
 
 
-# How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _direct_simd);
+# How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _pool_simd);
 # every stride-th one. A mode is a constant of each compiled function.
 PLAIN, MASKED, PAIRS, GATHER = range(4)
 
@@ -293,7 +294,7 @@ def depthwise_column(
                 if i == K - stride:
                     value = sums[(K - 1) // stride]
                     if stride == 2:
-                        value = in_order(value, value)
+                        value = untangle(value)
                     if to > limit:
                         epilogue(to, value, skip, min(OW, VL), accumulate, act_min, act_max, dtype)
                     else:
@@ -392,40 +393,12 @@ def depthwise_planes(
                 to = out + ((oh - first) * OW + block) * size
                 if column >= 0 and column + reach <= IW:
                     depthwise[K, stride, PLAIN](
-                        p,
-                        image,
-                        zeros,
-                        weight,
-                        bias,
-                        f,
-                        act_min,
-                        act_max,
-                        to,
-                        n_rows,
-                        top,
-                        column,
-                        limit,
-                        ow - block,
-                        dtype,
-                    )
+                        p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit, ow - block, dtype,
+                    )  # fmt: skip
                 else:
                     depthwise[K, stride, MASKED](
-                        p,
-                        image,
-                        zeros,
-                        weight,
-                        bias,
-                        f,
-                        act_min,
-                        act_max,
-                        to,
-                        n_rows,
-                        top,
-                        column,
-                        limit,
-                        ow - block,
-                        dtype,
-                    )
+                        p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit, ow - block, dtype,
+                    )  # fmt: skip
                 ow += VL
             oh += n_rows
         n_planes -= count
@@ -553,7 +526,7 @@ def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, mode, 
         copy(sums, total, F * V * VL * size)
     if mode == PAIRS:
         for i in range(F * V):
-            store(sums, i * VL, in_order(load(sums, i * VL, dtype), load(sums, i * VL, dtype)))
+            store(sums, i * VL, untangle(load(sums, i * VL, dtype)))
 
 
 @helper
@@ -1114,7 +1087,7 @@ def grad_weight_run(
                 for f in unroll(F):
                     dy[f] = load_inside(grads + f * OH * OW * size, ow, OW, dtype)
                     if mode == PAIRS:
-                        dy[f] = out_of_order(dy[f], dy[f])
+                        dy[f] = apart(dy[f])
                 # Lanes behind the row's last output are zeros on both sides
                 end = (min(OW - ow, VL) - 1) * stride_w + 1 + column
                 for t in unroll(T):
