@@ -18,8 +18,8 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
-    GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, VL_FLOAT, ceil_div,
-    clamp, fill, int64_t, prefetch, real, start, vec, vd, vf, vmax, vmin,
+    GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
+    ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vec, vd, vf, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
@@ -156,10 +156,10 @@ cdef inline bint is_paired(const Blocking* b, const int64_t* geometry) noexcept 
     )
 
 
-cdef inline bint is_finite(const real[::1] bias) noexcept nogil:
+cdef inline bint is_finite(const real* bias, Py_ssize_t OC) noexcept nogil:
     """Whether adding the bias keeps the order of all sums: infinity and -infinity make NaN."""
     cdef Py_ssize_t i
-    for i in range(bias.shape[0]):
+    for i in range(OC if bias != NULL else 0):
         if not -INFINITY < bias[i] < INFINITY:
             return False
     return True
@@ -896,7 +896,30 @@ cdef void conv2d_task(
     Py_ssize_t task,
     const real* input,            # IN
     const real* packed,           # IN
-    const real[::1] bias,         # IN
+    const real* bias,             # IN   NULL for none
+    real low,
+    real high,
+    real* output,                 # OUT
+    real* pooled,                 # OUT
+    int64_t* indices,             # OUT
+    real* scratch,                # elements
+    const Blocking* b,            # IN
+    const int64_t* geometry,      # IN
+) noexcept nogil:
+    cdef:
+        vf* floats = NULL
+        vd* doubles = NULL
+    if real is float:
+        conv2d_strip(task, input, packed, bias, low, high, output, pooled, indices, scratch, b, geometry, floats)
+    else:
+        conv2d_strip(task, input, packed, bias, low, high, output, pooled, indices, scratch, b, geometry, doubles)
+
+
+cdef void conv2d_strip(
+    Py_ssize_t task,
+    const real* input,            # IN
+    const real* packed,           # IN
+    const real* bias,             # IN   NULL for none
     real low,
     real high,
     real* output,                 # OUT
@@ -931,7 +954,7 @@ cdef void conv2d_paired_block(
     Py_ssize_t panel_to,
     const real* input,            # IN
     const real* packed,           # IN
-    const real[::1] bias,         # IN
+    const real* bias,             # IN   NULL for none
     real low,
     real high,
     real* pooled,                 # OUT
@@ -964,7 +987,7 @@ cdef void conv2d_paired_block(
         z = pooled + (ng * b.OCG + first) * plane
         panel_b = b_block
         for i in range(_MR * (VL // 2)):
-            shifts[i] = bias[g * b.OCG + first + i // (VL // 2)] if i < filters * (VL // 2) and bias.shape[0] else 0
+            shifts[i] = bias[g * b.OCG + first + i // (VL // 2)] if i < filters * (VL // 2) and bias != NULL else 0
         for row in range(row_from, row_to):
             for j in range(row_panels):
                 paired_tile(
@@ -982,7 +1005,7 @@ cdef void conv2d_block(
     Py_ssize_t panel_to,
     const real* input,            # IN
     const real* packed,           # IN
-    const real[::1] bias,         # IN
+    const real* bias,             # IN   NULL for none
     real low,
     real high,
     real* output,                 # OUT
@@ -1054,7 +1077,7 @@ cdef void conv2d_block(
             a = packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR
             if last:
                 for i in range(_MR):
-                    shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias.shape[0] else 0
+                    shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias != NULL else 0
             for j in range(ceil_div(pixels, NR)):                                          # loop 3: pixels
                 q = j * NR
                 map = c + kept * ldc + q
@@ -1087,47 +1110,40 @@ cdef void conv2d_block(
                     memcpy(above, map + (carry_from - row_from) * b.OW, rows_to_carry * b.OW * sizeof(real))
 
 
+cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_threads, real* unused) noexcept:
+    cdef:
+        const int64_t* g = o.geometry
+        Blocking b = blocking(g, n_threads)
+        Py_ssize_t task, n_tasks = g[GEO_N] * g[GEO_G] * b.strips * b.chunks
+        const real* x = <const real*> o.input
+        const real* w = <const real*> o.weight
+        const real* bias = <const real*> o.bias
+        real* y = <real*> o.output
+        real* z = <real*> o.pooled
+        real* scratch = <real*> o.workspace
+        real low = <real> act_min, high = <real> act_max
+    b.paired = b.paired and o.indices == NULL and is_finite(bias, g[GEO_OC])
+    if n_threads == 1:
+        with nogil:
+            for task in range(n_tasks):
+                conv2d_task(task, x, w, bias, low, high, y, z, o.indices, scratch, &b, g)
+        return
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, schedule="dynamic"):
+        conv2d_task(task, x, w, bias, low, high, y, z, o.indices, scratch + threadid() * b.elements, &b, g)
+
+
 def conv2d(
-    const real[:, :, :, ::1] input,
-    const real[::1] packed,
-    const real[::1] bias,
-    double act_min,
-    double act_max,
-    real[:, :, :, ::1] output,
-    real[:, :, :, ::1] pooled,
-    int64_t[:, :, :, ::1] indices,
-    real[::1] workspace,
-    const int64_t[::1] geometry,
-    int n_threads,
+    input, packed, bias, double act_min, double act_max, output, pooled, indices, workspace, geometry, int n_threads,
 ):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
     cdef:
-        Blocking b = blocking(&geometry[0], n_threads)
-        Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_G] * b.strips * b.chunks
-        int64_t* where = (
-            &indices[0, 0, 0, 0]
-            if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3] else NULL
-        )
-        const real* x = start(input)
-        const real* w = &packed[0] if packed.shape[0] else NULL
-        real* y = <real*> start(output)
-        real* z = <real*> start(pooled)
-        real* scratch = &workspace[0]
-        const int64_t* g = &geometry[0]
-        vf* floats = NULL
-        vd* doubles = NULL
-    b.paired = b.paired and where == NULL and is_finite(bias)
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        if real is float:
-            conv2d_task(
-                task, x, w, bias, <real> act_min, <real> act_max, y, z, where, scratch + threadid() * b.elements, &b, g,
-                floats,
-            )
-        else:
-            conv2d_task(
-                task, x, w, bias, <real> act_min, <real> act_max, y, z, where, scratch + threadid() * b.elements, &b, g,
-                doubles,
-            )
+        Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
+        float* floats = NULL
+        double* doubles = NULL
+    if o.itemsize == sizeof(float):
+        conv2d_of(&o, act_min, act_max, n_threads, floats)
+    else:
+        conv2d_of(&o, act_min, act_max, n_threads, doubles)
 
 
 # ------------------------------------------------------------------------------- kernels: gradient of the input

@@ -24,8 +24,8 @@ from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
-    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, GEO_TURNED, VL_FLOAT, ceil_div,
-    clamp, fill, int64_t, prefetch, real, start, vd, vec, vf, vmax, vmin, vset_d, vset_f,
+    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, GEO_TURNED, Operands, VL_FLOAT,
+    ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf, vmax, vmin, vset_d, vset_f,
 )
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
@@ -1006,57 +1006,39 @@ cdef void output_task(
     )
 
 
-def conv2d(
-    const real[:, :, :, ::1] input,
-    const real[::1] packed,
-    const real[::1] bias,
-    double act_min,
-    double act_max,
-    real[:, :, :, ::1] output,
-    real[:, :, :, ::1] pooled,
-    int64_t[:, :, :, ::1] indices,
-    real[::1] workspace,
-    const int64_t[::1] geometry,
-    int n_threads,
-):
-    """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
+cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_threads, real* unused) noexcept:
     cdef:
-        Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
+        const int64_t* geo = o.geometry
+        Blocking b = blocking(geo, VL_FLOAT if real is float else _VL_DOUBLE)
         Block at
-        Py_ssize_t task, N = geometry[GEO_N], G = geometry[GEO_G], cells = b.T * b.T, n_tasks, g, n, images, chunk
-        const real* x = start(input)
-        const real* u = &packed[0] if packed.shape[0] else NULL
-        const real* shifts = &bias[0] if bias.shape[0] else NULL
+        Py_ssize_t task, N = geo[GEO_N], G = geo[GEO_G], cells = b.T * b.T, n_tasks, g, n, images, chunk
+        const real* x = <const real*> o.input
+        const real* u = <const real*> o.weight
+        const real* shifts = <const real*> o.bias
         const real* x_chunk
         const real* u_chunk
         const real* weight
         const real* shifts_chunk
-        real* out = <real*> start(output)
+        real* out = <real*> o.output
         real* out_chunk
-        real* maxima = <real*> start(pooled)
-        int64_t* places = (
-            &indices[0, 0, 0, 0]
-            if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3] else NULL
-        )
-        real* scratch = &workspace[0]
+        real* scratch = <real*> o.workspace
         real* v = scratch
         real* c = v + b.v_elements
-        const int64_t* geo = &geometry[0]
         vf* floats = NULL
         vd* doubles = NULL
-    if geometry[GEO_OC] == 0 or N == 0:
+    if geo[GEO_OC] == 0 or N == 0:
         return
     if not b.shared:
         n_tasks = N * G * b.row_blocks
         for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
             if real is float:
                 conv2d_task(
-                    task, x, u, shifts, <real> act_min, <real> act_max, out, maxima, places,
+                    task, x, u, shifts, <real> act_min, <real> act_max, out, <real*> o.pooled, o.indices,
                     scratch + threadid() * b.worker_elements, &b, geo, floats,
                 )
             else:
                 conv2d_task(
-                    task, x, u, shifts, <real> act_min, <real> act_max, out, maxima, places,
+                    task, x, u, shifts, <real> act_min, <real> act_max, out, <real*> o.pooled, o.indices,
                     scratch + threadid() * b.worker_elements, &b, geo, doubles,
                 )
         return
@@ -1070,7 +1052,7 @@ def conv2d(
         g = chunk % G
         n = chunk // G * b.images
         images = min(b.images, N - n)
-        x_chunk = x + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
+        x_chunk = x + (n * G + g) * b.ICG * geo[GEO_IH] * geo[GEO_IW]
         u_chunk = u + g * b.u_elements
         weight = u + G * b.u_elements + g * b.OCG * b.ICG * 9
         shifts_chunk = shifts + g * b.OCG if shifts != NULL else NULL
@@ -1099,6 +1081,20 @@ def conv2d(
                     task, <const real*> c, x_chunk, weight, shifts_chunk, <real> act_min, <real> act_max, out_chunk,
                     &at, &b, geo, doubles,
                 )
+
+
+def conv2d(
+    input, packed, bias, double act_min, double act_max, output, pooled, indices, workspace, geometry, int n_threads,
+):
+    """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
+    cdef:
+        Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
+        float* floats = NULL
+        double* doubles = NULL
+    if o.itemsize == sizeof(float):
+        conv2d_of(&o, act_min, act_max, n_threads, floats)
+    else:
+        conv2d_of(&o, act_min, act_max, n_threads, doubles)
 
 
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
