@@ -1106,9 +1106,9 @@ def max_pool2d_backward(
     def make() -> Plan:
         window = (kernel_size, stride, padding, dilation)
         _size(function, "input_shape", size)
-        problem = PoolProblem.from_args(function, size, g.dtype.name, *window)
+        problem = PoolProblem.from_args(function, size, g.dtype.name, *window, True)  # larger than an image: only here
         if image_shape(function, "grad_output", g.shape) != problem.output_shape:
-            problem = PoolProblem.from_args(function, size, g.dtype.name, *window, True)
+            problem = PoolProblem.from_args(function, size, g.dtype.name, *window)
         problem.check_grad_output(function, "grad_output", g.shape)
         problem.check_grad_output(function, "indices", where.shape)
         return _pool_plan(function, problem, function, backend)
