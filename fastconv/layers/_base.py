@@ -439,7 +439,10 @@ def number(function: str, name: str, value: Any, least: float = -math.inf, most:
     """``value`` as a float in [least, most]."""
     if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):  # an array of several, or of no numbers
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number") from None
     if not least <= number <= most:
         rule = f"it must lie in {least:g} .. {most:g}" if math.isfinite(most) else f"it must be at least {least:g}"
         raise ValueError(f"{function}: {name} {number:g}: {rule if math.isfinite(least) else 'it must be a number'}")
