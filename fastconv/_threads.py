@@ -11,8 +11,6 @@ import os
 import threading
 from pathlib import Path
 
-from fastconv._problem import shown
-
 
 class _Local(threading.local):
     count: int | None = None  # of ``config(num_threads=)``
@@ -74,7 +72,7 @@ def check_count(function: str, n: object) -> int:
     except TypeError:
         count = None
     if count is None or isinstance(n, bool):
-        raise TypeError(f"{function}: num_threads is {shown(n)}: it must be an integer")
+        raise TypeError(f"{function}: num_threads is {n!r}: it must be an integer")
     if count < 1:
         raise ValueError(f"{function}: num_threads {count}: it must be at least 1")
     return count
