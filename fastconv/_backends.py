@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from fastconv import _threads
+from fastconv._problem import shown
 
 BACKENDS = ("cython", "numba", "reference")  # in order of preference
 STEMS = ("pad", "im2col", "direct", "winograd", "pool")
@@ -141,10 +142,10 @@ def kernels(backend: str, isa: str | None = None) -> Kernels:
     BackendUnavailable
         If it cannot run here; the message says why.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r}: it must be 'auto' or one of {', '.join(map(repr, BACKENDS))}")
-    if isa is not None and isa not in ISAS:
-        raise ValueError(f"isa {isa!r}: it must be one of {', '.join(map(repr, ISAS))}")
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise ValueError(f"backend {shown(backend)}: it must be 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    if isa is not None and (not isinstance(isa, str) or isa not in ISAS):
+        raise ValueError(f"isa {shown(isa)}: it must be one of {', '.join(map(repr, ISAS))}")
     reason = refusal(backend, isa)
     if reason:
         raise BackendUnavailable(f"backend {backend!r}{f', isa {isa!r}' if isa else ''}: {reason}")
@@ -171,6 +172,8 @@ def _automatic() -> str:
 def resolve(backend: str = "auto") -> Kernels:
     """The kernels that a call with ``backend=`` gets in this Python thread."""
     own, isa = settings()
+    if not isinstance(backend, str):
+        return kernels(backend)  # which names what it must be
     if backend == "auto":
         backend = own or _automatic()
     return kernels(backend, isa if backend == "cython" else None)
@@ -210,10 +213,13 @@ class config:
     """
 
     def __init__(self, *, backend: str | None = None, isa: str | None = None, num_threads: int | None = None) -> None:
-        if backend not in (None, "auto"):
-            kernels(backend)
-        if isa is not None:
-            kernels("cython", isa)
+        try:
+            if backend is not None and not (isinstance(backend, str) and backend == "auto"):
+                kernels(backend)
+            if isa is not None:
+                kernels("cython", isa)
+        except ValueError as error:
+            raise ValueError(f"config: {error}") from None
         self._backend, self._isa = backend, isa
         self._count = None if num_threads is None else _threads.check_count("config", num_threads)
         self._saved: list[tuple[str | None, str | None, int | None]] = []

@@ -21,7 +21,7 @@ import numpy as np
 
 from fastconv import _arena, _backends, _threads, _tuned
 from fastconv._algorithms import NO_INDICES, OPS, Step, border, direct, im2col, pool, winograd
-from fastconv._problem import ConvProblem, PoolProblem, choice
+from fastconv._problem import ConvProblem, PoolProblem, choice, flag
 
 ALGORITHMS: dict[str, Any] = {"im2col": im2col, "direct": direct, "winograd": winograd, **winograd.FORCED}
 AUTOMATIC = ("im2col", "direct", "winograd")
@@ -176,6 +176,8 @@ def plan_conv2d(
 
     Raises
     ------
+    TypeError
+        If `problem` is no ConvProblem.
     ValueError
         For an unknown name, or an algorithm that refuses; the message holds its reason.
     BackendUnavailable
@@ -188,9 +190,11 @@ def plan_conv2d(
     >>> plan_conv2d(problem, "im2col", "reference")
     <Plan forward im2col reference ConvProblem(N=1, IC=64, ...
     """
+    if not isinstance(problem, ConvProblem):
+        raise TypeError(f"plan_conv2d: problem is a {type(problem).__name__}: it must be a ConvProblem")
     choice("plan_conv2d", "op", op, OPS)
     choice("plan_conv2d", "algorithm", algorithm, ("auto", *ALGORITHMS))
-    if packed and op != "forward":
+    if flag("plan_conv2d", "packed", packed) and op != "forward":
         raise ValueError(f"plan_conv2d: packed with op {op!r}: only the forward reads a packed weight")
     k = _backends.resolve(backend)
     inner = problem if problem.padding_mode == "zeros" else problem.without_border()

@@ -55,14 +55,22 @@ LARGEST = 2**31 - 1  # of one extent, stride, pad or dilation: products of two s
 # ------------------------------------------------------------------ small checks, shared by all problems
 
 
+def shown(value: Any) -> str:
+    """``value`` for a message: in one line; an array, which somebody passed in a number's place, by its shape."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"an array of shape {value.shape}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def integer(function: str, name: str, value: Any) -> int:
     """``value`` as an int; bool, float and the rest raise TypeError."""
     if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{function}: {name} is {value!r}: it must be an integer")
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be an integer")
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{function}: {name} is {value!r}: it must be an integer") from None
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be an integer") from None
     if abs(number) > LARGEST:
         raise ValueError(f"{function}: {name} is {number}: its size must stay below 2**31")
     return number
@@ -71,13 +79,13 @@ def integer(function: str, name: str, value: Any) -> int:
 def pair(function: str, name: str, value: Any, axes: int = 2) -> tuple[int, int]:
     """An int, or a sequence of ``axes`` ints, as (height, width)."""
     if isinstance(value, (str, bytes)) or (isinstance(value, np.ndarray) and value.ndim != 1):
-        raise TypeError(f"{function}: {name} is {value!r}: it must be an integer or {_count(axes)} integers")
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be an integer or {_count(axes)} integers")
     if not np.iterable(value):
         number = integer(function, name, value)
         return number, number
     items = tuple(value)
     if len(items) != axes:
-        raise ValueError(f"{function}: {name} {items}: it must be an integer or {_count(axes)} integers")
+        raise ValueError(f"{function}: {name} {shown(value)}: it must be an integer or {_count(axes)} integers")
     numbers = tuple(integer(function, name, item) for item in items)
     return numbers[0], numbers[-1]
 
@@ -89,15 +97,15 @@ def _count(axes: int) -> str:
 def at_least(function: str, name: str, value: tuple[int, int], least: int, what: str) -> tuple[int, int]:
     """``value`` if both its numbers reach ``least``; else ValueError."""
     if min(value) < least:
-        shown = value[0] if value[0] == value[1] else value
-        raise ValueError(f"{function}: {name} {shown}: {what} must be at least {least}")
+        given = value[0] if value[0] == value[1] else value
+        raise ValueError(f"{function}: {name} {given}: {what} must be at least {least}")
     return value
 
 
 def choice(function: str, name: str, value: Any, choices: Any) -> Any:
     """``value`` if it is one of ``choices``; else ValueError listing them."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{function}: {name} {value!r}: it must be one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{function}: {name} {shown(value)}: it must be one of {', '.join(map(repr, choices))}")
     return value
 
 
@@ -147,14 +155,14 @@ def resolve_padding(
         return (number,) * 4 if axes == 2 else (0, 0, number, number)
     items = tuple(padding)
     if len(items) != axes:
-        raise ValueError(f"{function}: {name} {items}: {rule}")
+        raise ValueError(f"{function}: {name} {shown(padding)}: {rule}")
     sides: list[int] = [] if axes == 2 else [0, 0]
     for item in items:
         if isinstance(item, str):
-            raise ValueError(f"{function}: {name} {items}: {rule}")
+            raise ValueError(f"{function}: {name} {shown(padding)}: {rule}")
         both = tuple(item) if np.iterable(item) else (item, item)
         if len(both) != 2:
-            raise ValueError(f"{function}: {name} {items}: {rule}")
+            raise ValueError(f"{function}: {name} {shown(padding)}: {rule}")
         sides += [integer(function, name, side) for side in both]
     return sides[0], sides[1], sides[2], sides[3]
 
@@ -177,7 +185,7 @@ def resolve_activation(function: str, activation: Any) -> tuple[float, float]:
             if low <= high:
                 return low, high
     raise ValueError(
-        f"{function}: activation {activation!r}: it must be None, 'relu', 'relu6' or a pair (low, high), low <= high"
+        f"{function}: activation {shown(activation)}: it must be None, 'relu', 'relu6' or a pair (low, high), low <= high"
     )
 
 
@@ -193,7 +201,7 @@ def image_shape(function: str, name: str, shape: tuple[int, ...], axes: int = 2)
 def size_4d(function: str, name: str, value: Any) -> tuple[int, int, int, int]:
     """Four non-negative ints (a shape that a caller passes as an argument)."""
     if not np.iterable(value) or isinstance(value, str) or len(tuple(value)) != 4:
-        raise ValueError(f"{function}: {name} {value!r}: it must be four integers")
+        raise ValueError(f"{function}: {name} {shown(value)}: it must be four integers")
     numbers = [integer(function, name, item) for item in value]
     if min(numbers) < 0:
         raise ValueError(f"{function}: {name} {tuple(numbers)}: extents must be at least 0")
@@ -579,5 +587,5 @@ class PoolProblem:
 def flag(function: str, name: str, value: Any) -> bool:
     """``value`` as a bool; anything but True and False raises TypeError."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{function}: {name} is {value!r}: it must be True or False")
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be True or False")
     return bool(value)

@@ -6,6 +6,7 @@ Nothing outside this file (and setup.py, which probes OpenMP) knows of a thread 
 from __future__ import annotations
 
 import math
+import operator
 import os
 import threading
 from pathlib import Path
@@ -66,9 +67,12 @@ def _default() -> int:
 
 def check_count(function: str, n: object) -> int:
     """``n`` as a thread count; ValueError or TypeError if it is none."""
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
+    try:
+        count = operator.index(n)  # type: ignore[arg-type]
+    except TypeError:
+        count = None
+    if count is None or isinstance(n, bool):
         raise TypeError(f"{function}: num_threads is {n!r}: it must be an integer")
-    count = int(n.__index__())
     if count < 1:
         raise ValueError(f"{function}: num_threads {count}: it must be at least 1")
     return count

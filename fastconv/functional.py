@@ -40,6 +40,7 @@ from fastconv._problem import (
     integer,
     pair,
     resolve_padding,
+    shown,
     size_4d,
 )
 
@@ -689,15 +690,18 @@ def conv2d_backward(
     x = as_floats(function, "input", input)
     w = as_floats(function, "weight", weight)
     dtype = same_dtype(function, grad_output=g, input=x, weight=w)
-    if not np.iterable(needs) or len(tuple(needs)) != 3:
-        raise ValueError(f"{function}: needs {needs!r}: it must be three booleans (grad_input, grad_weight, grad_bias)")
+    wanted = tuple(needs) if np.iterable(needs) else ()
+    if len(wanted) != 3 or not all(isinstance(need, (bool, np.bool_)) for need in wanted):
+        raise ValueError(
+            f"{function}: needs {shown(needs)}: it must be three booleans (grad_input, grad_weight, grad_bias)"
+        )
     problem = ConvProblem.from_args(
         function, x.shape, w.shape, dtype, stride, padding, dilation, groups, padding_mode=padding_mode
     )
     problem.check_grad_output(function, g.shape)
     batch_g, batch_x = ready(g, problem.output_shape), ready(x, problem.input_shape)
     pair_g, pair_x = (batch_g, problem.output_shape), (batch_x, problem.input_shape)
-    need_input, need_weight, need_bias = needs
+    need_input, need_weight, need_bias = wanted
     arguments = (function, problem, algorithm, backend)
 
     def plan(op: str) -> Plan:
@@ -1039,6 +1043,8 @@ def _max_pool(
         shape = _result_shape(plan, x.ndim, axes)
         x = ready(x, plan.problem.input_shape)
     in_place = False
+    if return_indices is not True and return_indices is not False:
+        return_indices = flag(function, "return_indices", return_indices)
     if out is not None:
         check_out(function, out, shape, plan.problem.dtype, (input if plain else x,))
         in_place = kernel_ready(out)
@@ -1106,9 +1112,9 @@ def max_pool2d_backward(
     def make() -> Plan:
         window = (kernel_size, stride, padding, dilation)
         _size(function, "input_shape", size)
-        problem = PoolProblem.from_args(function, size, g.dtype.name, *window)
+        problem = PoolProblem.from_args(function, size, g.dtype.name, *window, True)  # larger than an image: only here
         if image_shape(function, "grad_output", g.shape) != problem.output_shape:
-            problem = PoolProblem.from_args(function, size, g.dtype.name, *window, True)
+            problem = PoolProblem.from_args(function, size, g.dtype.name, *window)
         problem.check_grad_output(function, "grad_output", g.shape)
         problem.check_grad_output(function, "indices", where.shape)
         return _pool_plan(function, problem, function, backend)
@@ -1199,7 +1205,7 @@ def _unpooled_plane(
             raise ValueError(f"{function}: the output would be {default[0]} x {default[1]}: padding is too large")
         return default
     if not np.iterable(output_size) or isinstance(output_size, str):
-        raise TypeError(f"{function}: output_size is {output_size!r}: it must be a sequence of integers")
+        raise TypeError(f"{function}: output_size is {shown(output_size)}: it must be a sequence of integers")
     sizes = tuple(integer(function, "output_size", size) for size in output_size)
     if len(sizes) not in (2, len(shape)) or (len(sizes) > 2 and sizes[:-2] != shape[:-2]):
         raise ValueError(f"{function}: output_size {sizes}: it must be (H, W) or {shape[:-2]} + (H, W)")
@@ -1437,12 +1443,12 @@ def from_images(images: Any, mean: Any = None, std: Any = None, dtype: Any = "fl
     except TypeError:
         kind = None
     if kind not in (np.float32, np.float64):
-        raise ValueError(f"{function}: dtype {dtype!r}: it must be 'float32' or 'float64'")
+        raise ValueError(f"{function}: dtype {shown(dtype)}: it must be 'float32' or 'float64'")
     C = array.shape[-1]
     shift = _per_channel(function, "mean", 0.0 if mean is None else mean, C)
     scale = _per_channel(function, "std", 1.0 if std is None else std, C)
     if not (scale > 0).all():
-        raise ValueError(f"{function}: std {std!r}: it must be positive")
+        raise ValueError(f"{function}: std {shown(std)}: it must be positive")
     batch = array if array.ndim == 4 else array[None]
     # One affine map a channel: x / 255 alone where no mean or std is given, so that 255 becomes exactly 1
     result = np.ascontiguousarray(batch.transpose(0, 3, 1, 2)).astype(kind)
@@ -1458,7 +1464,9 @@ def _per_channel(function: str, name: str, value: Any, C: int) -> np.ndarray:
     try:
         numbers = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"{function}: {name} is {value!r}: it must be a number or {C} numbers") from None
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number or {C} numbers") from None
     if numbers.shape not in ((), (C,)) or not np.isfinite(numbers).all():
-        raise ValueError(f"{function}: {name} {value!r}: it must be a finite number or {C} of them, one per channel")
+        raise ValueError(
+            f"{function}: {name} {shown(value)}: it must be a finite number or {C} of them, one per channel"
+        )
     return np.broadcast_to(numbers, (C,))

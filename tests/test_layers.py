@@ -888,6 +888,7 @@ MISTAKES = {
     "Linear: input is float64 and weight is float32": lambda: Linear(3, 1)(ones((2, 3))),
     "ReLU: input has dtype complex128": lambda: ReLU()(ones(2, complex)),
     "LeakyReLU: negative_slope is 'a': it must be a number": lambda: LeakyReLU("a"),
+    r"LeakyReLU: negative_slope is an array of shape \(2,\): it must be a number": lambda: LeakyReLU(np.array([1, 2])),
     r"PReLU: input has shape \(2, 4\): it must have 3 channels in axis 1": lambda: PReLU(3)(ones((2, 4), "f")),
     "Softmax: dim 3: an input of 2 axes has no such axis": lambda: Softmax(3)(ones((2, 2))),
     "MaxPool2d: kernel_size 0": lambda: MaxPool2d(0),

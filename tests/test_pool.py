@@ -423,6 +423,14 @@ def test_max_pool_backward_finds_ceil_mode_by_the_shape(engine):
         assert_same(actual, oracle.max_pool2d_backward(grad, indices, x.shape).astype("float32"))
 
 
+def test_max_pool_backward_of_a_window_larger_than_the_image(engine):
+    x = np.array([[[1.0, 4.0], [3.0, 2.0]]])
+    out, indices = fastconv.max_pool2d(x, 3, 2, ceil_mode=True, return_indices=True)
+    assert_same(out, np.array([[[4.0]]]))
+    back = fastconv.max_pool2d_backward(np.array([[[5.0]]]), indices, x.shape, 3, 2)
+    assert_same(back, np.array([[[0.0, 5.0], [0.0, 0.0]]]))
+
+
 def test_max_pool_gradient_by_central_differences(engine, rng):
     # Distinct by at least 1: a step of 1/4 changes no winner.
     x = rng.permutation(np.arange(4 * 6 * 7.0)).reshape(2, 2, 6, 7)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from fastconv._arrays import as_floats, ready
-from fastconv._problem import choice, flag, integer
+from fastconv._problem import choice, flag, integer, shown
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import IDLE, RULES, BackwardPass, tape
 
@@ -391,8 +391,8 @@ class Layer:
                 if values[key].shape != own.shape:
                     faults.append(f"{key!r} has shape {values[key].shape}, it must be {own.shape}")
         if faults:
-            shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-            raise ValueError(f"{function}: {shown}")
+            more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+            raise ValueError(f"{function}: {'; '.join(faults[:8])}{more}")
         for key, value in values.items():
             layer, name = places[key]
             own = getattr(layer, name)
@@ -438,8 +438,11 @@ class Elementwise(Layer):
 def number(function: str, name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
     """``value`` as a float in [least, most]."""
     if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{function}: {name} is {value!r}: it must be a number")
-    number = float(value)
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):  # an array of several, or of no numbers
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number") from None
     if not least <= number <= most:
         rule = f"it must lie in {least:g} .. {most:g}" if math.isfinite(most) else f"it must be at least {least:g}"
         raise ValueError(f"{function}: {name} {number:g}: {rule if math.isfinite(least) else 'it must be a number'}")

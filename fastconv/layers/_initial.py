@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fastconv._problem import shown
+
 INITS = ("kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal", "orthogonal", "zeros")
 
 
@@ -17,7 +19,7 @@ def float_dtype(function: str, dtype: Any) -> np.dtype:
     except TypeError:
         found = None
     if dtype is None or found not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"{function}: dtype is {dtype!r}: it must be 'float32' or 'float64'")
+        raise TypeError(f"{function}: dtype is {shown(dtype)}: it must be 'float32' or 'float64'")
     return found
 
 
@@ -28,7 +30,9 @@ def generator(function: str, rng: Any) -> np.random.Generator:
             return np.random.default_rng(rng)
         except (TypeError, ValueError):
             pass
-    raise TypeError(f"{function}: rng is {rng!r}: it must be a numpy.random.Generator, a seed of at least 0, or None")
+    raise TypeError(
+        f"{function}: rng is {shown(rng)}: it must be a numpy.random.Generator, a seed of at least 0, or None"
+    )
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:

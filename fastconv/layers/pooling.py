@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import functional
-from fastconv._problem import PoolProblem, at_least, flag, integer, pair, resolve_padding
+from fastconv._problem import PoolProblem, at_least, flag, integer, pair, resolve_padding, shown
 from fastconv.layers._base import Layer, check_maps, count, maps
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass, recording
@@ -402,7 +402,9 @@ class ZeroPad2d(Layer):
         function = type(self).__name__
         sides = tuple(padding) if np.iterable(padding) and not isinstance(padding, str) else (padding,) * 4
         if len(sides) != 4:
-            raise ValueError(f"{function}: padding {padding!r}: it must be one integer or (left, right, top, bottom)")
+            raise ValueError(
+                f"{function}: padding {shown(padding)}: it must be one integer or (left, right, top, bottom)"
+            )
         self.padding = tuple(integer(function, "padding", side) for side in sides)
 
     def _plane(self, shape: tuple[int, ...]) -> tuple[int, int]:
