@@ -6,7 +6,7 @@ from common cimport (
     GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W,
     GEO_STRIDE_H, GEO_STRIDE_W, int64_t, real, vec,
 )
-from max_pool cimport is_common, max_of_plane, max_ring_size
+from max_pool cimport is_common, max_of_planes, max_ring_size
 
 cdef enum:
     FIELDS = 64  # >= those of the geometry
@@ -46,8 +46,8 @@ cdef inline void max_pool_rows(
     cdef int64_t[FIELDS] pool
     cdef Py_ssize_t end = (pooled_to - 1) * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP] + geometry[GEO_POOL_KH]
     pool_geometry(geometry, &pool[0])
-    max_of_plane(
-        rows - first_row * geometry[GEO_OW], pooled, indices, ring, pooled_from, pooled_to,
+    max_of_planes(
+        rows - first_row * geometry[GEO_OW], pooled, indices, ring, pooled_from, pooled_to, 1,
         min(end, geometry[GEO_OH]) * geometry[GEO_OW], (pooled_to - pooled_from) * geometry[GEO_POOL_OW],
         is_common(&pool[0]), &pool[0], like,
     )

@@ -122,6 +122,9 @@ cdef extern from *:
         if (!inside) at &= ~(at < 0); \\
         *v = (vec)at; \\
     } \\
+    POOL void first_lanes_##S(vec *v, Py_ssize_t count) \\
+    { cells lane; for (int i = 0; i < VL; i++) lane[i] = i; *v = (vec)(lane < (type##_lane)count); } \\
+    POOL void replace_##S(vec *v, vec mask, vec by) { *v = SIMD_SELECT((cells)mask, by, *v); } \\
     POOL int has_flags_##S(vec v) \\
     { vdi bits = (vdi)v; long long any = 0; for (int i = 0; i < VL_DOUBLE; i++) any |= bits[i]; return any != 0; } \\
     POOL void untangle_##S(vec *v) { *v = (vec)POOL_SHUFFLE(VL_DOUBLE, (vdi)*v, (vdi)*v, PLACES); } \\
@@ -237,6 +240,8 @@ cdef extern from *:
     #define pool_next_even(v, a) POOL_OF(pool_next_even, a)(v, a)
     #define cells_of(v, inside, column, stride) POOL_OF(cells_of, *(v))(v, inside, column, stride)
     #define note_nan(flags, a, b) POOL_OF(note_nan, *(flags))(flags, a, b)
+    #define first_lanes(v, count) POOL_OF(first_lanes, *(v))(v, count)
+    #define replace(v, mask, by) POOL_OF(replace, by)(v, mask, by)
     #define has_flags(v) POOL_OF(has_flags, v)(v)
     #define fold_larger(best, where, value, cell) POOL_OF(fold_larger, value)(best, where, value, cell)
     #define fold_max(best, value) POOL_OF(fold_max, value)(best, value)
@@ -261,6 +266,8 @@ cdef extern from *:
     void fold_larger(...) nogil  # (best, where, value, cell)  fold_first where neither is NaN
     void note_nan(...) nogil    # (flags, a, b)           flags the lanes where a or b is NaN
     bint has_flags(...) nogil   # (v)                     whether a lane is flagged
+    void first_lanes(...) nogil  # (v, count)             flags the first count lanes
+    void replace(...) nogil     # (v, mask, by)           v = by in the lanes that mask flags
     void cells_of(...) nogil    # (v, inside, column, stride)  cells: columns of the first tap of windows, 0 for those below it
     void ramp(...) nogil        # (v, first, step)        cells: lane i is first + i * step
     void add_cells(...) nogil   # (v, other)              cells: v += other
@@ -346,16 +353,35 @@ cdef inline bint is_common(const int64_t* geometry) noexcept nogil:
     )
 
 
+cdef inline Py_ssize_t first_row(Py_ssize_t oh, const Py_ssize_t stride, const int64_t* geometry) noexcept nogil:
+    """The first image row of the windows of output row oh."""
+    return max(oh * stride - geometry[GEO_PAD_TOP], 0)
+
+
+cdef inline Py_ssize_t rows_alike(
+    Py_ssize_t oh, Py_ssize_t oh_last, const Py_ssize_t K, const Py_ssize_t stride, const int64_t* geometry, Py_ssize_t* below
+) noexcept nogil:
+    """The end of the output rows that lie in the image as oh does: that one, or as many as lie inside; at most oh_last.
+
+    below: (K) from the first row of a window to each of its rows, in elements.
+    """
+    cdef Py_ssize_t top = oh * stride - geometry[GEO_PAD_TOP], IH = geometry[GEO_IH], row
+    for row in range(K):
+        below[row] = (min(max(top + row, 0), IH - 1) - first_row(oh, stride, geometry)) * geometry[GEO_IW]
+    return oh + 1 if top < 0 else max(oh + 1, min(oh_last, (IH - K - top) // stride + oh + 1))
+
+
 cdef inline void max_strided_block(
     const real* x,         # IN   first row of the windows
     Py_ssize_t below1, Py_ssize_t below2,  # from there to the others, in elements
     real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
     vec* flags,            # OUT  of lanes that lost a NaN, or have one
-    Py_ssize_t room, Py_ssize_t column, Py_ssize_t IW, const bint inside, const Py_ssize_t K,
+    vec hidden,            # IN   lanes, the first ones, that lie left of the image although they are read
+    Py_ssize_t room, Py_ssize_t column, Py_ssize_t IW, const bint inside, const bint hides, const bint alone, const Py_ssize_t K,
 ) noexcept nogil:
     # First over the rows, all columns of two vectors; then windows are an even column, the odd one and the next even one.
     # The last of these is in no such vector: of 3x3 windows the last lane is none. A NaN in the first row or an even column
-    # stays and is seen in a maximum; the second row and odd columns are looked at; the third is a later window's first.
+    # stays and is seen in a maximum; the second row and odd columns are looked at; the third, but `alone`, is a later first.
     cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
     cdef vec low, high, low1, high1, low2, high2, value, between, after
     tap(&low, inside, x, column, 0, 1, IW, -INFINITY)
@@ -368,8 +394,13 @@ cdef inline void max_strided_block(
     if K == 3:
         tap(&low2, inside, x + below2, column, 0, 1, IW, -INFINITY)
         tap(&high2, inside, x + below2, column + lanes, 0, 1, IW, -INFINITY)
+        if alone:
+            note_nan(flags, low2, high2)
         low = vmax(low2, low)
         high = vmax(high2, high)
+    if hides:
+        spread(&after, -INFINITY)
+        replace(&low, hidden, after)
     pool_even(&value, low, high)
     pool_odd(&between, low, high)
     if K == 3:
@@ -388,77 +419,88 @@ cdef inline Py_ssize_t whole_vectors(Py_ssize_t space, Py_ssize_t first, Py_ssiz
 
 
 cdef inline void max_strided_rows(
-    const real* x, real* y, vec* flags, Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t OW, Py_ssize_t IW,
-    Py_ssize_t below1, Py_ssize_t below2, const Py_ssize_t K,
+    const real* x,         # IN   where the windows begin
+    real* y,               # OUT  (rows * OW), and what the last vector writes behind it
+    vec* flags, vec hidden, Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t OW, Py_ssize_t IW, Py_ssize_t below1,
+    Py_ssize_t below2, const bint hides, const Py_ssize_t K,
 ) noexcept nogil:
     cdef Py_ssize_t block, lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1, _
-    cdef vec seen = flags[0]
+    cdef vec seen = flags[0], low, high
     for _ in range(rows):
-        for block in range(blocks):
-            max_strided_block(x + 2 * windows * block, below1, below2, y + windows * block, &seen, lanes, 0, IW, True, K)
+        max_strided_block(x, below1, below2, y, &seen, hidden, lanes, 0, IW, True, hides, False, K)
+        for block in range(1, blocks):
+            max_strided_block(
+                x + 2 * windows * block, below1, below2, y + windows * block, &seen, hidden, lanes, 0, IW, True, False, False, K
+            )
         x += 2 * IW
         y += OW
+    if K == 3:
+        for block in range(blocks):
+            tap(&low, True, x - 2 * IW + below2, 2 * windows * block, 0, 1, IW, -INFINITY)
+            tap(&high, True, x - 2 * IW + below2, 2 * windows * block + lanes, 0, 1, IW, -INFINITY)
+            note_nan(&seen, low, high)
     flags[0] = seen
 
 
 cdef inline bint max_strided(
     const real* x,         # IN   a plane
     real* output,          # OUT  its output plane
-    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t readable, Py_ssize_t room,
+    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t planes, Py_ssize_t readable, Py_ssize_t room,
     const Py_ssize_t K, const int64_t* geometry, vec* like,
 ) noexcept nogil:
-    """Output rows [oh_first, oh_last) of one plane, at step 2; False, and any values, if a NaN was lost."""
+    """Rows [oh_first, oh_last) of ``planes`` output planes, at step 2; False, and any values, if a NaN was lost."""
+    # Windows that begin left of the image read the end of the row before: but for the first row there is one.
     cdef:
-        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW]
-        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW], pad_left = geometry[GEO_PAD_LEFT]
         Py_ssize_t lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1
-        Py_ssize_t blocks = (OW + windows - 1) // windows, before = 1 if pad_left > 0 else 0  # vectors of a row
+        Py_ssize_t blocks = (OW + windows - 1) // windows, whole  # vectors of a row
         Py_ssize_t width = (blocks - 1) * windows + lanes, reach = 2 * width - pad_left  # elements written for them, columns read
-        Py_ssize_t oh = oh_first, alike, block, whole, top, first, below1, below2, columns, space
+        Py_ssize_t oh, alike, block, first, columns, _
+        Py_ssize_t below[3]
         bint crosses = (OW - 1) * 2 - pad_left + K > IW
         const real* rows
+        const real* start = x + first_row(oh_first, 2, geometry) * IW
         real* y = output + oh_first * OW
-        vec flags, low, high
+        vec flags, hidden
     spread(&flags, 0)
-    while oh < oh_last:
-        # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
-        top = oh * 2 - pad_top
-        first = max(top, 0)
-        below1 = (min(max(top + 1, 0), IH - 1) - first) * IW
-        below2 = (min(max(top + K - 1, 0), IH - 1) - first) * IW
-        rows = x + first * IW
-        alike = oh + 1
-        columns = IW if crosses else readable - first * IW - below2
-        space = room - (oh - oh_first) * OW
-        whole = blocks
-        if columns < reach or space < width:
-            whole = min(whole_vectors(columns, 2 * lanes - pad_left, 2 * windows), whole_vectors(space, lanes, windows))
-        elif before == 0 and top >= 0:
-            alike = max(alike, min(oh_last, (IH - K + pad_top) // 2 + 1))
-            while space - (alike - 1 - oh) * OW < width or columns - (alike - 1 - oh) * 2 * IW < reach:
+    first_lanes(&hidden, pad_left)
+    for _ in range(planes):
+        oh = oh_first
+        while oh < oh_last:
+            first = first_row(oh, 2, geometry)
+            alike = rows_alike(oh, oh_last, K, 2, geometry, &below[0])
+            rows = x + first * IW
+            columns = IW if crosses else readable - first * IW - below[K - 1]
+            while alike > oh and (room - (alike - 1 - oh) * OW < width or columns - (alike - 1 - oh) * 2 * IW < reach):
                 alike -= 1
-        if before > 0:
-            max_strided_block(rows, below1, below2, y, &flags, space, -pad_left, IW, False, K)
-        if blocks == 1 and whole == 1 and before == 0:  # a loop less
-            max_strided_rows(rows, y, &flags, alike - oh, 1, OW, IW, below1, below2, K)
-        else:
-            max_strided_rows(
-                rows + 2 * windows * before - pad_left, y + windows * before, &flags, alike - oh, whole - before, OW, IW, below1,
-                below2, K,
-            )
-        for block in range(max(whole, before), blocks):
-            max_strided_block(
-                rows, below1, below2, y + windows * block, &flags, space - windows * block, 2 * windows * block - pad_left, IW,
-                False, K,
-            )
-        y += (alike - oh) * OW
-        oh = alike
-    if K == 3:
-        rows = x + min((oh_last - 1) * 2 - pad_top + 2, IH - 1) * IW
-        for block in range(ceil_div(IW, 2 * lanes)):
-            tap(&low, False, rows, 2 * lanes * block, 0, 1, IW, -INFINITY)
-            tap(&high, False, rows, 2 * lanes * block + lanes, 0, 1, IW, -INFINITY)
-            note_nan(&flags, low, high)
+            if alike > oh and rows - pad_left >= start:
+                if pad_left > 0:
+                    max_strided_rows(
+                        rows - pad_left, y, &flags, hidden, alike - oh, blocks, OW, IW, below[1], below[K - 1], True, K
+                    )
+                else:
+                    max_strided_rows(
+                        rows - pad_left, y, &flags, hidden, alike - oh, blocks, OW, IW, below[1], below[K - 1], False, K
+                    )
+            else:
+                alike = oh + 1
+                whole = min(whole_vectors(columns, 2 * lanes - pad_left, 2 * windows), whole_vectors(room, lanes, windows))
+                for block in range(blocks):
+                    if block < whole and (block > 0 or pad_left <= 0):
+                        max_strided_block(
+                            rows, below[1], below[K - 1], y + windows * block, &flags, hidden, lanes,
+                            2 * windows * block - pad_left, IW, True, False, True, K,
+                        )
+                    else:
+                        max_strided_block(
+                            rows, below[1], below[K - 1], y + windows * block, &flags, hidden, room - windows * block,
+                            2 * windows * block - pad_left, IW, False, False, True, K,
+                        )
+            y += (alike - oh) * OW
+            room -= (alike - oh) * OW
+            oh = alike
+        x += IH * IW
+        readable -= IH * IW
     return not has_flags(flags)
 
 
@@ -609,11 +651,11 @@ cdef inline bint max_common(
     """Output rows [oh_first, oh_last) of one plane; False, and any values, if a NaN was lost."""
     # K - stride reduced rows are carried from one output row to the next.
     cdef:
-        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW]
+        Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW]
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
         Py_ssize_t size = row_size(geometry), lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes
         Py_ssize_t last_tap = blocks * stride - pad_left + K - 1  # of a row's vectors, or behind it
-        Py_ssize_t oh = oh_first, alike, ow, ow_left = 0 if pad_left <= 0 else lanes, ow_right, row, top, first
+        Py_ssize_t oh = oh_first, alike, ow, ow_left = 0 if pad_left <= 0 else lanes, ow_right, first
         Py_ssize_t below[3]
         bint whole, crosses = (OW - 1) * stride - pad_left + K > IW
         const real* rows
@@ -626,13 +668,8 @@ cdef inline bint max_common(
     spread(&flags, 0)
     while oh < oh_last:
         # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
-        top = oh * stride - pad_top
-        first = max(top, 0)
-        for row in range(K):
-            below[row] = (min(max(top + row, 0), IH - 1) - first) * IW
-        alike = oh + 1
-        if top >= 0:
-            alike = max(alike, min(oh_last, (IH - K + pad_top) // stride + 1))
+        first = first_row(oh, stride, geometry)
+        alike = rows_alike(oh, oh_last, K, stride, geometry, &below[0])
         while alike > oh + 1 and (
             (not crosses and ((alike - 1) * stride - pad_top + K - 1) * IW + last_tap > readable)
             or (alike - 1 - oh_first) * OW + blocks > room
@@ -687,7 +724,7 @@ cdef inline bint max_common(
 
 cdef inline bint max_windows(
     const real* x, real* output, int64_t* indices, real* ring, Py_ssize_t oh_first, Py_ssize_t oh_last,
-    Py_ssize_t readable, Py_ssize_t room, const int64_t* geometry, vec* like,
+    Py_ssize_t planes, Py_ssize_t readable, Py_ssize_t room, const int64_t* geometry, vec* like,
 ) noexcept nogil:
     if indices != NULL:
         if geometry[GEO_KH] == 2:
@@ -696,9 +733,9 @@ cdef inline bint max_windows(
             return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 2, geometry, like)
         return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 1, geometry, like)
     if geometry[GEO_KH] == 2:
-        return max_strided(x, output, oh_first, oh_last, readable, room, 2, geometry, like)
+        return max_strided(x, output, oh_first, oh_last, planes, readable, room, 2, geometry, like)
     if geometry[GEO_STRIDE_H] == 2:
-        return max_strided(x, output, oh_first, oh_last, readable, room, 3, geometry, like)
+        return max_strided(x, output, oh_first, oh_last, planes, readable, room, 3, geometry, like)
     return max_sliding(x, output, oh_first, oh_last, readable, room, geometry, like)
 
 
@@ -861,21 +898,32 @@ cdef inline Py_ssize_t max_ring_size(const int64_t* geometry) noexcept nogil:
     return 2 * ring_slots(geometry) * row_size(geometry)
 
 
-cdef inline void max_of_plane(
-    const real* x,         # IN   a plane
+cdef inline void max_of_planes(
+    const real* x,         # IN   a plane, others behind it
     real* output,          # OUT  its output plane
     int64_t* indices,      # OUT  or NULL
     real* ring,            # TMP  max_ring_size
-    Py_ssize_t oh_first, Py_ssize_t oh_last,
+    Py_ssize_t oh_first, Py_ssize_t oh_last,  # of one plane; of more than one all rows
+    Py_ssize_t planes,
     Py_ssize_t readable,   # elements from x on: in lanes past the last window anything may stand
     Py_ssize_t room,       # elements from row oh_first of output on: what is written past a row, the next ones overwrite
     bint common,           # is_common
     const int64_t* geometry, vec* like,
 ) noexcept nogil:
-    cdef bint done = False
-    if common:
-        done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, geometry, like)
-    if not done and indices == NULL:
-        max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, False, geometry, like)
-    elif not done:
-        max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, True, geometry, like)
+    cdef:
+        Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], windows = geometry[GEO_OH] * geometry[GEO_OW], plane
+        Py_ssize_t together = planes if common and indices == NULL and geometry[GEO_STRIDE_H] == 2 else 1
+        bint done = False
+    for plane in range(planes):
+        if common and plane % together == 0:
+            done = max_windows(x, output, indices, ring, oh_first, oh_last, together, readable, room, geometry, like)
+        if not done and indices == NULL:
+            max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, False, geometry, like)
+        elif not done:
+            max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, True, geometry, like)
+        x += cells
+        output += windows
+        if indices != NULL:
+            indices += windows
+        readable -= cells
+        room -= windows

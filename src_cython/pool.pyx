@@ -16,7 +16,7 @@ from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
 from lanes cimport high_f, low_f  # no-cython-lint: spread_tiles calls them
 from max_pool cimport (
-    block_inside, first_inside, has_flags, is_common, is_seamless, is_tiling, max_of_plane, max_ring_size, put, ring_slots,
+    block_inside, first_inside, has_flags, is_common, is_seamless, is_tiling, max_of_planes, max_ring_size, put, ring_slots,
     row_size, rows_inside, span, spread, tap, untangle,
 )
 
@@ -111,7 +111,7 @@ cdef void max_pool2d_task(
     cdef:
         int64_t[FIELDS] joined
         Py_ssize_t planes = geometry[GEO_N] * geometry[GEO_IC], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
-        Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], row = task * rows_per_task(geometry), plane, oh, count
+        Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], row = task * rows_per_task(geometry), plane, oh, count, whole
         Py_ssize_t left = min(rows_per_task(geometry), planes * OH - row), readable
         bint common = is_common(geometry)
         const real* x
@@ -127,17 +127,18 @@ cdef void max_pool2d_task(
     plane, oh = row // OH, row % OH
     while left > 0:
         count = min(left, OH - oh)
+        whole = max(left // OH, 1) if oh == 0 else 1
         x = &input[0, 0, 0, 0] + plane * cells
         y = &output[0, 0, 0, 0] + plane * OH * OW
         if indices.shape[0] > 0:
             where = &indices[0, 0, 0, 0] + plane * OH * OW
         readable = (planes - plane) * cells
         if real is float:
-            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, &joined[0], like_f)
+            max_of_planes(x, y, where, ring, oh, oh + count, whole, readable, left * OW, common, &joined[0], like_f)
         else:
-            max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, &joined[0], like_d)
-        left -= count
-        plane += 1
+            max_of_planes(x, y, where, ring, oh, oh + count, whole, readable, left * OW, common, &joined[0], like_d)
+        left -= whole * count
+        plane += whole
         oh = 0
 
 
@@ -298,6 +299,11 @@ def max_unpool2d(
     cdef const int64_t* g = &geometry[0]
     cdef Py_ssize_t task, n_tasks = plane_tasks(g)
     outside[0] = 0
+    if n_threads == 1:
+        with nogil:
+            for task in range(n_tasks):
+                place_task(task, input, indices, output, outside, g, False)
+        return
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
         place_task(task, input, indices, output, outside, g, False)
 

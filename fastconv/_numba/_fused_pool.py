@@ -4,7 +4,7 @@ Meaning: fastconv/_reference/_common.py, max_pool.
 """
 
 from fastconv._numba._jit import helper, shared
-from fastconv._numba._max_pool import is_common, max_of_plane, max_ring_size
+from fastconv._numba._max_pool import is_common, max_of_planes, max_ring_size
 from fastconv._numba._simd import itemsize, outlined
 from fastconv._problem import (
     GEO_OH, GEO_OW, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP,
@@ -45,8 +45,8 @@ def max_pool_rows(
     outlined()
     pool = pool_geometry(geometry)
     end = (pooled_to - 1) * geometry[GEO_POOL_STRIDE_H] - geometry[GEO_POOL_PAD_TOP] + geometry[GEO_POOL_KH]
-    max_of_plane(
-        rows - first_row * geometry[GEO_OW] * itemsize(dtype), pooled, indices, ring, pooled_from, pooled_to,
+    max_of_planes(
+        rows - first_row * geometry[GEO_OW] * itemsize(dtype), pooled, indices, ring, pooled_from, pooled_to, 1,
         min(end, geometry[GEO_OH]) * geometry[GEO_OW], (pooled_to - pooled_from) * geometry[GEO_POOL_OW], is_common(pool),
         pool, dtype,
     )  # fmt: skip

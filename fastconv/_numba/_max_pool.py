@@ -13,8 +13,8 @@ import numpy as np
 
 from fastconv._numba._jit import VL_FLOAT, helper, shared
 from fastconv._numba._pool_simd import (
-    add_cells, even, fold_max, has_flags, insert, larger, load_cells, load_inside, next_even, not_negative, note_nan, odd, pick,
-    ramp, store_cells, store_first, takes, untangle,
+    add_cells, even, first_ones, fold_max, has_flags, insert, larger, load_cells, load_inside, next_even, not_negative, note_nan,
+    odd, pick, ramp, same, store_cells, store_first, takes, untangle,
 )  # fmt: skip
 from fastconv._numba._simd import broadcast, get, inlined, itemsize, lanes, load, outlined, put, store, vmax
 from fastconv._problem import (
@@ -140,16 +140,36 @@ def is_common(geometry):
 
 
 @helper
+def first_row(oh, stride, geometry):
+    """The first image row of the windows of output row oh."""
+    return max(oh * stride - geometry[GEO_PAD_TOP], 0)
+
+
+@helper
+def rows_alike(oh, oh_last, K, stride, geometry):
+    """The end of the output rows that lie in the image as oh does: that one, or as many as lie inside; at most oh_last.
+
+    Besides: from the first row of a window to its second and to its last, in elements.
+    """
+    top, first, IH = oh * stride - geometry[GEO_PAD_TOP], first_row(oh, stride, geometry), geometry[GEO_IH]
+    below1 = (min(max(top + 1, 0), IH - 1) - first) * geometry[GEO_IW]
+    below2 = (min(max(top + K - 1, 0), IH - 1) - first) * geometry[GEO_IW]
+    alike = oh + 1 if top < 0 else max(oh + 1, min(oh_last, (IH - K - top) // stride + oh + 1))
+    return alike, below1, below2
+
+
+@helper
 def max_strided_block(
     flags,  # IN   of lanes that lost a NaN, or have one
+    hidden,  # IN   1 in lanes, the first ones, that lie left of the image although they are read
     x,  # IN   first row of the windows
     below1, below2,  # IN   from there to the others, in elements
     output,  # OUT  a vector of windows, of which only ``room`` elements may be written
-    room, column, IW, inside, K, dtype,
+    room, column, IW, inside, hides, alone, K, dtype,
 ):  # fmt: skip
     # First over the rows, all columns of two vectors; then windows are an even column, the odd one and the next even one.
     # The last of these is in no such vector: of 3x3 windows the last lane is none. A NaN in the first row or an even column
-    # stays and is seen in a maximum; the second row and odd columns are looked at; the third is a later window's first.
+    # stays and is seen in a maximum; the second row and odd columns are looked at; the third, but `alone`, is a later first.
     inlined()
     VL, element, lowest = lanes(dtype), itemsize(dtype), dtype.type(-np.inf)
     low = tap(x, inside, column, 0, 1, IW, lowest, dtype)
@@ -161,7 +181,11 @@ def max_strided_block(
     if K == 3:
         low2 = tap(x + below2 * element, inside, column, 0, 1, IW, lowest, dtype)
         high2 = tap(x + below2 * element, inside, column + VL, 0, 1, IW, lowest, dtype)
+        if alone:
+            flags = note_nan(flags, low2, high2)
         low, high = vmax(low2, low), vmax(high2, high)
+    if hides:
+        low = pick(same(hidden, ramp(1, 0, dtype)), broadcast(lowest), low)
     value, between = even(low, high), odd(low, high)
     if K == 3:
         value = vmax(next_even(value), vmax(between, value))
@@ -178,16 +202,29 @@ def whole_vectors(space, first, step):
 
 
 @helper
-def max_strided_rows(flags, x, y, rows, blocks, OW, IW, below1, below2, K, dtype):
+def max_strided_rows(
+    flags,
+    hidden,
+    x,  # IN   where the windows begin
+    y,  # OUT  (rows * OW), and what the last vector writes behind it
+    rows, blocks, OW, IW, below1, below2, hides, K, dtype,
+):  # fmt: skip
     inlined()
     VL, element = lanes(dtype), itemsize(dtype)
     windows = VL if K == 2 else VL - 1
     for _ in range(rows):
-        for block in range(blocks):
+        flags = max_strided_block(flags, hidden, x, below1, below2, y, VL, 0, IW, True, hides, False, K, dtype)
+        for block in range(1, blocks):
             at = windows * block * element
-            flags = max_strided_block(flags, x + 2 * at, below1, below2, y + at, VL, 0, IW, True, K, dtype)
+            flags = max_strided_block(
+                flags, hidden, x + 2 * at, below1, below2, y + at, VL, 0, IW, True, False, False, K, dtype
+            )
         x += 2 * IW * element
         y += OW * element
+    if K == 3:
+        for block in range(blocks):
+            last, column = x + (below2 - 2 * IW) * element, 2 * windows * block
+            flags = note_nan(flags, load(last, column, dtype), load(last, column + VL, dtype))
     return flags
 
 
@@ -195,57 +232,58 @@ def max_strided_rows(flags, x, y, rows, blocks, OW, IW, below1, below2, K, dtype
 def max_strided(
     x,  # IN   a plane
     output,  # OUT  its output plane
-    oh_first, oh_last, readable, room, K, geometry, dtype,
+    oh_first, oh_last, planes, readable, room, K, geometry, dtype,
 ):  # fmt: skip
-    """Output rows [oh_first, oh_last) of one plane, at step 2; False, and any values, if there is a NaN."""
+    """Rows [oh_first, oh_last) of ``planes`` output planes, at step 2; False, and any values, if there is a NaN."""
+    # Windows that begin left of the image read the end of the row before: but for the first row there is one.
     inlined()
-    IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
-    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    VL, element, lowest = lanes(dtype), itemsize(dtype), dtype.type(-np.inf)
+    IH, IW, OW, pad_left = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT]
+    VL, element = lanes(dtype), itemsize(dtype)
     windows = VL if K == 2 else VL - 1
-    blocks, before = (OW + windows - 1) // windows, 1 if pad_left > 0 else 0  # vectors of a row
+    blocks = (OW + windows - 1) // windows  # vectors of a row
     width = (blocks - 1) * windows + VL  # elements written for them
     reach = 2 * width - pad_left  # columns read
     crosses = (OW - 1) * 2 - pad_left + K > IW
-    y, flags, oh = output + oh_first * OW * element, ramp(0, 0, dtype), oh_first
-    while oh < oh_last:
-        # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
-        top = oh * 2 - pad_top
-        first = max(top, 0)
-        below1 = (min(max(top + 1, 0), IH - 1) - first) * IW
-        below2 = (min(max(top + K - 1, 0), IH - 1) - first) * IW
-        rows = x + first * IW * element
-        alike = oh + 1
-        columns = IW if crosses else readable - first * IW - below2
-        space = room - (oh - oh_first) * OW
-        whole = blocks
-        if columns < reach or space < width:
-            whole = min(whole_vectors(columns, 2 * VL - pad_left, 2 * windows), whole_vectors(space, VL, windows))
-        elif before == 0 and top >= 0:
-            alike = max(alike, min(oh_last, (IH - K + pad_top) // 2 + 1))
-            while space - (alike - 1 - oh) * OW < width or columns - (alike - 1 - oh) * 2 * IW < reach:
+    start = x + first_row(oh_first, 2, geometry) * IW * element
+    y, flags, hidden = output + oh_first * OW * element, ramp(0, 0, dtype), first_ones(pad_left, dtype)
+    for _ in range(planes):
+        oh = oh_first
+        while oh < oh_last:
+            first = first_row(oh, 2, geometry)
+            alike, below1, below2 = rows_alike(oh, oh_last, K, 2, geometry)
+            rows = x + first * IW * element
+            columns = IW if crosses else readable - first * IW - below2
+            while alike > oh and (room - (alike - 1 - oh) * OW < width or columns - (alike - 1 - oh) * 2 * IW < reach):
                 alike -= 1
-        if before > 0:
-            flags = max_strided_block(flags, rows, below1, below2, y, space, -pad_left, IW, False, K, dtype)
-        if blocks == 1 and whole == 1 and before == 0:  # a loop less
-            flags = max_strided_rows(flags, rows, y, alike - oh, 1, OW, IW, below1, below2, K, dtype)
-        else:
-            flags = max_strided_rows(
-                flags, rows + (2 * windows * before - pad_left) * element, y + windows * before * element, alike - oh,
-                whole - before, OW, IW, below1, below2, K, dtype,
-            )  # fmt: skip
-        for block in range(max(whole, before), blocks):
-            flags = max_strided_block(
-                flags, rows, below1, below2, y + windows * block * element, space - windows * block,
-                2 * windows * block - pad_left, IW, False, K, dtype,
-            )  # fmt: skip
-        y += (alike - oh) * OW * element
-        oh = alike
-    if K == 3:
-        rows = x + min((oh_last - 1) * 2 - pad_top + 2, IH - 1) * IW * element
-        for column in range(0, IW, 2 * VL):
-            low = tap(rows, False, column, 0, 1, IW, lowest, dtype)
-            flags = note_nan(flags, low, tap(rows, False, column + VL, 0, 1, IW, lowest, dtype))
+            left = rows - pad_left * element
+            if alike > oh and left >= start:
+                if pad_left > 0:
+                    flags = max_strided_rows(
+                        flags, hidden, left, y, alike - oh, blocks, OW, IW, below1, below2, True, K, dtype
+                    )
+                else:
+                    flags = max_strided_rows(
+                        flags, hidden, left, y, alike - oh, blocks, OW, IW, below1, below2, False, K, dtype
+                    )
+            else:
+                alike = oh + 1
+                whole = min(whole_vectors(columns, 2 * VL - pad_left, 2 * windows), whole_vectors(room, VL, windows))
+                for block in range(blocks):
+                    to, column = y + windows * block * element, 2 * windows * block - pad_left
+                    if block < whole and (block > 0 or pad_left <= 0):
+                        flags = max_strided_block(
+                            flags, hidden, rows, below1, below2, to, VL, column, IW, True, False, True, K, dtype
+                        )
+                    else:
+                        flags = max_strided_block(
+                            flags, hidden, rows, below1, below2, to, room - windows * block, column, IW, False, False, True, K,
+                            dtype,
+                        )  # fmt: skip
+            y += (alike - oh) * OW * element
+            room -= (alike - oh) * OW
+            oh = alike
+        x += IH * IW * element
+        readable -= IH * IW
     return not has_flags(flags)
 
 
@@ -404,7 +442,7 @@ def max_common(
     """Output rows [oh_first, oh_last) of one plane; False, and any values, if a NaN was lost."""
     # K - stride reduced rows are carried from one output row to the next.
     inlined()
-    IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
+    IW, OW = geometry[GEO_IW], geometry[GEO_OW]
     pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
     size, VL, element = row_size(geometry), lanes(dtype), itemsize(dtype)
     blocks = (OW + VL - 1) // VL * VL
@@ -417,21 +455,15 @@ def max_common(
     oh = oh_first
     while oh < oh_last:
         # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
-        top = oh * stride - pad_top
-        first = max(top, 0)
-        below1 = (min(max(top + 1, 0), IH - 1) - first) * IW
-        below2 = (min(max(top + 2, 0), IH - 1) - first) * IW
-        lowest = below1 if K == 2 else below2
-        alike = oh + 1
-        if top >= 0:
-            alike = max(alike, min(oh_last, (IH - K + pad_top) // stride + 1))
+        first = first_row(oh, stride, geometry)
+        alike, below1, below2 = rows_alike(oh, oh_last, K, stride, geometry)
         while alike > oh + 1 and (
             (not crosses and ((alike - 1) * stride - pad_top + K - 1) * IW + last_tap > readable)
             or (alike - 1 - oh_first) * OW + blocks > room
         ):
             alike -= 1
         ow_right = VL * blocks_inside(
-            pad_left, IW if crosses else readable - ((alike - 1 - oh) * stride + first) * IW - lowest, VL, K, stride
+            pad_left, IW if crosses else readable - ((alike - 1 - oh) * stride + first) * IW - below2, VL, K, stride
         )
         rows = x + first * IW * element
         if oh == oh_first:
@@ -476,7 +508,7 @@ def max_common(
 
 
 @helper
-def max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, geometry, dtype):
+def max_windows(x, output, indices, ring, oh_first, oh_last, planes, readable, room, geometry, dtype):
     outlined()
     if indices != 0:
         if geometry[GEO_KH] == 2:
@@ -485,9 +517,9 @@ def max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, geo
             return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 2, geometry, dtype)
         return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 1, geometry, dtype)
     if geometry[GEO_KH] == 2:
-        return max_strided(x, output, oh_first, oh_last, readable, room, 2, geometry, dtype)
+        return max_strided(x, output, oh_first, oh_last, planes, readable, room, 2, geometry, dtype)
     if geometry[GEO_STRIDE_H] == 2:
-        return max_strided(x, output, oh_first, oh_last, readable, room, 3, geometry, dtype)
+        return max_strided(x, output, oh_first, oh_last, planes, readable, room, 3, geometry, dtype)
     return max_sliding(x, output, oh_first, oh_last, readable, room, geometry, dtype)
 
 
@@ -642,21 +674,29 @@ def max_ring_size(geometry):
 
 
 @helper
-def max_of_plane(
-    x,  # IN   a plane
+def max_of_planes(
+    x,  # IN   a plane, others behind it
     output,  # OUT  its output plane
     indices,  # OUT  or 0
     ring,  # TMP  max_ring_size
-    oh_first,
-    oh_last,
+    oh_first, oh_last,  # of one plane; of more than one all rows
+    planes,
     readable,  # elements from x on: in lanes past the last window anything may stand
     room,  # elements from row oh_first of output on: what is written past a row, the next ones overwrite
     common,  # is_common
-    geometry,
-    dtype,
-):
+    geometry, dtype,
+):  # fmt: skip
+    cells, windows = geometry[GEO_IH] * geometry[GEO_IW], geometry[GEO_OH] * geometry[GEO_OW]
+    together = planes if common and indices == 0 and geometry[GEO_STRIDE_H] == 2 else 1
     done = False
-    if common:
-        done = max_windows(x, output, indices, ring, oh_first, oh_last, readable, room, geometry, dtype)
-    if not done:
-        max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, indices != 0, geometry, dtype)
+    for plane in range(planes):
+        if common and plane % together == 0:
+            done = max_windows(x, output, indices, ring, oh_first, oh_last, together, readable, room, geometry, dtype)
+        if not done:
+            max_rows(x, output, indices, ring, oh_first, oh_last, readable, room, indices != 0, geometry, dtype)
+        x += cells * itemsize(dtype)
+        output += windows * itemsize(dtype)
+        if indices != 0:
+            indices += windows * 8
+        readable -= cells
+        room -= windows

@@ -11,7 +11,7 @@ from fastconv._numba._jit import (
     VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, shared, task,
 )  # fmt: skip
 from fastconv._numba._max_pool import (
-    block_inside, first_inside, is_common, is_seamless, is_tiling, max_of_plane, max_ring_size, put_first, ring_slots, row_size,
+    block_inside, first_inside, is_common, is_seamless, is_tiling, max_of_planes, max_ring_size, put_first, ring_slots, row_size,
     rows_inside, span, tap,
 )  # fmt: skip
 from fastconv._numba._pool_simd import (
@@ -86,12 +86,13 @@ def max_pool2d_task(
     plane, oh = row // OH, row % OH
     while left > 0:
         count = min(left, OH - oh)
+        whole = max(left // OH, 1) if oh == 0 else 1
         x, y = address(input) + plane * cells * element, address(output) + plane * OH * OW * element
         where = address(indices) + plane * OH * OW * 8 if with_indices else 0
         readable = (planes - plane) * cells
-        max_of_plane(x, y, where, ring, oh, oh + count, readable, left * OW, common, joined, dtype)
-        left -= count
-        plane += 1
+        max_of_planes(x, y, where, ring, oh, oh + count, whole, readable, left * OW, common, joined, dtype)
+        left -= whole * count
+        plane += whole
         oh = 0
 
 
