@@ -99,12 +99,19 @@ cdef inline void* first_cell(object array, Py_ssize_t itemsize, int flags) excep
     return view.buf if view.len else NULL
 
 
-cdef inline const void* readable(object array, Py_ssize_t itemsize) except? NULL:
+cdef inline const void* address_in(object array, Py_ssize_t itemsize) except? NULL:
     return first_cell(array, itemsize, PyBUF_SIMPLE)
 
 
-cdef inline void* writable(object array, Py_ssize_t itemsize) except? NULL:
+cdef inline void* address_out(object array, Py_ssize_t itemsize) except? NULL:
     return first_cell(array, itemsize, PyBUF_WRITABLE)
+
+
+cdef inline Py_ssize_t real_itemsize(object array) except 0:
+    cdef Py_ssize_t itemsize = array.itemsize
+    if itemsize != sizeof(float) and itemsize != sizeof(double):
+        raise TypeError(f"kernel: cells of {itemsize} bytes: they must be float32 or float64")
+    return itemsize
 
 
 # The arrays of a convolution's forward kernel, by address; NULL for those without cells.
@@ -124,15 +131,13 @@ cdef inline Operands operands(
     object input, object weight, object bias, object output, object pooled, object indices, object workspace, object geometry,
 ) except *:
     cdef Operands o
-    o.itemsize = input.itemsize
-    if o.itemsize != sizeof(float) and o.itemsize != sizeof(double):
-        raise TypeError(f"kernel: cells of {o.itemsize} bytes: they must be float32 or float64")
-    o.input = readable(input, o.itemsize)
-    o.weight = readable(weight, o.itemsize)
-    o.bias = readable(bias, o.itemsize)
-    o.output = writable(output, o.itemsize)
-    o.pooled = writable(pooled, o.itemsize)
-    o.indices = <int64_t*> writable(indices, sizeof(int64_t))
-    o.workspace = writable(workspace, o.itemsize)
-    o.geometry = <const int64_t*> readable(geometry, sizeof(int64_t))
+    o.itemsize = real_itemsize(input)
+    o.input = address_in(input, o.itemsize)
+    o.weight = address_in(weight, o.itemsize)
+    o.bias = address_in(bias, o.itemsize)
+    o.output = address_out(output, o.itemsize)
+    o.pooled = address_out(pooled, o.itemsize)
+    o.indices = <int64_t*> address_out(indices, sizeof(int64_t))
+    o.workspace = address_out(workspace, o.itemsize)
+    o.geometry = <const int64_t*> address_in(geometry, sizeof(int64_t))
     return o

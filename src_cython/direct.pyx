@@ -17,7 +17,8 @@ from libc.string cimport memmove, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
-    GEO_STRIDE_H, GEO_STRIDE_W, ceil_div, clamp, fill, int64_t, prefetch, real, start, vd, vec, vf, vmax, vmin,
+    GEO_STRIDE_H, GEO_STRIDE_W, Operands, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf,
+    vmax, vmin,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
@@ -31,7 +32,9 @@ cdef enum:
     DEPTH = 256      # products after which a partial sum is put aside
     FLUSH = 64       # vectors after which grad_weight's partial sums are put aside
     TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
-    BAND = 8192      # elements of image rows that the columns of a depthwise layer share: a first-level cache
+    # Elements of image rows that the columns of a depthwise layer share; the next rows are fetched meanwhile, results too:
+    # two bands of both are a first-level cache
+    BAND = 2048
     TOGETHER = 2048  # elements of depthwise planes, images and results, whose columns are taken in turns
     SPREAD = 1 << 16  # elements of an image whose cells are spread in a copy: half of a second-level cache
     CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
@@ -490,7 +493,7 @@ cdef struct Planes:
     Py_ssize_t count, F, filters  # planes of results; of those that read one image; of one sample
     Py_ssize_t IH, IW, OW
     Py_ssize_t to_image, to_out   # to the next image, to the next plane of results
-    Py_ssize_t ahead              # to what is fetched into the cache meanwhile
+    Py_ssize_t ahead, out_ahead   # to what is fetched into the cache meanwhile: images, results
     Py_ssize_t start, to_kh, to_kw  # steps through the weight
     bint accumulate
 
@@ -513,7 +516,7 @@ cdef inline void depthwise_column(
     # block. The planes' columns are taken in turns: masks and the like serve many rows.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = p.IH, IW = p.IW, OW = p.OW, in_group = f % p.F
-        Py_ssize_t ahead = p.ahead, _plane, _oh, ih
+        Py_ssize_t ahead = p.ahead, out_ahead = p.out_ahead, _plane, _oh, ih
         bint accumulate = p.accumulate
         int kh, kw, i
         vec[49] taps
@@ -542,6 +545,7 @@ cdef inline void depthwise_column(
             ih += 1
         to = out
         for _oh in range(n_rows):
+            prefetch(to + out_ahead)
             for i in range(1, stride + 1):
                 row = image + ih * IW if 0 <= ih < IH else zeros
                 prefetch(row + column + ahead)
@@ -618,7 +622,10 @@ cdef inline void depthwise_planes(
         scratch = <real*> ((<size_t> scratch + 63) // 64 * 64)
     p.to_image = p.IH * p.IW
     band = ceil_div(last - first, max(ceil_div((last - first) * stride * p.IW, BAND), 1))
-    p.ahead = band * stride * p.IW if band < last - first else conv.planes * p.to_image
+    if band < last - first:
+        p.ahead, p.out_ahead = band * stride * p.IW, band * OW
+    else:
+        p.ahead, p.out_ahead = conv.planes * p.to_image, conv.planes * p.to_out
     # A vector that is wider than a row runs into the next one, which is written later
     limit = NULL if conv.accumulate else out + (n_planes - 1) * p.to_out + (last - first) * OW - VL
     while n_planes > 0:
@@ -967,39 +974,45 @@ def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     return conv.IW + n_workers * (rows_of_worker(&conv) + pool_ring_size(&geometry[0]))
 
 
-def conv2d(
-    const real[:, :, :, ::1] input,
-    const real[:, :, :, ::1] weight,
-    const real[::1] bias,
-    double act_min,
-    double act_max,
-    real[:, :, :, ::1] output,
-    real[:, :, :, ::1] pooled,
-    int64_t[:, :, :, ::1] indices,
-    real[::1] workspace,
-    const int64_t[::1] geometry,
-    int n_threads,
-):
-    """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    cdef Conv conv = forward(&geometry[0])
+cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_threads, real* unused) noexcept:
+    cdef:
+        const int64_t* geo = o.geometry
+        Conv conv = forward(geo)
+        Py_ssize_t task, slice = rows_of_worker(&conv) + pool_ring_size(geo)
+        const real* x = <const real*> o.input
+        const real* w = <const real*> o.weight
+        const real* shift = <const real*> o.bias
+        real* out = <real*> o.output
+        real* maxima = <real*> o.pooled
+        real* zeros = <real*> o.workspace
+        real* rest = zeros + conv.IW
+        real low = <real> act_min, high = <real> act_max
     if conv.n_tasks == 0:
         return
-    cdef:
-        Py_ssize_t task, slice = rows_of_worker(&conv) + pool_ring_size(&geometry[0])
-        real* zeros = &workspace[0]
-        const real* x = start(input)
-        const real* w = &weight[0, 0, 0, 0] if conv.C else NULL
-        const real* shift = &bias[0] if bias.shape[0] else NULL
-        real* out = &output[0, 0, 0, 0] if output.shape[0] else NULL
-        real* maxima = &pooled[0, 0, 0, 0] if pooled.shape[0] else NULL
-        int64_t* places = &indices[0, 0, 0, 0] if indices.shape[0] else NULL
-        const int64_t* geo = &geometry[0]
     memset(zeros, 0, conv.IW * sizeof(real))
-    for task in prange(
-        conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
-    ):
-        conv_task_of(task, &conv, x, zeros, w, shift, <real> act_min, <real> act_max, out, maxima, places,
-                     zeros + conv.IW + threadid() * slice, geo)
+    if n_threads == 1:
+        with nogil:
+            for task in range(conv.n_tasks):
+                conv_task_of(task, &conv, x, zeros, w, shift, low, high, out, maxima, o.indices, rest, geo)
+        return
+    for task in prange(conv.n_tasks, nogil=True, num_threads=n_threads, schedule="dynamic"):
+        conv_task_of(
+            task, &conv, x, zeros, w, shift, low, high, out, maxima, o.indices, rest + threadid() * slice, geo
+        )
+
+
+def conv2d(
+    input, weight, bias, double act_min, double act_max, output, pooled, indices, workspace, geometry, int n_threads,
+):
+    """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
+    cdef:
+        Operands o = operands(input, weight, bias, output, pooled, indices, workspace, geometry)
+        float* floats = NULL
+        double* doubles = NULL
+    if o.itemsize == sizeof(float):
+        conv2d_of(&o, act_min, act_max, n_threads, floats)
+    else:
+        conv2d_of(&o, act_min, act_max, n_threads, doubles)
 
 
 # ----------------------------------------------------------------------------------------------- gradient of the input

@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
-    GEO_TURNED, ceil_div, int64_t, real, vd, vec, vf,
+    GEO_TURNED, address_in, address_out, ceil_div, int64_t, real, real_itemsize, vd, vec, vf,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
@@ -101,10 +101,10 @@ cdef inline Py_ssize_t plane_tasks(const int64_t* geometry) noexcept nogil:
 
 cdef void max_pool2d_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] input,    # IN
-    real[:, :, :, ::1] output,         # OUT
-    int64_t[:, :, :, ::1] indices,     # OUT  or of length 0
-    real* ring,                        # TMP  max_ring_size
+    const real* input,             # IN
+    real* output,                  # OUT
+    int64_t* indices,              # OUT  or NULL
+    real* ring,                    # TMP  max_ring_size
     const int64_t* geometry,       # IN
 ) noexcept nogil:
     # A task is a run of output rows, counted through all planes; where no index tells planes apart they may be one.
@@ -120,7 +120,7 @@ cdef void max_pool2d_task(
         vf* like_f = NULL
         vd* like_d = NULL
     memcpy(&joined[0], geometry, sizeof(joined))
-    if indices.shape[0] == 0 and is_seamless(geometry):
+    if indices == NULL and is_seamless(geometry):
         joined[GEO_IH] *= planes
         joined[GEO_OH] *= planes
         OH, cells, planes = OH * planes, cells * planes, 1
@@ -128,10 +128,10 @@ cdef void max_pool2d_task(
     while left > 0:
         count = min(left, OH - oh)
         whole = max(left // OH, 1) if oh == 0 else 1
-        x = &input[0, 0, 0, 0] + plane * cells
-        y = &output[0, 0, 0, 0] + plane * OH * OW
-        if indices.shape[0] > 0:
-            where = &indices[0, 0, 0, 0] + plane * OH * OW
+        x = input + plane * cells
+        y = output + plane * OH * OW
+        if indices != NULL:
+            where = indices + plane * OH * OW
         readable = (planes - plane) * cells
         if real is float:
             max_of_planes(x, y, where, ring, oh, oh + count, whole, readable, left * OW, common, &joined[0], like_f)
@@ -148,25 +148,32 @@ def max_pool2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     return n_workers * max_ring_size(g)
 
 
-def max_pool2d(
-    const real[:, :, :, ::1] input,
-    real[:, :, :, ::1] output,
-    int64_t[:, :, :, ::1] indices,
-    real[::1] workspace,
-    const int64_t[::1] geometry,
-    int n_threads,
-):
-    """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
-    cdef const int64_t* g = &geometry[0]
-    cdef Py_ssize_t task, n_tasks = row_tasks(g), size = max_ring_size(g)
-    cdef real* ring = &workspace[0] if size > 0 else NULL
+cdef void max_pool2d_of(
+    const real* input, real* output, int64_t* indices, real* ring, const int64_t* geometry, int n_threads,
+) noexcept:
+    cdef Py_ssize_t task, n_tasks = row_tasks(geometry), size = max_ring_size(geometry)
     if n_threads == 1:
         with nogil:
             for task in range(n_tasks):
-                max_pool2d_task(task, input, output, indices, ring, g)
+                max_pool2d_task(task, input, output, indices, ring, geometry)
         return
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        max_pool2d_task(task, input, output, indices, ring + threadid() * size, g)
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, schedule="dynamic"):
+        max_pool2d_task(task, input, output, indices, ring + threadid() * size, geometry)
+
+
+def max_pool2d(input, output, indices, workspace, geometry, int n_threads):
+    """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
+    cdef:
+        Py_ssize_t itemsize = real_itemsize(input)
+        const void* x = address_in(input, itemsize)
+        void* y = address_out(output, itemsize)
+        int64_t* places = <int64_t*> address_out(indices, sizeof(int64_t))
+        void* ring = address_out(workspace, itemsize)
+        const int64_t* g = <const int64_t*> address_in(geometry, sizeof(int64_t))
+    if itemsize == sizeof(float):
+        max_pool2d_of(<const float*> x, <float*> y, places, <float*> ring, g, n_threads)
+    else:
+        max_pool2d_of(<const double*> x, <double*> y, places, <double*> ring, g, n_threads)
 
 
 cdef inline bint put_tiles(

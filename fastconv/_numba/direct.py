@@ -35,7 +35,9 @@ from fastconv._problem import (
 FILTERS = 4  # filters that share each loaded vector of pixels
 DEPTH = 256  # products after which a partial sum is put aside
 FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
-BAND = 8192  # elements of image rows that the columns of a depthwise layer share: a first-level cache
+# Elements of image rows that the columns of a depthwise layer share; the next rows are fetched meanwhile, results too:
+# two bands of both are a first-level cache
+BAND = 2048
 TOGETHER = 2048  # elements of depthwise planes, images and results, whose columns are taken in turns
 SPREAD = 1 << 16  # elements of an image whose cells are spread in a copy: half of a second-level cache
 TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
@@ -212,7 +214,7 @@ Planes = namedtuple(
     "count F filters "  # planes of results; of those that read one image; of one sample
     "IH IW OW "
     "to_image to_out "  # to the next image, to the next plane of results
-    "ahead "  # to what is fetched into the cache meanwhile
+    "ahead out_ahead "  # to what is fetched into the cache meanwhile: images, results
     "start to_kh to_kw "  # steps through the weight
     "accumulate",
 )
@@ -246,7 +248,7 @@ def depthwise_column(
     sums: registers[K]  # of the output rows that have begun, the youngest first
     size, VL = itemsize(dtype), lanes(dtype)
     IH, IW, OW, in_group = p.IH, p.IW, p.OW, f % p.F
-    accumulate, ahead = p.accumulate != 0, (column + p.ahead) * size
+    accumulate, ahead, out_ahead = p.accumulate != 0, (column + p.ahead) * size, p.out_ahead * size
     low, high = broadcast(act_min), broadcast(act_max)
     for _ in range(p.count):
         filter = weight + (f * K * K + p.start) * size
@@ -261,6 +263,8 @@ def depthwise_column(
         for i in unroll(K - stride + 1):
             for _ in range(n_rows if i == K - stride else 1):
                 rolled()
+                if i == K - stride:
+                    prefetch(to + out_ahead)
                 for j in unroll(stride if i == K - stride else 1):
                     row = image + ih * IW * size if 0 <= ih < IH else zeros
                     if i == K - stride:
@@ -369,14 +373,18 @@ def depthwise_planes(
         scratch = (scratch + 63) // 64 * 64
     to_image = IH * IW
     band = ceil_div(last - first, max(ceil_div((last - first) * stride * IW, BAND), 1))
-    ahead = band * stride * IW if band < last - first else conv.planes * to_image
+    if band < last - first:
+        ahead, out_ahead = band * stride * IW, band * OW
+    else:
+        ahead, out_ahead = conv.planes * to_image, conv.planes * to_out
     # A vector that is wider than a row runs into the next one, which is written later
     limit = 0 if conv.accumulate else out + ((n_planes - 1) * to_out + (last - first) * OW - VL) * size
     while n_planes > 0:
         count = min(conv.planes, n_planes)
         p = Planes(
-            count, F, filters, IH, IW, OW, to_image, to_out, ahead, conv.start, conv.to_kh, conv.to_kw, conv.accumulate
-        )
+            count, F, filters, IH, IW, OW, to_image, to_out, ahead, out_ahead, conv.start, conv.to_kh, conv.to_kw,
+            conv.accumulate,
+        )  # fmt: skip
         image = input
         if conv.cells:
             image = scratch
