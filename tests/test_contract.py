@@ -110,6 +110,44 @@ def test_signatures_are_equal(engine, stem, kernel):
     assert actual == expected, f"{engine.name} {stem}.{kernel} takes {actual}, the contract says {expected}"
 
 
+BY_ADDRESS = [("im2col", "conv2d"), ("direct", "conv2d"), ("winograd", "conv2d"), ("pool", "max_pool2d")]
+
+
+@pytest.mark.parametrize(("stem", "kernel"), BY_ADDRESS)
+def test_arrays_taken_by_address_are_checked(engine, stem, kernel):
+    """Another cell size, steps between cells and a read-only result are refused before anything runs."""
+    if engine.backend != "cython":
+        pytest.skip(f"{engine.name}: its kernels take no addresses")
+    image, cells = np.ones((1, 1, 4, 4), "float32"), np.ones(4096, "float32")
+    problem = _problem.ConvProblem.from_args("test", image.shape, (1, 1, 3, 3), "float32", padding=1)
+    arrays = {
+        **{"input": image, "weight": image, "packed": cells, "bias": cells},
+        **{"output": image.copy(), "pooled": image.copy(), "workspace": cells.copy()},
+        **{"indices": np.empty((0, 0, 0, 0), np.int64), "geometry": problem.geometry(tile=2)},
+    }
+    run = getattr(getattr(engine.k, stem), kernel)
+    names = list(inspect.signature(run).parameters)
+    taken = [name for name in names if name in arrays]
+    assert len(taken) >= 5
+
+    def call(**others):
+        values = {**arrays, "act_min": -np.inf, "act_max": np.inf, "n_threads": 1, **others}
+        run(*(values[name] for name in names))
+
+    for name in taken:
+        array = arrays[name]
+        with pytest.raises(TypeError, match="bytes"):
+            call(**{name: array.astype("int16" if array.dtype == np.int64 else "float64")})
+        if array.size:
+            with pytest.raises(ValueError, match="contiguous"):
+                call(**{name: np.repeat(array, 2, axis=-1)[..., ::2]})
+    for name in {"output", "pooled", "indices", "workspace"} & set(taken):
+        locked = arrays[name].copy()
+        locked.flags.writeable = False
+        with pytest.raises(ValueError, match="read-only"):
+            call(**{name: locked})
+
+
 @pytest.mark.parametrize("stem", _backends.STEMS)
 def test_order_is_equal(stem):
     """Kernels stand in one order in every back end's file, so that they read side by side."""

@@ -16,7 +16,7 @@ def test_against_scipy(engine, kernel, case, dtype):
     convolution.check_case(engine, STEM, kernel, case, dtype)
 
 
-# Blocks of 4 rows and one vector, small planes copied a few at a time, large ones read in place
+# Columns one vector wide; the cells of small strided images spread in a copy, other images read in place
 DEPTHWISE = [
     Conv("rows-3", 2, 5, 3, 9, 5, 3, 3, padding=1, groups=5),
     Conv("rows-5-multiplier2", 1, 15, 5, 7, 30, 3, 3, padding=1, groups=15),
