@@ -974,7 +974,7 @@ def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     return conv.IW + n_workers * (rows_of_worker(&conv) + pool_ring_size(&geometry[0]))
 
 
-cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_threads, real* unused) noexcept:
+cdef void conv2d_of(const Operands* o, real low, real high, int n_threads) noexcept:
     cdef:
         const int64_t* geo = o.geometry
         Conv conv = forward(geo)
@@ -986,7 +986,6 @@ cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_thr
         real* maxima = <real*> o.pooled
         real* zeros = <real*> o.workspace
         real* rest = zeros + conv.IW
-        real low = <real> act_min, high = <real> act_max
     if conv.n_tasks == 0:
         return
     memset(zeros, 0, conv.IW * sizeof(real))
@@ -1005,14 +1004,11 @@ def conv2d(
     input, weight, bias, double act_min, double act_max, output, pooled, indices, workspace, geometry, int n_threads,
 ):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    cdef:
-        Operands o = operands(input, weight, bias, output, pooled, indices, workspace, geometry)
-        float* floats = NULL
-        double* doubles = NULL
+    cdef Operands o = operands(input, weight, bias, output, pooled, indices, workspace, geometry)
     if o.itemsize == sizeof(float):
-        conv2d_of(&o, act_min, act_max, n_threads, floats)
+        conv2d_of(&o, <float> act_min, <float> act_max, n_threads)
     else:
-        conv2d_of(&o, act_min, act_max, n_threads, doubles)
+        conv2d_of(&o, act_min, act_max, n_threads)
 
 
 # ----------------------------------------------------------------------------------------------- gradient of the input

@@ -905,29 +905,6 @@ cdef void conv2d_task(
     real* scratch,                # elements
     const Blocking* b,            # IN
     const int64_t* geometry,      # IN
-) noexcept nogil:
-    cdef:
-        vf* floats = NULL
-        vd* doubles = NULL
-    if real is float:
-        conv2d_strip(task, input, packed, bias, low, high, output, pooled, indices, scratch, b, geometry, floats)
-    else:
-        conv2d_strip(task, input, packed, bias, low, high, output, pooled, indices, scratch, b, geometry, doubles)
-
-
-cdef void conv2d_strip(
-    Py_ssize_t task,
-    const real* input,            # IN
-    const real* packed,           # IN
-    const real* bias,             # IN   NULL for none
-    real low,
-    real high,
-    real* output,                 # OUT
-    real* pooled,                 # OUT
-    int64_t* indices,             # OUT
-    real* scratch,                # elements
-    const Blocking* b,            # IN
-    const int64_t* geometry,      # IN
     vec* unused,
 ) noexcept nogil:
     # A task is a strip of blocks of one image, group and chunk of filters.
@@ -1110,7 +1087,7 @@ cdef void conv2d_block(
                     memcpy(above, map + (carry_from - row_from) * b.OW, rows_to_carry * b.OW * sizeof(real))
 
 
-cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_threads, real* unused) noexcept:
+cdef void conv2d_of(const Operands* o, real low, real high, int n_threads, vec* unused) noexcept:
     cdef:
         const int64_t* g = o.geometry
         Blocking b = blocking(g, n_threads)
@@ -1121,29 +1098,25 @@ cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_thr
         real* y = <real*> o.output
         real* z = <real*> o.pooled
         real* scratch = <real*> o.workspace
-        real low = <real> act_min, high = <real> act_max
     b.paired = b.paired and o.indices == NULL and is_finite(bias, g[GEO_OC])
     if n_threads == 1:
         with nogil:
             for task in range(n_tasks):
-                conv2d_task(task, x, w, bias, low, high, y, z, o.indices, scratch, &b, g)
+                conv2d_task(task, x, w, bias, low, high, y, z, o.indices, scratch, &b, g, unused)
         return
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, schedule="dynamic"):
-        conv2d_task(task, x, w, bias, low, high, y, z, o.indices, scratch + threadid() * b.elements, &b, g)
+        conv2d_task(task, x, w, bias, low, high, y, z, o.indices, scratch + threadid() * b.elements, &b, g, unused)
 
 
 def conv2d(
     input, packed, bias, double act_min, double act_max, output, pooled, indices, workspace, geometry, int n_threads,
 ):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    cdef:
-        Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
-        float* floats = NULL
-        double* doubles = NULL
+    cdef Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
     if o.itemsize == sizeof(float):
-        conv2d_of(&o, act_min, act_max, n_threads, floats)
+        conv2d_of(&o, <float> act_min, <float> act_max, n_threads, <vf*> NULL)
     else:
-        conv2d_of(&o, act_min, act_max, n_threads, doubles)
+        conv2d_of(&o, act_min, act_max, n_threads, <vd*> NULL)
 
 
 # ------------------------------------------------------------------------------- kernels: gradient of the input

@@ -1006,7 +1006,7 @@ cdef void output_task(
     )
 
 
-cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_threads, real* unused) noexcept:
+cdef void conv2d_of(const Operands* o, real low, real high, int n_threads, vec* unused) noexcept:
     cdef:
         const int64_t* geo = o.geometry
         Blocking b = blocking(geo, VL_FLOAT if real is float else _VL_DOUBLE)
@@ -1024,23 +1024,15 @@ cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_thr
         real* scratch = <real*> o.workspace
         real* v = scratch
         real* c = v + b.v_elements
-        vf* floats = NULL
-        vd* doubles = NULL
     if geo[GEO_OC] == 0 or N == 0:
         return
     if not b.shared:
         n_tasks = N * G * b.row_blocks
         for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            if real is float:
-                conv2d_task(
-                    task, x, u, shifts, <real> act_min, <real> act_max, out, <real*> o.pooled, o.indices,
-                    scratch + threadid() * b.worker_elements, &b, geo, floats,
-                )
-            else:
-                conv2d_task(
-                    task, x, u, shifts, <real> act_min, <real> act_max, out, <real*> o.pooled, o.indices,
-                    scratch + threadid() * b.worker_elements, &b, geo, doubles,
-                )
+            conv2d_task(
+                task, x, u, shifts, low, high, out, <real*> o.pooled, o.indices, scratch + threadid() * b.worker_elements,
+                &b, geo, unused,
+            )
         return
     scratch = c + b.m_elements
     at.row = 0
@@ -1059,42 +1051,26 @@ cdef void conv2d_of(const Operands* o, double act_min, double act_max, int n_thr
         out_chunk = out + (n * G + g) * b.OCG * b.OH * b.OW
         n_tasks = images * b.channel_blocks
         for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            if real is float:
-                input_task(task, x_chunk, v, scratch + threadid() * b.worker_elements, &at, &b, geo, floats)
-            else:
-                input_task(task, x_chunk, v, scratch + threadid() * b.worker_elements, &at, &b, geo, doubles)
+            input_task(task, x_chunk, v, scratch + threadid() * b.worker_elements, &at, &b, geo, unused)
         n_tasks = cells * ceil_div(b.panels, b.chunk_panels)
         for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            if real is float:
-                multiply_task(task, u_chunk, <const real*> v, c, images * at.tiles, &b, floats)
-            else:
-                multiply_task(task, u_chunk, <const real*> v, c, images * at.tiles, &b, doubles)
+            multiply_task(task, u_chunk, <const real*> v, c, images * at.tiles, &b, unused)
         n_tasks = images * b.panels
         for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            if real is float:
-                output_task(
-                    task, <const real*> c, x_chunk, weight, shifts_chunk, <real> act_min, <real> act_max, out_chunk,
-                    &at, &b, geo, floats,
-                )
-            else:
-                output_task(
-                    task, <const real*> c, x_chunk, weight, shifts_chunk, <real> act_min, <real> act_max, out_chunk,
-                    &at, &b, geo, doubles,
-                )
+            output_task(
+                task, <const real*> c, x_chunk, weight, shifts_chunk, low, high, out_chunk, &at, &b, geo, unused,
+            )
 
 
 def conv2d(
     input, packed, bias, double act_min, double act_max, output, pooled, indices, workspace, geometry, int n_threads,
 ):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    cdef:
-        Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
-        float* floats = NULL
-        double* doubles = NULL
+    cdef Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
     if o.itemsize == sizeof(float):
-        conv2d_of(&o, act_min, act_max, n_threads, floats)
+        conv2d_of(&o, <float> act_min, <float> act_max, n_threads, <vf*> NULL)
     else:
-        conv2d_of(&o, act_min, act_max, n_threads, doubles)
+        conv2d_of(&o, act_min, act_max, n_threads, <vd*> NULL)
 
 
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
