@@ -11,6 +11,10 @@
 #define FASTCONV_VL 4
 #endif
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 /* Kernels hand tile extents and flags to `cdef inline` functions as constants: those must be inlined, however large. */
 #undef CYTHON_INLINE
 #define CYTHON_INLINE inline __attribute__((always_inline))
@@ -40,11 +44,19 @@ enum { VL_FLOAT = FASTCONV_VL, VL_DOUBLE = FASTCONV_VL / 2, MR = 6, NV = 2, BLOC
     static inline __attribute__((always_inline)) type name(type a, type b) \
     { return SIMD_SELECT(a < b, a, b); }
 
-#if FASTCONV_VL == 8 && defined(__AVX__)
-static inline __attribute__((always_inline)) vf vmax_f(vf a, vf b) { return __builtin_ia32_maxps256(a, b); }
-static inline __attribute__((always_inline)) vd vmax_d(vd a, vd b) { return __builtin_ia32_maxpd256(a, b); }
-static inline __attribute__((always_inline)) vf vmin_f(vf a, vf b) { return __builtin_ia32_minps256(a, b); }
-static inline __attribute__((always_inline)) vd vmin_d(vd a, vd b) { return __builtin_ia32_minpd256(a, b); }
+/* The same as one instruction, which compilers find in comparison and selection for the narrower vectors at best. */
+#define SIMD_EXTREMUM(name, type, instruction) \
+    static inline __attribute__((always_inline)) type name(type a, type b) { return (type)instruction(a, b); }
+#define SIMD_EXTREMA(prefix) \
+    SIMD_EXTREMUM(vmax_f, vf, prefix##_max_ps) SIMD_EXTREMUM(vmax_d, vd, prefix##_max_pd) \
+    SIMD_EXTREMUM(vmin_f, vf, prefix##_min_ps) SIMD_EXTREMUM(vmin_d, vd, prefix##_min_pd)
+
+#if FASTCONV_VL == 16 && defined(__AVX512F__)
+SIMD_EXTREMA(_mm512)
+#elif FASTCONV_VL == 8 && defined(__AVX__)
+SIMD_EXTREMA(_mm256)
+#elif FASTCONV_VL == 4 && defined(__SSE2__)
+SIMD_EXTREMA(_mm)
 #else
 SIMD_MAX(vmax_f, vf)
 SIMD_MAX(vmax_d, vd)
