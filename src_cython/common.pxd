@@ -16,7 +16,9 @@ cdef extern from "simd.h" nogil:
         VL_DOUBLE
         MR
         NV
+        LONE_VECTORS
         BLOCK_PIXELS
+        IN_PLACE_FILTERS
     vf vmax_f(vf a, vf b)
     vd vmax_d(vd a, vd b)
     vf vmin_f(vf a, vf b)

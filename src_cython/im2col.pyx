@@ -1,7 +1,8 @@
 """Convolution as a blocked matrix product. Formula and shapes: fastconv/_reference/im2col.py.
 
 conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image and group, K = ICG*KH*KW. ``cols``
-exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
+exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task, or not at all: a plane that a
+1x1 kernel meets once is read in place, and so are the copied input rows where vectors of pixels fill the rows of a map.
 
     task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
            the other, of which each takes over the last rows of the one before; windows of 2x2 are pooled in registers
@@ -21,7 +22,7 @@ from common cimport (
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
     ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vec, vd, vf, vmax, vmin,
 )
-from common cimport BLOCK_PIXELS
+from common cimport BLOCK_PIXELS, IN_PLACE_FILTERS, LONE_VECTORS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, transpose
@@ -34,7 +35,11 @@ cdef enum:
     MOST_PIXELS = 1536         # of a block
     THREAD_TASKS = 4           # tasks a thread: with fewer, filters are split into chunks as well
     CHUNK_FILTERS = 64         # the smallest chunk: a pixel's columns are packed again for each
-    LONE = 4                   # pixels past the last whole vector are computed one by one if they fill 1/LONE of a vector at most
+    IN_PLACE_CELLS = 32 * BLOCK_PIXELS      # of a block that is read in place, or of its copied rows: a first-level cache
+    SPARE = 16                 # tiles of whole rows may waste 1/SPARE of their lanes
+    MOST_PLACES = 2048         # >= vectors of such a block
+    LONE = 4                   # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
+    MOST_LONE = 8              # sums of such vectors at a time
     CACHE_LINE = 64            # bytes
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
 
@@ -47,9 +52,10 @@ KC = _KC
 
 cdef struct Blocking:
     Py_ssize_t ICG, OCG, T, K, OH, OW, P        # T taps of one channel; a flat 1x1 problem has one row of P pixels
-    bint flat
+    bint flat, in_place                         # in place: tiles read the image, packed is only what ends inside a vector
     Py_ssize_t NB, blocks, strip, strips        # pixels of a block, blocks of an image and of a task, tasks of an image
     Py_ssize_t pooled_rows, carried_rows        # of a fused pool per block; of the maps, that two blocks' windows share
+    bint by_rows                                # vectors of a tile lie in one row each: read from the copied rows
     bint paired                                 # tiles pool by themselves: where indices are not wanted
     Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels, kept_panels
     Py_ssize_t lent                             # filters that the last panel takes from the one before
@@ -63,7 +69,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         Blocking b
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], images = geometry[GEO_N] * G, tasks
+        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], images = geometry[GEO_N] * G, rows, tasks
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
     b.T = KH * KW
@@ -76,6 +82,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.T == 1 and stride_h == 1 and stride_w == 1 and geometry[GEO_PAD_TOP] == 0 and geometry[GEO_PAD_LEFT] == 0
         and b.OH == geometry[GEO_IH] and b.OW == geometry[GEO_IW]
     )
+    b.in_place = b.flat and b.OCG <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0
     b.panels = ceil_div(b.OCG, _MR)
     b.lent = 2 if b.OCG % _MR == 2 and b.panels > 1 else 0
 
@@ -87,7 +94,15 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     b.kc = max(b.kc, 1)
     b.k_blocks = max(ceil_div(b.K, b.kc), 1)
 
-    # Pixels in equal blocks of whole panels; a fused pool wants whole rows
+    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
+    b.phases = stride_w
+    b.phase_width = b.OW + ((KW - 1) * dil_w) // stride_w + 1
+    b.row_width = b.phases * b.phase_width
+    # Pixels in equal blocks of whole panels, or of whole rows, which a fused pool wants too
+    b.by_rows = (
+        not b.flat and b.k_blocks == 1 and b.K > 0 and not geometry[GEO_ACCUMULATE] and VL_FLOAT <= b.OW <= MOST_PIXELS
+        and (ceil_div(b.OW, VL_FLOAT) * VL_FLOAT - b.OW) * SPARE <= b.OW
+    )
     b.pooled_rows = 0
     b.carried_rows = 0
     b.paired = False
@@ -104,12 +119,17 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
             b.strip = max(min(ceil_div(images * b.blocks, THREAD_TASKS * n_threads), b.blocks), 1)
     else:
         b.NB = BLOCK_PIXELS
-        if not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
+        if b.in_place:
+            b.NB = min(max(IN_PLACE_CELLS // b.kc // NR, 1) * NR, BLOCK_PIXELS)
+        elif not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
             b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
-        b.blocks = max(ceil_div(b.P, b.NB), 1)
-        b.NB = ceil_div(ceil_div(b.P, b.blocks), NR) * NR
+        if b.by_rows:  # of vectors for whole tiles
+            rows = (IN_PLACE_CELLS // (b.ICG * b.row_width) - (KH - 1) * dil_h - 1) // stride_h + 1
+            b.NB = max(min(max(rows // _NV * _NV, _NV), MOST_PIXELS // b.OW, b.OH), 1) * b.OW
+        else:
+            b.NB = ceil_div(ceil_div(b.P, max(ceil_div(b.P, b.NB), 1)), NR) * NR
         b.blocks = ceil_div(b.P, max(b.NB, 1))
-
+    b.by_rows = b.by_rows and ceil_div(b.NB, b.OW) * ceil_div(b.OW, VL_FLOAT // 2) <= MOST_PLACES
     b.strips = ceil_div(b.blocks, b.strip)
     b.chunks = 1
     tasks = images * b.strips
@@ -117,10 +137,6 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), b.OCG // CHUNK_FILTERS), 1)
     b.chunk_panels = ceil_div(b.panels, b.chunks)
 
-    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
-    b.phases = stride_w
-    b.phase_width = b.OW + ((KW - 1) * dil_w) // stride_w + 1
-    b.row_width = b.phases * b.phase_width
     b.rows = 0
     b.channels = 0
     b.copy_elements = 0
@@ -128,7 +144,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.rows = (min(b.OH, ceil_div(b.NB, max(b.OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
         b.channels = min(ceil_div(b.kc - 1, b.T) + 1, max(b.ICG, 1))
         b.copy_elements = b.channels * b.rows * b.row_width + VL_FLOAT
-    b.b_elements = b.kc * max(b.NB, b.pooled_rows * paired_panels(geometry, VL_FLOAT) * NR if b.paired else 0) + VL_FLOAT
+    b.b_elements = b.kc * (NR if b.in_place else 0 if b.by_rows else b.NB) + VL_FLOAT
     b.lone_elements = VL_FLOAT // LONE * b.kc * _MR
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     b.kept_panels = 1 if b.k_blocks == 1 else b.chunk_panels
@@ -141,18 +157,13 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     return b
 
 
-cdef inline Py_ssize_t paired_panels(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
-    """Panels of two rows of a map, VL columns each: the columns of the pooled row."""
-    return ceil_div(2 * geometry[GEO_POOL_OW], VL)
-
-
 cdef inline bint is_paired(const Blocking* b, const int64_t* geometry) noexcept nogil:
     """Whether tiles can pool: windows are 2x2 and tile the maps, K is one block, at most a fifth of the lanes is wasted."""
     cdef Py_ssize_t OH = geometry[GEO_POOL_OH], OW = geometry[GEO_POOL_OW]
     return (
         geometry[GEO_POOL_KH] == geometry[GEO_POOL_KW] == geometry[GEO_POOL_STRIDE_H] == geometry[GEO_POOL_STRIDE_W] == 2
         and geometry[GEO_POOL_PAD_TOP] == geometry[GEO_POOL_PAD_LEFT] == 0 and 2 * OH <= b.OH and 2 * OW <= b.OW
-        and b.k_blocks == 1 and b.K > 0 and not b.flat and 2 * paired_panels(geometry, VL_FLOAT) * VL_FLOAT <= 5 * OW
+        and b.k_blocks == 1 and b.K > 0 and not b.flat and 2 * ceil_div(2 * OW, VL_FLOAT) * VL_FLOAT <= 5 * OW
     )
 
 
@@ -174,21 +185,28 @@ cdef inline Py_ssize_t panel_start(const Blocking* b, Py_ssize_t panel) noexcept
 
 
 cdef inline void tile_sums(
-    const real* a,         # IN   [kc][MR] filters
-    const real* b,         # IN   [kc][NV * VL] pixels
-    Py_ssize_t kc,         # at least 1
-    vec* acc,              # OUT  [MR][NV]
-    const int rows,        # filters and
-    const int nv,          # vectors of pixels in use
+    const real* a,            # IN   [kc][MR] filters
+    const real* b,            # IN   vector j of depth k at k * ldb + j * VL, or where
+    Py_ssize_t ldb,
+    const Py_ssize_t* depth,  # IN   these say: depth[k]
+    const Py_ssize_t* place,  # IN              + place[j]
+    Py_ssize_t kc,            # at least 1
+    vec* acc,                 # OUT  [MR][NV]
+    const int rows,           # filters and
+    const int nv,             # vectors of pixels in use
+    const bint listed,        # places are listed
 ) noexcept nogil:
     # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
     # broadcast filter stay in registers: the depth loop must not be unrolled (GCC then spills), must run once at least,
-    # and rows and nv must be constants at each call: else all accumulators take a way through memory.
+    # and rows, nv and listed must be constants at each call: else all accumulators take a way through memory.
     cdef:
         vec[_NV] x
         vec filter
+        Py_ssize_t[_NV] at
         const real* ahead = a + kc * _MR  # the next panel of filters
         Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
+    for j in range(nv):
+        at[j] = place[j] if listed else j * VL
     for i in range(rows):
         for j in range(nv):
             fill(&acc[i * _NV + j], <real> 0)
@@ -196,13 +214,16 @@ cdef inline void tile_sums(
         prefetch(ahead)
         ahead += _MR
         for j in range(nv):
-            x[j] = (<const vec*> (b + j * VL))[0]
+            x[j] = (<const vec*> ((b + depth[0] if listed else b) + at[j]))[0]
         for i in range(rows):
             fill(&filter, a[i])
             for j in range(nv):
                 acc[i * _NV + j] = acc[i * _NV + j] + filter * x[j]
         a += _MR
-        b += _NV * VL
+        if listed:
+            depth += 1
+        else:
+            b += ldb
         kc -= 1
         if kc <= 0:
             break
@@ -211,14 +232,19 @@ cdef inline void tile_sums(
 cdef inline void tile_body(
     const real* a,
     const real* b,
+    Py_ssize_t ldb,
+    const Py_ssize_t* depth,
+    const Py_ssize_t* place,
     Py_ssize_t kc,
-    real* c,               # IN/OUT rows of pixels, ldc apart
+    real* c,                  # IN/OUT rows of pixels, ldc apart; vector j at j * VL, or where
     Py_ssize_t ldc,
-    const bint accumulate,  # add to c
+    const Py_ssize_t* to,     # IN   this says: to[j]
+    const bint accumulate,    # add to c
     const Finish finish,
-    const real* bias,       # IN   (MR + 2,) bias, then the bounds of the clamp
+    const real* bias,         # IN   (MR + 2,) bias, then the bounds of the clamp
     const int rows,
     const int nv,
+    const bint listed,
     vec* unused,           # names the vector type
 ) noexcept nogil:
     # accumulate and finish must be constants, too. The clamp's bounds come by memory, as two registers that live through
@@ -227,7 +253,7 @@ cdef inline void tile_body(
         vec[_MR * _NV] acc
         vec low_v, high_v, shift
         Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
-    tile_sums(a, b, kc, &acc[0], rows, nv)
+    tile_sums(a, b, ldb, depth, place, kc, &acc[0], rows, nv, listed)
     if accumulate:
         for i in range(rows):
             for j in range(nv):
@@ -247,11 +273,11 @@ cdef inline void tile_body(
                     acc[i * _NV + j] = vmin(high_v, acc[i * _NV + j])
     for i in range(rows):
         for j in range(nv):
-            (<vec*> (c + i * ldc + j * VL))[0] = acc[i * _NV + j]
+            (<vec*> (c + i * ldc + (to[j] if listed else j * VL)))[0] = acc[i * _NV + j]
 
 
 cdef inline void tile(
-    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
     const real* bias, const int rows, const int nv, vec* unused,
 ) noexcept nogil:
     """`tile_body` with constants for its flags."""
@@ -265,55 +291,55 @@ cdef inline void tile(
                     c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bias[_MR], bias[_MR + 1])
     elif finish == KEEP:
         if accumulate:
-            tile_body(a, b, kc, c, ldc, True, KEEP, bias, rows, nv, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, KEEP, bias, rows, nv, False, unused)
         else:
-            tile_body(a, b, kc, c, ldc, False, KEEP, bias, rows, nv, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, KEEP, bias, rows, nv, False, unused)
     elif finish == CLAMP:
         if accumulate:
-            tile_body(a, b, kc, c, ldc, True, CLAMP, bias, rows, nv, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, CLAMP, bias, rows, nv, False, unused)
         else:
-            tile_body(a, b, kc, c, ldc, False, CLAMP, bias, rows, nv, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, CLAMP, bias, rows, nv, False, unused)
     elif finish == RAISE:
         if accumulate:
-            tile_body(a, b, kc, c, ldc, True, RAISE, bias, rows, nv, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, RAISE, bias, rows, nv, False, unused)
         else:
-            tile_body(a, b, kc, c, ldc, False, RAISE, bias, rows, nv, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, RAISE, bias, rows, nv, False, unused)
     elif accumulate:
-        tile_body(a, b, kc, c, ldc, True, SHIFT, bias, rows, nv, unused)
+        tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, SHIFT, bias, rows, nv, False, unused)
     else:
-        tile_body(a, b, kc, c, ldc, False, SHIFT, bias, rows, nv, unused)
+        tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, SHIFT, bias, rows, nv, False, unused)
 
 
 cdef void whole_tile(
-    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
     const real* bias, vec* unused,
 ) noexcept nogil:
-    tile(a, b, kc, c, ldc, accumulate, finish, bias, _MR, _NV, unused)
+    tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, _NV, unused)
 
 
 cdef void part_tile(
-    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
     const real* bias, Py_ssize_t rows, Py_ssize_t nv, vec* unused,
 ) noexcept nogil:
     """MR rows of nv vectors, or an even number of rows of NV vectors; what lies outside costs nothing then."""
     if finish != KEEP:
         finish = CLAMP
     if rows == 2:
-        tile(a, b, kc, c, ldc, accumulate, finish, bias, 2, _NV, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 2, _NV, unused)
     elif rows == 4:
-        tile(a, b, kc, c, ldc, accumulate, finish, bias, 4, _NV, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 4, _NV, unused)
     elif rows == 6 and _MR > 6:
-        tile(a, b, kc, c, ldc, accumulate, finish, bias, 6, _NV, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 6, _NV, unused)
     elif nv == 1:
-        tile(a, b, kc, c, ldc, accumulate, finish, bias, _MR, 1, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, 1, unused)
     elif nv == 2 and _NV > 2:
-        tile(a, b, kc, c, ldc, accumulate, finish, bias, _MR, 2, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, 2, unused)
     else:
-        tile(a, b, kc, c, ldc, accumulate, finish, bias, _MR, _NV, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, _NV, unused)
 
 
 cdef void edge_tile(
-    const real* a, const real* b, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
     const real* bias, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
 ) noexcept nogil:
     """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
@@ -323,14 +349,59 @@ cdef void edge_tile(
     if accumulate:
         for i in range(filters):
             memcpy(&whole[i * NR], c + i * ldc, pixels * sizeof(real))
-    part_tile(a, b, kc, &whole[0], NR, accumulate, finish, bias, _MR, ceil_div(pixels, VL), unused)
+    part_tile(a, b, ldb, kc, &whole[0], NR, accumulate, finish, bias, _MR, ceil_div(pixels, VL), unused)
     for i in range(filters):
         memcpy(c + i * ldc, &whole[i * NR], pixels * sizeof(real))
 
 
+cdef inline void some_tile(
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
+    const real* bias, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
+) noexcept nogil:
+    """A tile of ``filters`` x ``pixels``, at most MR and NV * VL."""
+    cdef Py_ssize_t VL = sizeof(vec) // sizeof(real)
+    if pixels == _NV * VL and filters == _MR:
+        whole_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, unused)
+    elif (pixels == _NV * VL and filters % 2 == 0) or (filters == _MR and pixels % VL == 0):
+        part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, filters, pixels // VL, unused)
+    else:
+        edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, filters, pixels, unused)
+
+
+cdef void listed_tile(
+    const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* c, Py_ssize_t ldc,
+    const Py_ssize_t* to, Finish finish, const real* bias, Py_ssize_t filters, Py_ssize_t nv, vec* unused,
+) noexcept nogil:
+    """A tile of at most MR filters and NV vectors whose places are listed; a part of one is computed beside c."""
+    cdef:
+        real[_MR * _NV * VL_FLOAT] whole
+        Py_ssize_t[_NV] beside
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, i, j
+    if filters == _MR and nv == _NV and finish == RAISE:
+        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, RAISE, bias, _MR, _NV, True, unused)
+    elif filters == _MR and nv == _NV:
+        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, _NV, True, unused)
+    elif filters == _MR and nv == 1:
+        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, 1, True, unused)
+    elif filters == _MR:
+        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, 2, True, unused)
+    else:
+        for j in range(_NV):
+            beside[j] = j * VL
+        if filters <= 4:
+            tile_body(a, b, 0, depth, place, kc, &whole[0], NR, beside, False, CLAMP, bias, 4, _NV, True, unused)
+        else:
+            tile_body(a, b, 0, depth, place, kc, &whole[0], NR, beside, False, CLAMP, bias, _MR, _NV, True, unused)
+        for i in range(filters):
+            for j in range(nv):
+                memcpy(c + i * ldc + to[j], &whole[i * NR + j * VL], sizeof(vec))
+
+
 cdef inline void paired_body(
     const real* a,         # IN   [kc][MR] filters
-    const real* b,         # IN   [kc][NV * VL] pixels of two rows of the map, one below the other
+    const real* b,         # IN   two vectors of pixels, one below the other in the map
+    const Py_ssize_t* depth,
+    const Py_ssize_t* place,
     Py_ssize_t kc,
     real* z,               # OUT  VL / 2 pooled pixels of each filter, ldz apart
     Py_ssize_t ldz,
@@ -343,7 +414,7 @@ cdef inline void paired_body(
         vec[_MR * _NV] acc
         vec v, other, low_v, high_v
         Py_ssize_t i, VL = sizeof(vec) // sizeof(real)
-    tile_sums(a, b, kc, &acc[0], rows, 2)
+    tile_sums(a, b, 0, depth, place, kc, &acc[0], rows, 2, True)
     fill(&low_v, bias[_MR * VL // 2])
     fill(&high_v, bias[_MR * VL // 2 + 1])
     for i in range(rows // 2):
@@ -359,8 +430,8 @@ cdef inline void paired_body(
 
 
 cdef void paired_tile(
-    const real* a, const real* b, Py_ssize_t kc, real* z, Py_ssize_t ldz, const real* bias, Py_ssize_t filters,
-    Py_ssize_t columns, vec* unused,
+    const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* z,
+    Py_ssize_t ldz, const real* bias, Py_ssize_t filters, Py_ssize_t columns, vec* unused,
 ) noexcept nogil:
     """`paired_body` for at most MR filters and VL / 2 columns; a part of a tile is computed beside z."""
     cdef:
@@ -370,52 +441,86 @@ cdef void paired_tile(
         real* target = &whole[0] if part else z
         Py_ssize_t step = half if part else ldz
     if rows == 4:
-        paired_body(a, b, kc, target, step, bias, 4, unused)
+        paired_body(a, b, depth, place, kc, target, step, bias, 4, unused)
     else:
-        paired_body(a, b, kc, target, step, bias, _MR, unused)
+        paired_body(a, b, depth, place, kc, target, step, bias, _MR, unused)
     if part:
         for i in range(filters):
             memcpy(z + i * ldz, &whole[i * half], columns * sizeof(real))
 
 
+cdef inline void lone_sums(
+    const real* a,          # IN   [kc][MR] filters
+    const real* x,          # IN   [pixels][kc][MR], each cell MR times
+    Py_ssize_t kc,
+    real* lanes,            # OUT  [pixels][LONE_VECTORS * VL]
+    const int pixels,       # constants: how many, and the sums of each lane that take turns
+    const int turns,
+    vec* unused,
+) noexcept nogil:
+    # Vectors along filters: a few pixels that are left over would waste most of a tile. LONE_VECTORS of them hold whole
+    # depths of a panel, so that a lane belongs to the same filter at every step; several sums take turns, as an addition
+    # to the same one would wait for the last.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), span = LONE_VECTORS * VL, depths = span // _MR, k = 0, p, t, v
+        vec[MOST_LONE] acc
+        vec filters
+    for v in range(turns * pixels * LONE_VECTORS):
+        fill(&acc[v], <real> 0)
+    while k + turns * depths <= kc:
+        for t in range(turns):
+            for v in range(LONE_VECTORS):
+                filters = (<const vec*> (a + k * _MR + t * span + v * VL))[0]
+                for p in range(pixels):
+                    acc[(t * pixels + p) * LONE_VECTORS + v] = (
+                        acc[(t * pixels + p) * LONE_VECTORS + v]
+                        + filters * (<const vec*> (x + (p * kc + k) * _MR + t * span + v * VL))[0]
+                    )
+        k += turns * depths
+    for t in range(1, turns):
+        for v in range(pixels * LONE_VECTORS):
+            acc[v] = acc[v] + acc[t * pixels * LONE_VECTORS + v]
+    for p in range(pixels):
+        for v in range(LONE_VECTORS):
+            (<vec*> (lanes + p * span + v * VL))[0] = acc[p * LONE_VECTORS + v]
+        for t in range(k * _MR, kc * _MR):
+            v = p * span + t % _MR
+            lanes[v] = lanes[v] + a[t] * x[p * kc * _MR + t]
+
+
 cdef void lone_tile(
     const real* a,          # IN   [kc][MR] filters
-    const real* x,          # IN   [kc][MR] one pixel, each cell MR times
+    const real* x,          # IN   [pixels][kc][MR]
     Py_ssize_t kc,
-    real* c,                # IN/OUT one pixel of ``filters`` maps, ldc apart
+    real* c,                # IN/OUT pixels of ``filters`` maps, ldc apart
     Py_ssize_t ldc,
     bint accumulate,
     Finish finish,
     const real* bias,
     Py_ssize_t filters,
+    Py_ssize_t pixels,      # at most VL / LONE
     vec* unused,
 ) noexcept nogil:
-    # Vectors along filters: a few pixels that are left over would waste most of a tile. MR vectors hold VL depths of a
-    # panel, so that a lane belongs to the same filter at every step; lanes of one filter are added at the end.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), k, i, j
-        vec[_MR] acc
-        real[_MR * VL_FLOAT] lanes
+        Py_ssize_t span = LONE_VECTORS * (sizeof(vec) // sizeof(real)), i, j, p
+        real[MOST_LONE * VL_FLOAT] lanes
         real total
-    for i in range(_MR):
-        fill(&acc[i], <real> 0)
-    for _k in range(kc // VL):
-        for i in range(_MR):
-            acc[i] = acc[i] + (<const vec*> (a + i * VL))[0] * (<const vec*> (x + i * VL))[0]
-        a += _MR * VL
-        x += _MR * VL
-    for i in range(_MR):
-        (<vec*> &lanes[i * VL])[0] = acc[i]
-    for k in range(kc % VL):
-        for i in range(_MR):
-            lanes[i] = lanes[i] + a[k * _MR + i] * x[k * _MR + i]
+    if pixels == 1:
+        lone_sums(a, x, kc, &lanes[0], 1, MOST_LONE // LONE_VECTORS, unused)
+    elif pixels == 2:
+        lone_sums(a, x, kc, &lanes[0], 2, MOST_LONE // (2 * LONE_VECTORS), unused)
+    elif pixels == 3 and LONE_VECTORS == 1:
+        lone_sums(a, x, kc, &lanes[0], 3, 2, unused)
+    elif LONE_VECTORS == 1:
+        lone_sums(a, x, kc, &lanes[0], 4, 2, unused)
     for i in range(filters):
-        total = c[i * ldc] if accumulate else 0
-        for j in range(VL):
-            total += lanes[i + j * _MR]
-        if finish != KEEP:
-            total = clamp(total + bias[i], bias[_MR], bias[_MR + 1])
-        c[i * ldc] = total
+        for p in range(pixels):
+            total = c[i * ldc + p] if accumulate else 0
+            for j in range(span // _MR):
+                total += lanes[p * span + i + j * _MR]
+            if finish != KEEP:
+                total = clamp(total + bias[i], bias[_MR], bias[_MR + 1])
+            c[i * ldc + p] = total
 
 
 # -------------------------------------------------------------------------------------------- packing the columns
@@ -449,37 +554,45 @@ cdef inline vec every_other(vec a, vec b) noexcept nogil:
         return every_other_d(a, b)
 
 
-cdef inline void copy_every_other(const real* source, real* target, Py_ssize_t count, vec* unused) noexcept nogil:
-    """target[j] = source[2 * j] for j < count, without a scalar tail: the last vector overlaps the one before."""
-    cdef Py_ssize_t j = 0, VL = sizeof(vec) // sizeof(real)
+cdef inline void copy_every_other(
+    const real* source, real* target, Py_ssize_t count, const Py_ssize_t stride, vec* unused,
+) noexcept nogil:
+    """target[j] = source[stride * j] for j < count, stride 2 or 4, without a scalar tail: the last vector overlaps."""
+    cdef:
+        Py_ssize_t j = 0, VL = sizeof(vec) // sizeof(real)
+        const real* x
+        vec v
     if count < VL:
         for j in range(count):
-            target[j] = source[2 * j]
+            target[j] = source[stride * j]
         return
     while True:
-        # The second load ends at the last element that is wanted
-        (<vec*> (target + j))[0] = every_other(
-            (<const vec*> (source + 2 * j))[0], (<const vec*> (source + 2 * j + VL - 1))[0]
-        )
+        # The last load ends at the last element that is wanted; of four, those of odd index are in odd lanes
+        x = source + stride * j
+        v = every_other((<const vec*> x)[0], (<const vec*> (x + VL - 1))[0])
+        if stride == 4:
+            v = every_other(
+                v, every_other((<const vec*> (x + 2 * VL - 2))[0], (<const vec*> (x + 3 * VL - 3))[0])
+            )
+        (<vec*> (target + j))[0] = v
         if j + VL >= count:
             break
         j = min(j + VL, count - VL)
 
 
 cdef void spread(
-    const real* packed,         # IN   panels of [kc][NV * VL]
+    const real* columns,        # IN   (kc) rows of pixels, ldb apart
+    Py_ssize_t ldb,
     real* lone,                 # OUT  [pixels][kc][MR]
     Py_ssize_t kc,
-    Py_ssize_t p_from,
     Py_ssize_t pixels,
-    vec* unused,
 ) noexcept nogil:
-    """The columns of ``pixels`` pixels of a packed block as `lone_tile` reads them: each cell MR times."""
-    cdef Py_ssize_t NR = _NV * (sizeof(vec) // sizeof(real)), p, k, i
-    for p in range(p_from, p_from + pixels):
+    """The columns of ``pixels`` pixels as `lone_tile` reads them: each cell MR times."""
+    cdef Py_ssize_t p, k, i
+    for p in range(pixels):
         for k in range(kc):
             for i in range(_MR):
-                lone[i] = packed[(p // NR * kc + k) * NR + p % NR]
+                lone[i] = columns[k * ldb + p]
             lone += _MR
 
 
@@ -524,7 +637,9 @@ cdef void copy_rows(
             if stride_w == 1:
                 memcpy(target + first, source + first, (last - first) * sizeof(real))
             elif stride_w == 2:
-                copy_every_other(source + 2 * first, target + first, last - first, unused)
+                copy_every_other(source + 2 * first, target + first, last - first, 2, unused)
+            elif stride_w == 4:
+                copy_every_other(source + 4 * first, target + first, last - first, 4, unused)
             else:
                 for j in range(first, last):
                     target[j] = source[j * stride_w]
@@ -543,51 +658,35 @@ cdef inline bint meets_tap(Py_ssize_t place, Py_ssize_t taps, Py_ssize_t stride,
     return False
 
 
-cdef void pack_block(
+cdef void copy_block(
     const real* image,          # IN   the channels of one group of one image
-    real* copied,               # scratch, copy_elements
-    real* packed,               # OUT  panels of [kc][NV * VL]
+    real* copied,               # OUT  copy_elements
+    Py_ssize_t* depth,          # OUT  (kc) where the cells of the first pixel lie
     const Blocking* b,
     const int64_t* geometry,
     Py_ssize_t k_from,
     Py_ssize_t kc,
-    Py_ssize_t p_from,
-    Py_ssize_t pixels,
-    bint paired,                # panels of two vectors, one below the other, instead of pixels in order
+    Py_ssize_t oh_from,         # rows of the map
+    Py_ssize_t oh_to,
     vec* unused,
 ) noexcept nogil:
-    """Rows k_from .. k_from + kc of the columns of ``pixels`` pixels."""
-    # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
-    # what a vector writes past its run is overwritten by the next run or row, or lies in the slack behind the block.
+    """The input rows that rows k_from .. k_from + kc of the columns touch."""
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL
-        Py_ssize_t IHW = geometry[GEO_IH] * geometry[GEO_IW]
-        Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW]
+        Py_ssize_t IHW = geometry[GEO_IH] * geometry[GEO_IW], KH = geometry[GEO_KH], KW = geometry[GEO_KW]
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
-        Py_ssize_t oh_from = p_from // b.OW, rows, c, c_from = k_from // b.T, c_to = (k_from + kc - 1) // b.T + 1
-        Py_ssize_t[_KC] row_from
-        Py_ssize_t[MOST_VECTORS] run_to
-        Py_ssize_t[MOST_VECTORS] run_from
-        Py_ssize_t vectors, panel, p, oh, ow, length, done, k, kh, kw, j, panels = ceil_div(pixels, NR)
-        Py_ssize_t row_panels = paired_panels(geometry, VL), last = max(2 * geometry[GEO_POOL_OW] - VL, 0)   # column
-
-    if b.flat:
-        pack_flat(image + k_from * IHW + p_from, packed, kc, pixels, IHW, unused)
-        return
-
-    rows = ((p_from + pixels - 1) // b.OW - oh_from) * stride_h + (KH - 1) * dil_h + 1
+        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], k, kh, kw
+        Py_ssize_t c, c_from = k_from // b.T, c_to = (k_from + kc - 1) // b.T + 1
+        Py_ssize_t rows = (oh_to - 1 - oh_from) * stride_h + (KH - 1) * dil_h + 1
     for c in range(c_from, c_to):
         copy_rows(
             image + c * IHW, copied + (c - c_from) * b.rows * b.row_width, b, geometry,
             oh_from * stride_h - geometry[GEO_PAD_TOP], rows, unused,
         )
-    # Where the first pixel's cells of the block's rows of columns lie
     c = 0
     kh = k_from % b.T // KW
     kw = k_from % KW
     for k in range(kc):
-        row_from[k] = (
+        depth[k] = (
             (c * b.rows + kh * dil_h) * b.row_width + kw * dil_w % stride_w * b.phase_width + kw * dil_w // stride_w
         )
         kw += 1
@@ -597,42 +696,57 @@ cdef void pack_block(
             if kh == KH:
                 kh = 0
                 c += 1
-    if paired:
-        panels = pixels // (2 * b.OW) * row_panels
-    for panel in range(panels):
+
+
+cdef void pack_block(
+    const real* copied,         # IN   by `copy_block`
+    const Py_ssize_t* depth,    # IN   (kc)
+    real* packed,               # OUT  panels of [kc][NV * VL]
+    const Blocking* b,
+    const int64_t* geometry,
+    Py_ssize_t kc,
+    Py_ssize_t p_from,
+    Py_ssize_t pixels,
+    vec* unused,
+) noexcept nogil:
+    """The columns of ``pixels`` pixels."""
+    # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
+    # what a vector writes past its run is overwritten by the next run or row, or lies in the slack behind the block.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, row = geometry[GEO_STRIDE_H] * b.row_width
+        Py_ssize_t[MOST_VECTORS] run_to
+        Py_ssize_t[MOST_VECTORS] run_from
+        Py_ssize_t oh_from = p_from // b.OW, vectors, panel, p, oh, ow, length, done, k, j
+    for panel in range(ceil_div(pixels, NR)):
         vectors = 0
         p = p_from + panel * NR
-        done = NR if paired else 0
-        if paired:
-            run_to[0], run_to[1], vectors = 0, VL, 2
-            run_from[0] = 2 * (panel // row_panels) * stride_h * b.row_width + min(panel % row_panels * VL, last)
-            run_from[1] = run_from[0] + stride_h * b.row_width
+        done = 0
         while done < NR and p < p_from + pixels:
             oh = p // b.OW
             ow = p % b.OW
             length = min(min(b.OW - ow, NR - done), p_from + pixels - p)
             for j in range(ceil_div(length, VL)):
                 run_to[vectors] = done + j * VL
-                run_from[vectors] = (oh - oh_from) * stride_h * b.row_width + ow + j * VL
+                run_from[vectors] = (oh - oh_from) * row + ow + j * VL
                 vectors += 1
             done += length
             p += length
         if vectors == 2:
-            pack_panel(copied, &row_from[0], packed, kc, &run_from[0], &run_to[0], 2, unused)
+            pack_panel(copied, depth, packed, kc, &run_from[0], &run_to[0], 2, unused)
         elif vectors == 3:
-            pack_panel(copied, &row_from[0], packed, kc, &run_from[0], &run_to[0], 3, unused)
+            pack_panel(copied, depth, packed, kc, &run_from[0], &run_to[0], 3, unused)
         elif vectors == 4:
-            pack_panel(copied, &row_from[0], packed, kc, &run_from[0], &run_to[0], 4, unused)
+            pack_panel(copied, depth, packed, kc, &run_from[0], &run_to[0], 4, unused)
         else:
             for k in range(kc):
                 for j in range(vectors):
-                    (<vec*> (packed + k * NR + run_to[j]))[0] = (<const vec*> (copied + row_from[k] + run_from[j]))[0]
+                    (<vec*> (packed + k * NR + run_to[j]))[0] = (<const vec*> (copied + depth[k] + run_from[j]))[0]
         packed += kc * NR
 
 
 cdef inline void pack_panel(
     const real* copied,             # IN
-    const Py_ssize_t* row_from,     # IN   (kc)
+    const Py_ssize_t* depth,        # IN   (kc)
     real* packed,                   # OUT  [kc][NV * VL]
     Py_ssize_t kc,
     const Py_ssize_t* run_from,     # IN   (vectors)
@@ -649,7 +763,7 @@ cdef inline void pack_panel(
         source[j] = run_from[j]
         target[j] = run_to[j]
     for k in range(kc):
-        row = copied + row_from[k]
+        row = copied + depth[k]
         for j in range(vectors):
             (<vec*> (packed + target[j]))[0] = (<const vec*> (row + source[j]))[0]
         packed += NR
@@ -940,38 +1054,38 @@ cdef void conv2d_paired_block(
     const int64_t* geometry,      # IN
     vec* unused,
 ) noexcept nogil:
-    # Vectors of a panel lie one below the other in the maps, so that a tile holds whole windows of 2x2 and stores maxima:
-    # the maps never leave the registers. A row's last panel begins early enough to be whole, and overlaps the one before.
+    # The vectors of a tile lie one below the other in the maps, so that it holds whole windows of 2x2 and stores maxima: the
+    # maps never leave the registers. A row's last tile begins early enough to be whole, and overlaps the one before.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G], OW = geometry[GEO_POOL_OW]
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), g = ng % geometry[GEO_G], OW = geometry[GEO_POOL_OW]
         Py_ssize_t row_from = block * b.pooled_rows, row_to = min(row_from + b.pooled_rows, geometry[GEO_POOL_OH])
-        Py_ssize_t plane = geometry[GEO_POOL_OH] * OW, columns = min(VL // 2, OW), row_panels = paired_panels(geometry, VL)
-        Py_ssize_t panel, first, filters, i, row, j
-        real* b_block = scratch + b.copy_elements
+        Py_ssize_t plane = geometry[GEO_POOL_OH] * OW, columns = min(VL // 2, OW), panel, first, filters, i, row, j
+        Py_ssize_t below = geometry[GEO_STRIDE_H] * b.row_width, last = max(2 * OW - VL, 0)   # row, column
+        Py_ssize_t[_KC] depth
+        Py_ssize_t[2] place
         const real* a
-        const real* panel_b
         real* z
         real[_MR * VL_FLOAT + 2] shifts      # a panel's bias, then the bounds of the clamp
     shifts[_MR * (VL // 2)], shifts[_MR * (VL // 2) + 1] = low, high
-    pack_block(
-        input + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW], scratch, b_block, b, geometry, 0, b.K,
-        2 * row_from * b.OW, 2 * (row_to - row_from) * b.OW, True, unused,
+    copy_block(
+        input + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW], scratch, depth, b, geometry, 0, b.K, 2 * row_from,
+        2 * row_to, unused,
     )
     for panel in range(panel_from, panel_to):
         first = panel_start(b, panel)
         filters = panel_start(b, panel + 1) - first
         a = packed + (g * b.panels + panel) * b.K * _MR
         z = pooled + (ng * b.OCG + first) * plane
-        panel_b = b_block
         for i in range(_MR * (VL // 2)):
             shifts[i] = bias[g * b.OCG + first + i // (VL // 2)] if i < filters * (VL // 2) and bias != NULL else 0
         for row in range(row_from, row_to):
-            for j in range(row_panels):
+            for j in range(ceil_div(2 * OW, VL)):
+                place[0] = 2 * (row - row_from) * below + min(j * VL, last)
+                place[1] = place[0] + below
                 paired_tile(
-                    a, panel_b, b.K, z + row * OW + min(j * (VL // 2), OW - columns), plane, shifts, filters, columns,
-                    unused,
+                    a, scratch, depth, place, b.K, z + row * OW + min(j * (VL // 2), OW - columns), plane, shifts, filters,
+                    columns, unused,
                 )
-                panel_b += b.K * NR
 
 
 cdef void conv2d_block(
@@ -995,13 +1109,18 @@ cdef void conv2d_block(
 ) noexcept nogil:
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G]
-        Py_ssize_t p_from, pixels, lone, ldc, k_block, k_from, kc, panel, kept, j, q, i, first, filters
+        Py_ssize_t p_from, pixels, lone, cells, ldc, k_block, k_from, kc, panel, kept, j, q, i, first, filters
         Py_ssize_t oc_from = panel_start(b, panel_from)
         Py_ssize_t pooled_from, pooled_to, row_from, row_to, carried, carry_from, rows_to_carry
         Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
         const real* image = input + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
         const real* a
+        const real* x
+        Py_ssize_t[_KC] depth
+        Py_ssize_t[MOST_PLACES + _NV] place      # a last part of a tile reads places for a whole one
+        Py_ssize_t[MOST_PLACES] to
+        Py_ssize_t in_row = ceil_div(b.OW, VL), ldb
         real* copied = scratch
         real* b_block = scratch + b.copy_elements
         real* lone_block = b_block + b.b_elements
@@ -1024,7 +1143,7 @@ cdef void conv2d_block(
         carry_from = max(pooled_to * step - top, 0)
         rows_to_carry = max(row_to - carry_from, 0)
         p_from = (row_from + carried) * b.OW
-        pixels = row_to * b.OW - p_from       # none where the last windows reach into the padding
+        pixels = max(row_to * b.OW - p_from, 0)       # none where the last windows reach into the padding
         ldc = b.NB
         c = c_block + carried * b.OW
         lone = 0                              # how a pixel is summed must not depend on where blocks begin
@@ -1034,9 +1153,18 @@ cdef void conv2d_block(
         pixels = min(b.P - p_from, b.NB)
         ldc = b.P
         c = output + (ng * b.OCG + oc_from) * b.P + p_from
-        lone = pixels % VL if pixels % VL * LONE <= VL else 0
+        lone = pixels % VL if pixels % VL * LONE <= VL and not b.by_rows else 0
 
     pixels -= lone
+    cells = pixels
+    if b.by_rows:
+        cells = pixels // b.OW * in_row * VL
+        for j in range(cells // VL):
+            q = min(j % in_row * VL, b.OW - VL)
+            place[j] = j // in_row * geometry[GEO_STRIDE_H] * b.row_width + q
+            to[j] = j // in_row * b.OW + q
+        for j in range(_NV):
+            place[cells // VL + j] = 0
     shifts[_MR], shifts[_MR + 1] = low, high
     for k_block in range(b.k_blocks):                                                      # loop 1: blocks of K
         k_from = k_block * b.kc
@@ -1045,8 +1173,21 @@ cdef void conv2d_block(
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < INFINITY else RAISE if low > -INFINITY else SHIFT
         if kc > 0 and pixels + lone > 0:
-            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, False, unused)
-            spread(b_block, lone_block, kc, pixels, lone, unused)
+            if b.flat:
+                x = image + k_from * b.P + p_from
+                if b.in_place:
+                    pack_flat(x + pixels // NR * NR, b_block, kc, pixels % NR, b.P, unused)
+                else:
+                    pack_flat(x, b_block, kc, pixels, b.P, unused)
+                spread(x + pixels, b.P, lone_block, kc, lone)
+            else:
+                copy_block(
+                    image, copied, depth, b, geometry, k_from, kc, p_from // b.OW,
+                    (p_from + pixels + lone - 1) // b.OW + 1, unused,
+                )
+                if not b.by_rows:
+                    pack_block(copied, depth, b_block, b, geometry, kc, p_from, pixels + lone, unused)
+                    spread(b_block + pixels // NR * NR * kc + pixels % NR, NR, lone_block, kc, lone)
         for panel in range(panel_from, panel_to):                                          # loop 2: filters
             first = panel_start(b, panel)
             filters = panel_start(b, panel + 1) - first
@@ -1055,25 +1196,27 @@ cdef void conv2d_block(
             if last:
                 for i in range(_MR):
                     shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias != NULL else 0
-            for j in range(ceil_div(pixels, NR)):                                          # loop 3: pixels
+            map = c + kept * ldc
+            for j in range(ceil_div(cells, NR)):                                           # loop 3: pixels
                 q = j * NR
-                map = c + kept * ldc + q
-                if q + NR <= pixels and filters == _MR:
-                    whole_tile(a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, unused)
-                elif q + NR <= pixels and filters % 2 == 0:
-                    part_tile(a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, filters, _NV, unused)
-                elif filters == _MR and (pixels - q) % VL == 0:
-                    part_tile(
-                        a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, _MR, (pixels - q) // VL, unused
+                if b.by_rows:
+                    listed_tile(
+                        a, copied, depth, place + j * _NV, kc, map, ldc, to + j * _NV, finish, shifts, filters,
+                        min(cells - q, NR) // VL, unused,
                     )
-                else:
-                    edge_tile(
-                        a, b_block + q * kc, kc, map, ldc, accumulate, finish, shifts, filters, min(pixels - q, NR),
-                        unused,
-                    )
-            for j in range(lone):
-                map = c + kept * ldc + pixels + j
-                lone_tile(a, lone_block + j * kc * _MR, kc, map, ldc, accumulate, finish, shifts, filters, unused)
+                    continue
+                if not b.in_place:
+                    x, ldb = b_block + q * kc, NR
+                elif q + NR <= cells or cells % VL == 0:
+                    x, ldb = image + k_from * b.P + p_from + q, b.P
+                else:  # nothing past the caller's array may be read
+                    x, ldb = b_block, NR
+                some_tile(
+                    a, x, ldb, kc, map + q, ldc, accumulate, finish, shifts, filters, min(cells - q, NR), unused
+                )
+            if lone:
+                map = c + kept * ldc + pixels
+                lone_tile(a, lone_block, kc, map, ldc, accumulate, finish, shifts, filters, lone, unused)
             if last and b.pooled_rows:
                 for i in range(filters):
                     map = c_block + (kept + i) * ldc
@@ -1204,7 +1347,7 @@ cdef void conv2d_grad_input_task(
         for oc in range(b.OCG):
             memcpy(packed + oc * NR, source + oc * b.P + p_from, pixels * sizeof(real))
         for j in range(t.tiles):
-            whole_tile(a + j * b.OCG * _MR, packed, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, unused)
+            whole_tile(a + j * b.OCG * _MR, packed, NR, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, unused)
         for c in range(channels):
             for tap in range(b.T):
                 row = columns + (c * b.T + tap) * NR

@@ -111,6 +111,15 @@ CASES = [
     *(Conv(f"depth-{n}", 1, n, 1, 2, 3, 1, 1, double=n == 769) for n in (511, 512, 513, 767, 768, 769)),
     Conv("depth-43x9", 1, 43, 4, 5, 9, 3, 3, padding=1),  # 387: blocks end inside a channel
     Conv("depth-86x9-strided", 2, 86, 5, 5, 7, 3, 3, stride=2, padding=1),  # 774
+    *(Conv(f"lone-{n}", 1, 43, 1, n, 9, 1, 1, double=n in (49, 50)) for n in (49, 50, 51, 52)),  # past the last vector
+    Conv("flat-15x17", 1, 80, 15, 17, 9, 1, 1, double=True),  # planes read in place, in several blocks
+    Conv("flat-filters-137", 2, 5, 9, 11, 137, 1, 1),
+    # Rows of the map that vectors fill, or nearly: read from the copied rows, in several blocks
+    Conv("whole-rows-31", 1, 28, 20, 31, 9, 3, 3, padding=1, double=True),
+    Conv("whole-rows-32-stride4", 1, 10, 31, 127, 5, 5, 5, stride=4, padding=2, double=True),
+    Conv("whole-rows-48-dilated", 1, 2, 12, 48, 4, 3, 3, padding=2, dilation=2),
+    Conv("whole-rows-64-groups", 1, 6, 7, 64, 6, 3, 2, padding=((1, 1), (0, 1)), groups=2),
+    Conv("whole-rows-110-strided", 1, 3, 17, 220, 5, 7, 7, stride=2, padding=3),
 ]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two problems of one name"

@@ -45,6 +45,9 @@ def test_epilogue_rounding(engine, name, dtype):
         ("plane-14x14", (2, 3), (3, 1), (0, 1)),
         ("depthwise", (2, 2), (2, 2), (0, 0)),
         ("first-layer", (3, 2), (1, 2), (1, 0)),
+        ("whole-rows-31", (3, 3), (2, 2), (1, 1)),
+        ("whole-rows-32-stride4", (2, 2), (2, 2), (0, 0)),
+        ("flat-15x17", (2, 2), (2, 2), (0, 0)),
     ],
 )
 def test_fused_pool(engine, name, window, stride, pads, indices, dtype):
@@ -66,7 +69,20 @@ def test_central_differences(engine, name, rng):
     convolution.check_central_differences(engine, STEM, BY_NAME[name], rng)
 
 
-@pytest.mark.parametrize("name", ["article", "plane-14x14", "batch5", "depthwise", "filters-49", "depth-43x9", "tall"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "article",
+        "plane-14x14",
+        "batch5",
+        "depthwise",
+        "filters-49",
+        "depth-43x9",
+        "tall",
+        "whole-rows-31",
+        "flat-15x17",
+    ],
+)
 def test_threads_do_not_change_bits(engine, name):
     convolution.check_threads(engine, STEM, BY_NAME[name], "float32")
 

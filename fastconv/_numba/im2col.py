@@ -1,7 +1,8 @@
 """Convolution as a blocked matrix product. Formula and shapes: fastconv/_reference/im2col.py.
 
 conv (OCG x P) = weight (OCG x K) @ cols (K x P), P = OH*OW pixels of one image and group, K = ICG*KH*KW. ``cols``
-exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task:
+exists only as packed blocks of NB pixels by KC rows, in the scratch memory of one task, or not at all: a plane that a
+1x1 kernel meets once is read in place, and so are the copied input rows where vectors of pixels fill the rows of a map.
 
     task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
            the other, of which each takes over the last rows of the one before; windows of 2x2 are pooled in registers
@@ -44,15 +45,25 @@ MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
 KC = 256
 # Of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
 BLOCK_PIXELS = 384 if VL_FLOAT == 16 else 192
+# The fewest vectors of filters that hold whole depths of a panel, MR filters each.
+LONE_VECTORS = 1 if MR == 8 else 3
+# Of a flat problem: with more, cells are read often enough to be worth packing.
+IN_PLACE_FILTERS = 2048 if VL_FLOAT == 16 else 128
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
 MOST_PIXELS = 1536  # of a block
 THREAD_TASKS = 4  # tasks a thread: with fewer, filters are split into chunks as well
 CHUNK_FILTERS = 64  # the smallest chunk: a pixel's columns are packed again for each
-LONE = 4  # pixels past the last whole vector are computed one by one if they fill 1/LONE of a vector at most
+IN_PLACE_CELLS = 32 * BLOCK_PIXELS  # of a block that is read in place, or of its copied rows: a first-level cache
+SPARE = 16  # tiles of whole rows may waste 1/SPARE of their lanes
+MOST_PLACES = 2048  # >= vectors of such a block
+LONE = 4  # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
+MOST_LONE = 8  # sums of such vectors at a time
 CACHE_LINE = 64  # bytes
 MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
 TILE_ELEMENTS = MR * NV * VL_FLOAT
-LONE_ELEMENTS = MR * VL_FLOAT
+LONE_ELEMENTS = MOST_LONE * VL_FLOAT
+INDEX_BYTES = 8
+PLACES = MOST_PLACES + NV  # a last part of a tile reads places for a whole one
 
 # What a tile does with its sums: store them, as K goes on; add the bias; raise to the lower bound as well; clamp.
 KEEP, SHIFT, RAISE, CLAMP = 0, 1, 2, 3
@@ -61,20 +72,16 @@ KEEP, SHIFT, RAISE, CLAMP = 0, 1, 2, 3
 Blocking = namedtuple(
     "Blocking",
     "ICG OCG T K OH OW P "  # T taps of one channel; a flat 1x1 problem has one row of P pixels
-    "flat NB blocks strip strips "  # pixels of a block, blocks of an image and of a task, tasks of an image
+    "flat in_place "  # in place: tiles read the image, packed is only what ends inside a vector
+    "NB blocks strip strips "  # pixels of a block, blocks of an image and of a task, tasks of an image
     "pooled_rows carried_rows "  # of a fused pool per block; of the maps, that two blocks' windows share
+    "by_rows "  # vectors of a tile lie in one row each: read from the copied rows
     "paired "  # tiles pool by themselves: where indices are not wanted
     "kc k_blocks panels chunks chunk_panels kept_panels "
     "lent "  # filters that the last panel takes from the one before
     "phases phase_width row_width rows channels "  # of the copied input
     "copy_elements b_elements lone_elements c_elements ring_elements elements",  # scratch of a worker
 )
-
-
-@shared
-def paired_panels(geometry, VL):
-    """Panels of two rows of a map, VL columns each: the columns of the pooled row."""
-    return ceil_div(2 * geometry[GEO_POOL_OW], VL)
 
 
 @shared
@@ -85,7 +92,7 @@ def is_paired(OH, OW, K, k_blocks, flat, geometry):
         geometry[GEO_POOL_KH] == 2 and geometry[GEO_POOL_KW] == 2
         and geometry[GEO_POOL_STRIDE_H] == 2 and geometry[GEO_POOL_STRIDE_W] == 2
         and geometry[GEO_POOL_PAD_TOP] == 0 and geometry[GEO_POOL_PAD_LEFT] == 0 and 2 * pool_OH <= OH and 2 * pool_OW <= OW
-        and k_blocks == 1 and K > 0 and flat == 0 and 2 * paired_panels(geometry, VL_FLOAT) * VL_FLOAT <= 5 * pool_OW
+        and k_blocks == 1 and K > 0 and flat == 0 and 2 * ceil_div(2 * pool_OW, VL_FLOAT) * VL_FLOAT <= 5 * pool_OW
     )  # fmt: skip
 
 
@@ -107,6 +114,7 @@ def blocking(geometry, n_threads):
         T == 1 and stride_h == 1 and stride_w == 1 and geometry[GEO_PAD_TOP] == 0 and geometry[GEO_PAD_LEFT] == 0
         and OH == geometry[GEO_IH] and OW == geometry[GEO_IW]
     )  # fmt: skip
+    in_place = int(flat > 0 and OCG <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0)
     panels = ceil_div(OCG, MR)
     lent = 2 if OCG % MR == 2 and panels > 1 else 0
 
@@ -118,7 +126,16 @@ def blocking(geometry, n_threads):
     kc = max(kc, 1)
     k_blocks = max(ceil_div(K, kc), 1)
 
-    # Pixels in equal blocks of whole panels; a fused pool wants whole rows
+    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
+    phases = stride_w
+    phase_width = OW + ((KW - 1) * dil_w) // stride_w + 1
+    row_width = phases * phase_width
+
+    # Pixels in equal blocks of whole panels, or of whole rows, which a fused pool wants too
+    by_rows = int(
+        flat == 0 and k_blocks == 1 and K > 0 and geometry[GEO_ACCUMULATE] == 0 and VL_FLOAT <= OW <= MOST_PIXELS
+        and (ceil_div(OW, VL_FLOAT) * VL_FLOAT - OW) * SPARE <= OW
+    )  # fmt: skip
     pooled_rows = 0
     carried_rows = 0
     strip = 1
@@ -135,11 +152,18 @@ def blocking(geometry, n_threads):
             strip = max(min(ceil_div(images * blocks, THREAD_TASKS * n_threads), blocks), 1)
     else:
         NB = BLOCK_PIXELS
-        if flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
+        if in_place > 0:
+            NB = min(max(IN_PLACE_CELLS // kc // NR, 1) * NR, BLOCK_PIXELS)
+        elif flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
             NB = max(NB, min(KC * BLOCK_PIXELS // kc, MOST_PIXELS))
-        blocks = max(ceil_div(P, NB), 1)
-        NB = ceil_div(ceil_div(P, blocks), NR) * NR
+        if by_rows > 0:  # of vectors for whole tiles
+            rows = (IN_PLACE_CELLS // (ICG * row_width) - (KH - 1) * dil_h - 1) // stride_h + 1
+            NB = max(min(max(rows // NV * NV, NV), MOST_PIXELS // OW, OH), 1) * OW
+        else:
+            NB = ceil_div(ceil_div(P, max(ceil_div(P, NB), 1)), NR) * NR
         blocks = ceil_div(P, max(NB, 1))
+    if by_rows > 0 and ceil_div(NB, OW) * ceil_div(OW, VL_FLOAT // 2) > MOST_PLACES:
+        by_rows = 0
 
     strips = ceil_div(blocks, strip)
     chunks = 1
@@ -148,10 +172,6 @@ def blocking(geometry, n_threads):
         chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), OCG // CHUNK_FILTERS), 1)
     chunk_panels = ceil_div(panels, chunks)
 
-    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
-    phases = stride_w
-    phase_width = OW + ((KW - 1) * dil_w) // stride_w + 1
-    row_width = phases * phase_width
     rows = 0
     channels = 0
     copy_elements = 0
@@ -159,7 +179,7 @@ def blocking(geometry, n_threads):
         rows = (min(OH, ceil_div(NB, max(OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
         channels = min(ceil_div(kc - 1, max(T, 1)) + 1, max(ICG, 1))
         copy_elements = channels * rows * row_width + VL_FLOAT
-    b_elements = kc * max(NB, pooled_rows * paired_panels(geometry, VL_FLOAT) * NR if paired > 0 else 0) + VL_FLOAT
+    b_elements = kc * (NR if in_place > 0 else 0 if by_rows > 0 else NB) + VL_FLOAT
     lone_elements = VL_FLOAT // LONE * kc * MR
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     kept_panels = 1 if k_blocks == 1 else chunk_panels
@@ -168,9 +188,9 @@ def blocking(geometry, n_threads):
     elements = copy_elements + b_elements + lone_elements + c_elements + ring_elements
     elements += chunk_panels * MR * carried_rows * OW
     return Blocking(
-        ICG, OCG, T, K, OH, OW, P, flat, NB, blocks, strip, strips, pooled_rows, carried_rows, paired, kc, k_blocks, panels, chunks,
-        chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels, copy_elements, b_elements, lone_elements,
-        c_elements, ring_elements, elements,
+        ICG, OCG, T, K, OH, OW, P, flat, in_place, NB, blocks, strip, strips, pooled_rows, carried_rows, by_rows, paired, kc,
+        k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels,
+        copy_elements, b_elements, lone_elements, c_elements, ring_elements, elements,
     )  # fmt: skip
 
 
@@ -206,10 +226,14 @@ def panel_start(b, panel):
 
 def tile(
     a,  # IN   [kc][MR] filters
-    b,  # IN   [kc][NV * VL] pixels
+    b,  # IN   vector j of depth k at k * ldb + j * VL, or where
+    ldb,
+    depth,  # IN   these say: depth[k]
+    place,  # IN              + place[j]
     kc,
-    c,  # IN/OUT rows of pixels, ldc apart
+    c,  # IN/OUT rows of pixels, ldc apart; vector j at j * VL, or where
     ldc,
+    to,  # IN   this says: to[j]
     accumulate,  # add to c
     finish,
     bias,  # IN   (MR,)
@@ -218,6 +242,7 @@ def tile(
     dtype,
     rows,  # filters and
     nv,  # vectors of pixels in use; constants of each compiled tile, so that acc stays in registers
+    listed,  # places are listed
     paired,  # pixels of two rows of the map, one below the other: c are VL / 2 pooled pixels, bias is [MR][VL / 2]
 ):
     # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
@@ -225,7 +250,12 @@ def tile(
     outlined()
     acc: registers[rows, nv]
     x: registers[nv]
+    at: registers[nv]
     VL, size = lanes(dtype), itemsize(dtype)
+    for j in unroll(nv):
+        at[j] = j * VL
+        if listed:
+            at[j] = get(place, j, np.int64)
     for i in unroll(rows):
         for j in unroll(nv):
             acc[i, j] = broadcast(dtype.type(0))
@@ -234,14 +264,19 @@ def tile(
         rolled()
         prefetch(ahead)
         ahead += MR * size
+        if listed:
+            cells = b + get(depth, 0, np.int64) * size
+            depth += INDEX_BYTES
+        else:
+            cells = b
+            b += ldb * size
         for j in unroll(nv):
-            x[j] = load(b, j * VL, dtype)
+            x[j] = load(cells, at[j], dtype)
         for i in unroll(rows):
             filter = broadcast(get(a, i, dtype))
             for j in unroll(nv):
                 acc[i, j] = fma(filter, x[j], acc[i, j])
         a += MR * size
-        b += NV * VL * size
     if paired:
         # Maxima of 2x2 pixels before bias and clamp, which keep order: a quarter of the work. Two filters share a vector.
         memory = local(VL_FLOAT, dtype)
@@ -274,39 +309,45 @@ def tile(
             for i in unroll(rows):
                 for j in unroll(nv):
                     acc[i, j] = vmin(high_v, acc[i, j])
+        for j in unroll(nv):
+            at[j] = j * VL
+            if listed:
+                at[j] = get(to, j, np.int64)
         for i in unroll(rows):
             for j in unroll(nv):
-                store(c, i * ldc + j * VL, acc[i, j])
+                store(c, i * ldc + at[j], acc[i, j])
 
 
-whole_tile = helper(unrolled(tile, rows=MR, nv=NV, paired=0))
-tile_1 = helper(unrolled(tile, rows=MR, nv=1, paired=0))
-tile_2 = helper(unrolled(tile, rows=MR, nv=2, paired=0))
-tile_of_2 = helper(unrolled(tile, rows=2, nv=NV, paired=0))
-tile_of_4 = helper(unrolled(tile, rows=4, nv=NV, paired=0))
-paired_whole, paired_of_4 = (
-    helper(unrolled(tile, rows=MR, nv=2, paired=1)),
-    helper(unrolled(tile, rows=4, nv=2, paired=1)),
-)
+whole_tile = helper(unrolled(tile, rows=MR, nv=NV, listed=0, paired=0))
+tile_1 = helper(unrolled(tile, rows=MR, nv=1, listed=0, paired=0))
+tile_2 = helper(unrolled(tile, rows=MR, nv=2, listed=0, paired=0))
+tile_of_2 = helper(unrolled(tile, rows=2, nv=NV, listed=0, paired=0))
+tile_of_4 = helper(unrolled(tile, rows=4, nv=NV, listed=0, paired=0))
+listed_whole = helper(unrolled(tile, rows=MR, nv=NV, listed=1, paired=0))
+listed_1 = helper(unrolled(tile, rows=MR, nv=1, listed=1, paired=0))
+listed_2 = helper(unrolled(tile, rows=MR, nv=2, listed=1, paired=0))
+listed_of_4 = helper(unrolled(tile, rows=4, nv=NV, listed=1, paired=0))
+paired_whole = helper(unrolled(tile, rows=MR, nv=2, listed=1, paired=1))
+paired_of_4 = helper(unrolled(tile, rows=4, nv=2, listed=1, paired=1))
 
 
 @helper
-def part_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, rows, nv, dtype):
+def part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, rows, nv, dtype):
     """MR rows of nv vectors, or 2 or 4 rows of NV vectors; what lies outside costs nothing then."""
     if rows == 2:
-        tile_of_2(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
+        tile_of_2(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
     elif rows == 4:
-        tile_of_4(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
+        tile_of_4(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
     elif nv == 1:
-        tile_1(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
+        tile_1(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
     elif nv == 2 and NV > 2:
-        tile_2(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
+        tile_2(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
     else:
-        whole_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, dtype)
+        whole_tile(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
 
 
 @helper
-def edge_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype):
+def edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype):
     """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
     outlined()
     VL, size = lanes(dtype), itemsize(dtype)
@@ -316,13 +357,50 @@ def edge_tile(a, b, kc, c, ldc, accumulate, finish, bias, low, high, filters, pi
     if accumulate:
         for i in range(filters):
             copy(whole + i * NR * size, c + i * ldc * size, pixels * size)
-    part_tile(a, b, kc, whole, NR, accumulate, finish, bias, low, high, MR, ceil_div(pixels, VL), dtype)
+    part_tile(a, b, ldb, kc, whole, NR, accumulate, finish, bias, low, high, MR, ceil_div(pixels, VL), dtype)
     for i in range(filters):
         copy(c + i * ldc * size, whole + i * NR * size, pixels * size)
 
 
 @helper
-def paired_tile(a, b, kc, z, ldz, bias, low, high, filters, columns, dtype):
+def some_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype):
+    """A tile of ``filters`` x ``pixels``, at most MR and NV * VL."""
+    VL = lanes(dtype)
+    if pixels == NV * VL and filters == MR:
+        whole_tile(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
+    elif (pixels == NV * VL and (filters == 2 or filters == 4)) or (filters == MR and pixels % VL == 0):
+        part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels // VL, dtype)
+    else:
+        edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype)
+
+
+@helper
+def listed_tile(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, filters, nv, dtype):
+    """A tile of at most MR filters and NV vectors whose places are listed; a part of one is computed beside c."""
+    VL, size = lanes(dtype), itemsize(dtype)
+    if filters == MR and nv == NV:
+        listed_whole(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, dtype)
+    elif filters == MR and nv == 1:
+        listed_1(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, dtype)
+    elif filters == MR:
+        listed_2(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, dtype)
+    else:
+        memory, places = local(TILE_ELEMENTS, dtype), local(NV, np.int64)
+        whole, beside = address(memory), address(places)
+        for j in range(NV):
+            places[j] = j * VL
+        if filters <= 4:
+            listed_of_4(a, b, 0, depth, place, kc, whole, NV * VL, beside, False, finish, bias, low, high, dtype)
+        else:
+            listed_whole(a, b, 0, depth, place, kc, whole, NV * VL, beside, False, finish, bias, low, high, dtype)
+        for i in range(filters):
+            for j in range(nv):
+                source = whole + (i * NV + j) * VL * size
+                copy(c + (i * ldc + get(to, j, np.int64)) * size, source, VL * size)
+
+
+@helper
+def paired_tile(a, b, depth, place, kc, z, ldz, bias, low, high, filters, columns, dtype):
     """Half a vector of pooled pixels of at most MR filters, or the first ``columns``: a part is computed beside z."""
     VL, size = lanes(dtype), itemsize(dtype)
     half, rows = VL // 2, 4 if filters <= 4 else MR
@@ -331,19 +409,69 @@ def paired_tile(a, b, kc, z, ldz, bias, low, high, filters, columns, dtype):
     part = filters < rows or columns < half
     target, step = whole if part else z, half if part else ldz
     if rows == 4:
-        paired_of_4(a, b, kc, target, step, False, CLAMP, bias, low, high, dtype)
+        paired_of_4(a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, dtype)
     else:
-        paired_whole(a, b, kc, target, step, False, CLAMP, bias, low, high, dtype)
+        paired_whole(a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, dtype)
     if part:
         for i in range(filters):
             copy(z + i * ldz * size, whole + i * half * size, columns * size)
 
 
+def lone_sums(
+    a,  # IN   [kc][MR] filters
+    x,  # IN   [pixels][kc][MR], each cell MR times
+    kc,
+    sums,  # OUT  [pixels][LONE_VECTORS * VL]
+    dtype,
+    pixels,  # constants: how many, and the sums of each lane that take turns
+    turns,
+    vectors,  # LONE_VECTORS
+):
+    # Vectors along filters: a few pixels that are left over would waste most of a tile. LONE_VECTORS of them hold whole
+    # depths of a panel, so that a lane belongs to the same filter at every step; several sums take turns, as an addition
+    # to the same one would wait for the last.
+    outlined()
+    acc: registers[turns, pixels, vectors]
+    VL = lanes(dtype)
+    span = vectors * VL
+    depths, k = span // MR, 0
+    for t in unroll(turns):
+        for p in unroll(pixels):
+            for v in unroll(vectors):
+                acc[t, p, v] = broadcast(dtype.type(0))
+    while k + turns * depths <= kc:
+        for t in unroll(turns):
+            for v in unroll(vectors):
+                filters = load(a, k * MR + t * span + v * VL, dtype)
+                for p in unroll(pixels):
+                    cells = load(x, (p * kc + k) * MR + t * span + v * VL, dtype)
+                    acc[t, p, v] = fma(filters, cells, acc[t, p, v])
+        k += turns * depths
+    for t in unroll(turns - 1):
+        for p in unroll(pixels):
+            for v in unroll(vectors):
+                acc[0, p, v] = acc[0, p, v] + acc[t + 1, p, v]
+    for p in unroll(pixels):
+        for v in unroll(vectors):
+            store(sums, p * span + v * VL, acc[0, p, v])
+    for p in range(pixels):
+        for i in range(k * MR, kc * MR):
+            at = p * span + i % MR
+            put(sums, at, get(sums, at, dtype) + get(a, i, dtype) * get(x, p * kc * MR + i, dtype))
+
+
+lone_1 = helper(unrolled(lone_sums, pixels=1, turns=MOST_LONE // LONE_VECTORS, vectors=LONE_VECTORS))
+lone_2 = helper(unrolled(lone_sums, pixels=2, turns=MOST_LONE // (2 * LONE_VECTORS), vectors=LONE_VECTORS))
+lone_3 = helper(unrolled(lone_sums, pixels=3, turns=2, vectors=LONE_VECTORS))
+lone_4 = helper(unrolled(lone_sums, pixels=4, turns=2, vectors=LONE_VECTORS))
+
+
+@helper
 def lone_tile(
     a,  # IN   [kc][MR] filters
-    x,  # IN   [kc][MR] one pixel, each cell MR times
+    x,  # IN   [pixels][kc][MR]
     kc,
-    c,  # IN/OUT one pixel of ``filters`` maps, ldc apart
+    c,  # IN/OUT pixels of ``filters`` maps, ldc apart
     ldc,
     accumulate,
     finish,
@@ -351,55 +479,50 @@ def lone_tile(
     low,
     high,
     filters,
+    pixels,  # at most VL / LONE
     dtype,
-    vectors,  # MR
 ):
-    # Vectors along filters: a few pixels that are left over would waste most of a tile. MR vectors hold VL depths of a
-    # panel, so that a lane belongs to the same filter at every step; lanes of one filter are added at the end.
     outlined()
-    acc: registers[vectors]
-    VL, size = lanes(dtype), itemsize(dtype)
+    span = LONE_VECTORS * lanes(dtype)
     memory = local(LONE_ELEMENTS, dtype)
     sums = address(memory)
-    for i in unroll(vectors):
-        acc[i] = broadcast(dtype.type(0))
-    for _ in range(kc // VL):
-        for i in unroll(vectors):
-            acc[i] = fma(load(a, i * VL, dtype), load(x, i * VL, dtype), acc[i])
-        a += MR * VL * size
-        x += MR * VL * size
-    for i in unroll(vectors):
-        store(sums, i * VL, acc[i])
-    for k in range(kc % VL):
-        for i in range(MR):
-            memory[i] += get(a, k * MR + i, dtype) * get(x, k * MR + i, dtype)
+    if pixels == 1:
+        lone_1(a, x, kc, sums, dtype)
+    elif pixels == 2:
+        lone_2(a, x, kc, sums, dtype)
+    elif pixels == 3 and LONE_VECTORS == 1:
+        lone_3(a, x, kc, sums, dtype)
+    elif LONE_VECTORS == 1:
+        lone_4(a, x, kc, sums, dtype)
     for i in range(filters):
-        total = get(c, i * ldc, dtype) if accumulate else dtype.type(0)
-        for j in range(VL):
-            total += memory[i + j * MR]
-        if finish != KEEP:
-            total = clamp(total + get(bias, i, dtype), low, high)
-        put(c, i * ldc, total)
-
-
-lone_tile = helper(unrolled(lone_tile, vectors=MR))
+        for p in range(pixels):
+            total = get(c, i * ldc + p, dtype) if accumulate else dtype.type(0)
+            for j in range(span // MR):
+                total += memory[p * span + i + j * MR]
+            if finish != KEEP:
+                total = clamp(total + get(bias, i, dtype), low, high)
+            put(c, i * ldc + p, total)
 
 
 # -------------------------------------------------------------------------------------------- packing the columns
 
 
 @helper
-def copy_every_other(source, target, count, dtype):
-    """target[j] = source[2 * j] for j < count, without a scalar tail: the last vector overlaps the one before."""
-    VL = lanes(dtype)
+def copy_every_other(source, target, count, stride, dtype):
+    """target[j] = source[stride * j] for j < count, stride 2 or 4, without a scalar tail: the last vector overlaps."""
+    VL, size = lanes(dtype), itemsize(dtype)
     if count < VL:
         for j in range(count):
-            put(target, j, get(source, 2 * j, dtype))
+            put(target, j, get(source, stride * j, dtype))
         return
     j = 0
     while True:
-        # The second load ends at the last element that is wanted
-        store(target, j, every_other(load(source, 2 * j, dtype), load(source, 2 * j + VL - 1, dtype)))
+        # The last load ends at the last element that is wanted; of four, those of odd index are in odd lanes
+        x = source + stride * j * size
+        v = every_other(load(x, 0, dtype), load(x, VL - 1, dtype))
+        if stride == 4:
+            v = every_other(v, every_other(load(x, 2 * VL - 2, dtype), load(x, 3 * VL - 3, dtype)))
+        store(target, j, v)
         if j + VL >= count:
             break
         j = min(j + VL, count - VL)
@@ -418,19 +541,19 @@ def meets_tap(place, taps, stride, dil):
 
 @helper
 def spread(
-    packed,  # IN   panels of [kc][NV * VL]
+    columns,  # IN   (kc) rows of pixels, ldb apart
+    ldb,
     lone,  # OUT  [pixels][kc][MR]
     kc,
-    p_from,
     pixels,
     dtype,
 ):
-    """The columns of ``pixels`` pixels of a packed block as `lone_tile` reads them: each cell MR times."""
+    """The columns of ``pixels`` pixels as `lone_tile` reads them: each cell MR times."""
     outlined()
-    NR, size = NV * lanes(dtype), itemsize(dtype)
-    for p in range(p_from, p_from + pixels):
+    size = itemsize(dtype)
+    for p in range(pixels):
         for k in range(kc):
-            cell = get(packed, (p // NR * kc + k) * NR + p % NR, dtype)
+            cell = get(columns, k * ldb + p, dtype)
             for i in range(MR):
                 put(lone, i, cell)
             lone += MR * size
@@ -475,8 +598,8 @@ def copy_rows(
                 put(target, j, dtype.type(0))
             if stride_w == 1:
                 copy(target + first * size, source + first * size, (last - first) * size)
-            elif stride_w == 2:
-                copy_every_other(source + 2 * first * size, target + first * size, last - first, dtype)
+            elif stride_w == 2 or stride_w == 4:
+                copy_every_other(source + stride_w * first * size, target + first * size, last - first, stride_w, dtype)
             else:
                 for j in range(first, last):
                     put(target, j, get(source, j * stride_w, dtype))
@@ -486,7 +609,7 @@ def copy_rows(
 
 def pack_panel(
     copied,  # IN
-    row_from,  # IN   (kc)
+    depth,  # IN   (kc)
     packed,  # OUT  [kc][NV * VL]
     kc,
     run_from,  # IN   (vectors)
@@ -501,7 +624,7 @@ def pack_panel(
         source[j] = run_from[j]
         target[j] = run_to[j]
     for k in range(kc):
-        row = copied + row_from[k] * size
+        row = copied + depth[k] * size
         for j in unroll(vectors):
             store(packed, target[j], load(row, source[j], dtype))
         packed += NV * VL * size
@@ -539,48 +662,37 @@ def pack_flat(
 
 
 @helper
-def pack_block(
+def copy_block(
     image,  # IN   the channels of one group of one image
-    copied,  # scratch, copy_elements
-    packed,  # OUT  panels of [kc][NV * VL]
+    copied,  # OUT  copy_elements
+    depth,  # OUT  (kc) where the cells of the first pixel lie
     b,
     geometry,
     k_from,
     kc,
-    p_from,
-    pixels,
-    paired,  # panels of two vectors, one below the other, instead of pixels in order
+    oh_from,  # rows of the map
+    oh_to,
     dtype,
 ):
-    """Rows k_from .. k_from + kc of the columns of ``pixels`` pixels."""
+    """The input rows that rows k_from .. k_from + kc of the columns touch."""
     outlined()
-    # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
-    # what a vector writes past its run is overwritten by the next run or row, or lies in the slack behind the block.
-    VL, size = lanes(dtype), itemsize(dtype)
-    NR = NV * VL
+    size = itemsize(dtype)
     IHW, KH, KW = geometry[GEO_IH] * geometry[GEO_IW], geometry[GEO_KH], geometry[GEO_KW]
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
-
-    if b.flat:
-        pack_flat(image + (k_from * IHW + p_from) * size, packed, kc, pixels, IHW, dtype)
-        return
-
-    oh_from, c_from, c_to = p_from // b.OW, k_from // b.T, (k_from + kc - 1) // b.T + 1
-    rows = ((p_from + pixels - 1) // b.OW - oh_from) * stride_h + (KH - 1) * dil_h + 1
+    c_from, c_to = k_from // b.T, (k_from + kc - 1) // b.T + 1
+    rows = (oh_to - 1 - oh_from) * stride_h + (KH - 1) * dil_h + 1
     for c in range(c_from, c_to):
         copy_rows(
             image + c * IHW * size, copied + (c - c_from) * b.rows * b.row_width * size, b, geometry,
             oh_from * stride_h - geometry[GEO_PAD_TOP], rows, dtype,
         )  # fmt: skip
-    # Where the first pixel's cells of the block's rows of columns lie
-    row_from = local(KC, np.int64)
     c = 0
     kh = k_from % b.T // KW
     kw = k_from % KW
     for k in range(kc):
         row = (c * b.rows + kh * dil_h) * b.row_width
-        row_from[k] = row + kw * dil_w % stride_w * b.phase_width + kw * dil_w // stride_w
+        depth[k] = row + kw * dil_w % stride_w * b.phase_width + kw * dil_w // stride_w
         kw += 1
         if kw == KW:
             kw = 0
@@ -588,39 +700,52 @@ def pack_block(
             if kh == KH:
                 kh = 0
                 c += 1
+
+
+@helper
+def pack_block(
+    copied,  # IN   by `copy_block`
+    depth,  # IN   (kc)
+    packed,  # OUT  panels of [kc][NV * VL]
+    b,
+    geometry,
+    kc,
+    p_from,
+    pixels,
+    dtype,
+):
+    """The columns of ``pixels`` pixels."""
+    outlined()
+    # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
+    # what a vector writes past its run is overwritten by the next run or row, or lies in the slack behind the block.
+    VL, size = lanes(dtype), itemsize(dtype)
+    NR, row = NV * VL, geometry[GEO_STRIDE_H] * b.row_width
     run_to, run_from = local(MOST_VECTORS, np.int64), local(MOST_VECTORS, np.int64)
-    panels, row_panels = ceil_div(pixels, NR), paired_panels(geometry, VL)
-    last = max(2 * geometry[GEO_POOL_OW] - VL, 0)  # column
-    if paired:
-        panels = pixels // (2 * b.OW) * row_panels
-    for panel in range(panels):
+    oh_from = p_from // b.OW
+    for panel in range(ceil_div(pixels, NR)):
         vectors = 0
         p = p_from + panel * NR
-        done = NR if paired else 0
-        if paired:
-            run_to[0], run_to[1], vectors = 0, VL, 2
-            run_from[0] = 2 * (panel // row_panels) * stride_h * b.row_width + min(panel % row_panels * VL, last)
-            run_from[1] = run_from[0] + stride_h * b.row_width
+        done = 0
         while done < NR and p < p_from + pixels:
             oh = p // b.OW
             ow = p % b.OW
             length = min(min(b.OW - ow, NR - done), p_from + pixels - p)
             for j in range(ceil_div(length, VL)):
                 run_to[vectors] = done + j * VL
-                run_from[vectors] = (oh - oh_from) * stride_h * b.row_width + ow + j * VL
+                run_from[vectors] = (oh - oh_from) * row + ow + j * VL
                 vectors += 1
             done += length
             p += length
         if vectors == 2:
-            pack_panel_2(copied, row_from, packed, kc, run_from, run_to, dtype)
+            pack_panel_2(copied, depth, packed, kc, run_from, run_to, dtype)
         elif vectors == 3:
-            pack_panel_3(copied, row_from, packed, kc, run_from, run_to, dtype)
+            pack_panel_3(copied, depth, packed, kc, run_from, run_to, dtype)
         elif vectors == 4:
-            pack_panel_4(copied, row_from, packed, kc, run_from, run_to, dtype)
+            pack_panel_4(copied, depth, packed, kc, run_from, run_to, dtype)
         else:
             for k in range(kc):
                 for j in range(vectors):
-                    cells = load(copied, row_from[k] + run_from[j], dtype)
+                    cells = load(copied, depth[k] + run_from[j], dtype)
                     store(packed, k * NR + run_to[j], cells)
         packed += kc * NR * size
 
@@ -864,7 +989,7 @@ def conv2d_block(
         carry_from = max(pooled_to * step - top, 0)
         rows_to_carry = max(row_to - carry_from, 0)
         p_from = (row_from + carried) * b.OW
-        pixels = row_to * b.OW - p_from  # none where the last windows reach into the padding
+        pixels = max(row_to * b.OW - p_from, 0)  # none where the last windows reach into the padding
         ldc = b.NB
         c = c_block + carried * b.OW * size
         lone = 0  # how a pixel is summed must not depend on where blocks begin
@@ -874,9 +999,21 @@ def conv2d_block(
         pixels = min(b.P - p_from, b.NB)
         ldc = b.P
         c = address(output) + ((ng * b.OCG + oc_from) * b.P + p_from) * size
-        lone = pixels % VL if pixels % VL * LONE <= VL else 0
+        lone = pixels % VL if pixels % VL * LONE <= VL and b.by_rows == 0 else 0
 
     pixels -= lone
+    cells = pixels
+    depth, place, to = local(KC, np.int64), local(PLACES, np.int64), local(MOST_PLACES, np.int64)
+    places, targets = address(place), address(to)
+    if b.by_rows > 0:
+        in_row = ceil_div(b.OW, VL)
+        cells = pixels // b.OW * in_row * VL
+        for j in range(cells // VL):
+            q = min(j % in_row * VL, b.OW - VL)
+            place[j] = j // in_row * geometry[GEO_STRIDE_H] * b.row_width + q
+            to[j] = j // in_row * b.OW + q
+        for j in range(NV):
+            place[cells // VL + j] = 0
 
     for k_block in range(b.k_blocks):  # loop 1: blocks of K
         k_from = k_block * b.kc
@@ -885,8 +1022,20 @@ def conv2d_block(
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < np.inf else RAISE if low > -np.inf else SHIFT
         if kc > 0 and pixels + lone > 0:
-            pack_block(image, copied, b_block, b, geometry, k_from, kc, p_from, pixels + lone, False, dtype)
-            spread(b_block, lone_block, kc, pixels, lone, dtype)
+            if b.flat > 0:
+                x = image + (k_from * b.P + p_from) * size
+                if b.in_place > 0:
+                    pack_flat(x + pixels // NR * NR * size, b_block, kc, pixels % NR, b.P, dtype)
+                else:
+                    pack_flat(x, b_block, kc, pixels, b.P, dtype)
+                spread(x + pixels * size, b.P, lone_block, kc, lone, dtype)
+            else:
+                oh_from, oh_to = p_from // b.OW, (p_from + pixels + lone - 1) // b.OW + 1
+                copy_block(image, copied, depth, b, geometry, k_from, kc, oh_from, oh_to, dtype)
+                if b.by_rows == 0:
+                    pack_block(copied, depth, b_block, b, geometry, kc, p_from, pixels + lone, dtype)
+                    x = b_block + (pixels // NR * NR * kc + pixels % NR) * size
+                    spread(x, NR, lone_block, kc, lone, dtype)
         for panel in range(panel_from, panel_to):  # loop 2: filters
             first = panel_start(b, panel)
             filters = panel_start(b, panel + 1) - first
@@ -895,24 +1044,28 @@ def conv2d_block(
             if last:
                 for i in range(MR):
                     shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias.size > 0 else zero
-            for j in range(ceil_div(pixels, NR)):  # loop 3: pixels
+            map = c + kept * ldc * size
+            for j in range(ceil_div(cells, NR)):  # loop 3: pixels
                 q = j * NR
-                map = c + (kept * ldc + q) * size
-                panel_b = b_block + q * kc * size
-                if q + NR <= pixels and filters == MR:
-                    whole_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, dtype)
-                elif q + NR <= pixels and (filters == 2 or filters == 4):
-                    part_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, filters, NV, dtype)
-                elif filters == MR and (pixels - q) % VL == 0:
-                    nv = (pixels - q) // VL
-                    part_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, MR, nv, dtype)
-                else:
-                    there = min(pixels - q, NR)
-                    edge_tile(a, panel_b, kc, map, ldc, accumulate, finish, shift, low, high, filters, there, dtype)
-            for j in range(lone):
-                map = c + (kept * ldc + pixels + j) * size
-                x = lone_block + j * kc * MR * size
-                lone_tile(a, x, kc, map, ldc, accumulate, finish, shift, low, high, filters, dtype)
+                there = min(cells - q, NR)
+                if b.by_rows > 0:
+                    listed_tile(
+                        a, copied, address(depth), places + j * NV * INDEX_BYTES, kc, map, ldc, targets + j * NV * INDEX_BYTES,
+                        finish, shift, low, high, filters, there // VL, dtype,
+                    )  # fmt: skip
+                    continue
+                if b.in_place == 0:
+                    x, ldb = b_block + q * kc * size, NR
+                elif q + NR <= cells or cells % VL == 0:
+                    x, ldb = image + (k_from * b.P + p_from + q) * size, b.P
+                else:  # nothing past the caller's array may be read
+                    x, ldb = b_block, NR
+                some_tile(
+                    a, x, ldb, kc, map + q * size, ldc, accumulate, finish, shift, low, high, filters, there, dtype
+                )
+            if lone > 0:
+                map = c + (kept * ldc + pixels) * size
+                lone_tile(a, lone_block, kc, map, ldc, accumulate, finish, shift, low, high, filters, lone, dtype)
             if last and b.pooled_rows > 0:
                 for i in range(filters):
                     map = c_block + (kept + i) * ldc * size
@@ -942,33 +1095,35 @@ def conv2d_paired_block(
     b,
     geometry,  # IN
 ):
-    # Vectors of a panel lie one below the other in the maps, so that a tile holds whole windows of 2x2 and stores maxima:
-    # the maps never leave the registers. A row's last panel begins early enough to be whole, and overlaps the one before.
+    # The vectors of a tile lie one below the other in the maps, so that it holds whole windows of 2x2 and stores maxima: the
+    # maps never leave the registers. A row's last tile begins early enough to be whole, and overlaps the one before.
     outlined()
     dtype = input.dtype
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
-    NR, half, g, OW = NV * VL, VL // 2, ng % geometry[GEO_G], geometry[GEO_POOL_OW]
+    half, g, OW = VL // 2, ng % geometry[GEO_G], geometry[GEO_POOL_OW]
     row_from = block * b.pooled_rows
     row_to = min(row_from + b.pooled_rows, geometry[GEO_POOL_OH])
-    plane, columns, row_panels = geometry[GEO_POOL_OH] * OW, min(half, OW), paired_panels(geometry, VL)
-    b_block = scratch + b.copy_elements * size
-    shifts = local(TILE_ELEMENTS, dtype)
+    plane, columns = geometry[GEO_POOL_OH] * OW, min(half, OW)
+    below, last_column = geometry[GEO_STRIDE_H] * b.row_width, max(2 * OW - VL, 0)
+    depth, place, shifts = local(KC, np.int64), local(2, np.int64), local(TILE_ELEMENTS, dtype)
     image = address(input) + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
-    pixels = 2 * (row_to - row_from) * b.OW
-    pack_block(image, scratch, b_block, b, geometry, 0, b.K, 2 * row_from * b.OW, pixels, True, dtype)
+    copy_block(image, scratch, depth, b, geometry, 0, b.K, 2 * row_from, 2 * row_to, dtype)
     for panel in range(panel_from, panel_to):
         first = panel_start(b, panel)
         filters = panel_start(b, panel + 1) - first
         a = address(packed) + (g * b.panels + panel) * b.K * MR * size
         z = address(pooled) + (ng * b.OCG + first) * plane * size
-        panel_b = b_block
         for i in range(MR * half):
             shifts[i] = bias[g * b.OCG + first + i // half] if i < filters * half and bias.size > 0 else zero
         for row in range(row_from, row_to):
-            for j in range(row_panels):
+            for j in range(ceil_div(2 * OW, VL)):
+                place[0] = 2 * (row - row_from) * below + min(j * VL, last_column)
+                place[1] = place[0] + below
                 at = z + (row * OW + min(j * half, OW - columns)) * size
-                paired_tile(a, panel_b, b.K, at, plane, address(shifts), low, high, filters, columns, dtype)
-                panel_b += b.K * NR * size
+                paired_tile(
+                    a, scratch, address(depth), address(place), b.K, at, plane, address(shifts), low, high, filters, columns,
+                    dtype,
+                )  # fmt: skip
 
 
 @task
@@ -1119,8 +1274,8 @@ def conv2d_grad_input_task(
             copy(packed + oc * NR * size, source + (oc * b.P + p_from) * size, pixels * size)
         for j in range(t.tiles):
             whole_tile(
-                a + j * b.OCG * MR * size, packed, b.OCG, columns + j * MR * NR * size, NR, False, KEEP, packed, low,
-                high, dtype,
+                a + j * b.OCG * MR * size, packed, NR, 0, 0, b.OCG, columns + j * MR * NR * size, NR, 0, False, KEEP,
+                packed, low, high, dtype,
             )  # fmt: skip
         for c in range(channels):
             plane = image + c * IH * IW * size
