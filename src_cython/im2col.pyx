@@ -25,7 +25,7 @@ from common cimport (
 from common cimport BLOCK_PIXELS, IN_PLACE_FILTERS, LONE_VECTORS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
-from lanes cimport load_lanes, store_filters, transpose
+from lanes cimport load_lanes, store_filters, store_lanes, transpose
 from max_pool cimport fold_max, pool_even, pool_odd, untangle
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
@@ -954,15 +954,37 @@ def packed_weight_size(const int64_t[::1] geometry):
     return geometry[GEO_G] * b.panels * b.K * _MR
 
 
+cdef inline void turn_filters(
+    const real* row,                  # IN   MR filters, step apart: depth after depth
+    Py_ssize_t step,
+    real* target,                     # OUT  [VL][MR], and two elements more where MR is not made of squares
+    vec* unused,
+) noexcept nogil:
+    """VL depths of MR filters turned, 4 or 2 filters at once."""
+    # From the last filters to the first: what a square that holds two of them writes too much is overwritten.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), i = (_MR - 1) // quad * quad, j
+        vec[4] z
+    while i >= 0:
+        for j in range(quad):
+            z[j] = (<const vec*> (row + min(i + j, _MR - 1) * step))[0]
+        transpose(&z[0])
+        for j in range(quad):
+            store_lanes(target + j * _MR + i, quad * _MR, z[j])
+        i -= quad
+
+
 cdef void pack_weight_task(
     Py_ssize_t task,
     const real* weight,               # IN
     real[::1] packed,                 # OUT
     const Blocking* b,                # IN
     bint turned,
+    vec* unused,
 ) noexcept nogil:
     # A task is one panel of filters. A turned weight holds filters within channels, and taps in reverse.
     cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real)
         Py_ssize_t g = task // b.panels, panel = task % b.panels, first = panel_start(b, panel), k_from = 0, kc, k, i
         Py_ssize_t filters = panel_start(b, panel + 1) - first, step = b.T if turned else b.K
         const real* row = weight + (g * b.OCG + first) * b.K
@@ -970,7 +992,12 @@ cdef void pack_weight_task(
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
         target = &packed[((g * b.K + k_from) * b.panels + panel * kc) * _MR]
-        for k in range(k_from, k_from + kc):
+        k = k_from
+        while not turned and filters == _MR and k + VL < k_from + kc:  # before the last depths: squares write too much
+            turn_filters(row + k, step, target, unused)
+            target += VL * _MR
+            k += VL
+        for k in range(k, k_from + kc):
             if turned:
                 row = weight + ((g * b.ICG + k // b.T) * b.OCG + first) * b.T + b.T - 1 - k % b.T - k
             if filters == _MR:
@@ -997,7 +1024,10 @@ def pack_weight(
         Py_ssize_t task, n_tasks = geometry[GEO_G] * b.panels
         const real* w = start(weight)
     for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="static"):
-        pack_weight_task(task, w, packed, &b, turned)
+        if real is float:
+            pack_weight_task(task, w, packed, &b, turned, <vf*> NULL)
+        else:
+            pack_weight_task(task, w, packed, &b, turned, <vd*> NULL)
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):

@@ -29,7 +29,7 @@ from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch, put,
     registers, rolled, store, unroll, unrolled, vmax, vmin,
 )  # fmt: skip
-from fastconv._numba._winograd_simd import load_lanes, transpose
+from fastconv._numba._winograd_simd import load_lanes, store_lanes, transpose
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
     GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP,
@@ -899,6 +899,30 @@ def packed_weight_size(geometry):
     return int(geometry[GEO_G]) * b.panels * b.K * MR
 
 
+def turn_filters(
+    row,  # IN   MR filters, step apart: depth after depth
+    step,
+    target,  # OUT  [VL][MR], and two elements more where MR is not made of squares
+    dtype,
+    quads,  # of filters
+):
+    """VL depths of MR filters turned, 4 filters at once."""
+    # From the last filters to the first: what a square that holds two of them writes too much is overwritten.
+    z: registers[4]
+    quad = 16 // itemsize(dtype)
+    for square in unroll(quads):
+        for j in unroll(4):
+            z[j] = load(row, min((quads - 1 - square) * 4 + j, MR - 1) * step, dtype)
+        z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
+        for j in unroll(4):
+            i = (quads - 1 - square) * 4 + j // quad * quad
+            if i < MR:
+                store_lanes(target, j % quad * MR + i, quad * MR, z[j])
+
+
+turn_filters = helper(unrolled(turn_filters, quads=-(-MR // 4)))
+
+
 @task
 def pack_weight_task(
     task: index,
@@ -909,7 +933,7 @@ def pack_weight_task(
     # A task is one panel of filters. A turned weight holds filters within channels, and taps in reverse.
     b = blocking(geometry, 1)
     dtype = weight.dtype
-    size, zero, turned = itemsize(dtype), dtype.type(0), geometry[GEO_TURNED] != 0
+    VL, size, zero, turned = lanes(dtype), itemsize(dtype), dtype.type(0), geometry[GEO_TURNED] != 0
     g, panel = task // b.panels, task % b.panels
     first = panel_start(b, panel)
     filters, step = panel_start(b, panel + 1) - first, b.T if turned else b.K
@@ -918,7 +942,12 @@ def pack_weight_task(
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
         target = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
-        for k in range(k_from, k_from + kc):
+        k = k_from
+        while not turned and filters == MR and k + VL < k_from + kc:  # before the last depths: squares write too much
+            turn_filters(row + k * size, step, target, dtype)
+            target += VL * MR * size
+            k += VL
+        for k in range(k, k_from + kc):
             if turned:
                 row = ((g * b.ICG + k // b.T) * b.OCG + first) * b.T + b.T - 1 - k % b.T - k
                 row = address(weight) + row * size
