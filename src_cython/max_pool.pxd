@@ -26,6 +26,11 @@ cdef extern from *:
     #endif
     #define POOL static inline __attribute__((always_inline))
     #define POOL_RARE static __attribute__((noinline)) /* else it takes vectors through memory in the common case too */
+    #if FASTCONV_VL == 16 && defined(__AVX512F__)
+    typedef __mmask16 pool_flags; /* of NaNs: as a vector it would take a slow transfer for each note */
+    #else
+    typedef long long pool_flags __attribute__((vector_size(FASTCONV_VL * 4)));
+    #endif
     typedef int vfi __attribute__((vector_size(FASTCONV_VL * 4), aligned(4), may_alias));
     typedef long long vdi __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_alias));
 
@@ -60,6 +65,19 @@ cdef extern from *:
     #else
     #define POOL_SHUFFLE(VL, a, b, places) __builtin_shuffle(a, b, places)
     #endif
+
+    /* A vector that two instructions need is loaded once: compilers would let both read memory, which most often means two
+       cache lines each. */
+    #if defined(__AVX512F__)
+    #define POOL_KEEP(v) __asm__("" : "+v"(v))
+    #elif defined(__AVX__)
+    #define POOL_KEEP(v) __asm__("" : "+x"(v))
+    #else
+    #define POOL_KEEP(v)
+    #endif
+
+    /* A number that a short loop needs, as a variable of its own: one that lives long would stay in memory. */
+    #define pool_own(n) __asm__("" : "+r"(n))
 
     #if FASTCONV_VL == 16 && defined(__AVX512F__)
     #define POOL_LOAD(pd, epu, set1, cells, lane, VL) { \\
@@ -122,8 +140,19 @@ cdef extern from *:
         if (!inside) at &= ~(at < 0); \\
         *v = (vec)at; \\
     } \\
-    POOL void first_lanes_##S(vec *v, Py_ssize_t count) \\
-    { cells lane; for (int i = 0; i < VL; i++) lane[i] = i; *v = (vec)(lane < (type##_lane)count); } \\
+    POOL void lanes_outside_##S(vec *v, Py_ssize_t column, Py_ssize_t extent) \\
+    { \\
+        cells at; \\
+        for (int i = 0; i < VL; i++) at[i] = i; \\
+        at += (type##_lane)column; \\
+        *v = (vec)((at < 0) | (at >= (type##_lane)extent)); \\
+    } \\
+    POOL void pool_keep_##S(vec *v) { POOL_KEEP(*v); } \\
+    POOL void put_halves_##S(type *p, vec v, Py_ssize_t step) \\
+    { \\
+        __builtin_memcpy(p, &v, sizeof v / 2); \\
+        __builtin_memcpy(p + step, (const char *)&v + sizeof v / 2, sizeof v / 2); \\
+    } \\
     POOL void replace_##S(vec *v, vec mask, vec by) { *v = SIMD_SELECT((cells)mask, by, *v); } \\
     POOL int has_flags_##S(vec v) \\
     { vdi bits = (vdi)v; long long any = 0; for (int i = 0; i < VL_DOUBLE; i++) any |= bits[i]; return any != 0; } \\
@@ -185,8 +214,8 @@ cdef extern from *:
     POOL_RULES(f, vf, ps)
     POOL_RULES(d, vd, pd)
     #define POOL_COMMON_RULES(S, vec, pd, epi) \\
-    POOL void note_nan_##S(vec *flags, vec a, vec b) \\
-    { *flags = (vec)_mm512_mask_set1_##epi((__m512i)*flags, _mm512_cmp_##pd##_mask(a, b, _CMP_UNORD_Q), -1); } \\
+    POOL void note_nan_##S(pool_flags *flags, vec a, vec b) \\
+    { *flags = _kor_mask16(*flags, _mm512_cmp_##pd##_mask(a, b, _CMP_UNORD_Q)); } \\
     POOL void fold_larger_##S(vec *best, vec *where, vec value, vec cell) \\
     { \\
         __auto_type wins = _mm512_cmp_##pd##_mask(value, *best, _CMP_GT_OQ); \\
@@ -219,7 +248,7 @@ cdef extern from *:
     #define PICK_d SIMD_SELECT
     #endif
     #define POOL_COMMON_RULES(S, vec, cells) \\
-    POOL void note_nan_##S(vec *flags, vec a, vec b) { *flags = (vec)((cells)*flags | UNORDERED_##S(a, b)); } \\
+    POOL void note_nan_##S(pool_flags *flags, vec a, vec b) { *flags |= (pool_flags)UNORDERED_##S(a, b); } \\
     POOL void fold_larger_##S(vec *best, vec *where, vec value, vec cell) \\
     { \\
         cells wins = value > *best; \\
@@ -230,6 +259,14 @@ cdef extern from *:
     POOL_COMMON_RULES(d, vd, vdi)
     #endif
 
+    #if FASTCONV_VL == 16 && defined(__AVX512F__)
+    POOL int has_nan(pool_flags flags) { return flags != 0; }
+    POOL pool_flags no_nan(void) { return 0; }
+    #else
+    POOL int has_nan(pool_flags flags)
+    { long long any = 0; for (int i = 0; i < VL_DOUBLE; i++) any |= flags[i]; return any != 0; }
+    POOL pool_flags no_nan(void) { return (pool_flags){0}; }
+    #endif
     #define POOL_OF(name, v) _Generic((v), vf: name##_f, vd: name##_d)
     #define tap(v, inside, row, column, offset, stride, extent, border) \\
         POOL_OF(tap, *(v))(v, inside, (const void *)(row), column, offset, stride, extent, border)
@@ -239,8 +276,10 @@ cdef extern from *:
     #define pool_odd(v, a, b) POOL_OF(pool_odd, a)(v, a, b)
     #define pool_next_even(v, a) POOL_OF(pool_next_even, a)(v, a)
     #define cells_of(v, inside, column, stride) POOL_OF(cells_of, *(v))(v, inside, column, stride)
-    #define note_nan(flags, a, b) POOL_OF(note_nan, *(flags))(flags, a, b)
-    #define first_lanes(v, count) POOL_OF(first_lanes, *(v))(v, count)
+    #define note_nan(flags, a, b) POOL_OF(note_nan, a)(flags, a, b)
+    #define lanes_outside(v, column, extent) POOL_OF(lanes_outside, *(v))(v, column, extent)
+    #define pool_keep(v) POOL_OF(pool_keep, *(v))(v)
+    #define put_halves(p, value, step) POOL_OF(put_halves, value)((void *)(p), value, step)
     #define replace(v, mask, by) POOL_OF(replace, by)(v, mask, by)
     #define has_flags(v) POOL_OF(has_flags, v)(v)
     #define fold_larger(best, where, value, cell) POOL_OF(fold_larger, value)(best, where, value, cell)
@@ -251,6 +290,7 @@ cdef extern from *:
     #define put(p, value, count) POOL_OF(put, value)((void *)(p), value, count)
     #define put_cells(p, cell, base, count) POOL_OF(put_cells, cell)(p, cell, base, count)
     """
+    ctypedef long long pool_flags  # a flag for each lane
     # Macros over both vector types; v, best and where are pointers to vectors, value, other and cell are vectors.
     # Vectors of cells hold integers as wide as `real` in the bits of a vf or vd.
     # tap (v, inside, row, column, offset, stride, extent, border): lane i is row[column + offset + i * stride], or border
@@ -265,8 +305,13 @@ cdef extern from *:
     void fold_first(...) nogil  # (best, where, value, cell)  where value is larger, or the first NaN: it and its cell
     void fold_larger(...) nogil  # (best, where, value, cell)  fold_first where neither is NaN
     void note_nan(...) nogil    # (flags, a, b)           flags the lanes where a or b is NaN
-    bint has_flags(...) nogil   # (v)                     whether a lane is flagged
-    void first_lanes(...) nogil  # (v, count)             flags the first count lanes
+    bint has_nan(pool_flags flags) nogil  # whether a lane is flagged
+    pool_flags no_nan() nogil   # ()                      no lane is flagged
+    bint has_flags(...) nogil   # (v)                     whether a lane of a vector is flagged
+    void lanes_outside(...) nogil  # (v, column, extent)  flags the lanes with column + lane outside of [0, extent)
+    void pool_own(...) nogil         # (n)                     a number, in a register of its own
+    void pool_keep(...) nogil   # (v)                     in a register, for those that need it
+    void put_halves(...) nogil  # (p, value, step)        the lower lanes to p, the upper ones to p + step
     void replace(...) nogil     # (v, mask, by)           v = by in the lanes that mask flags
     void cells_of(...) nogil    # (v, inside, column, stride)  cells: columns of the first tap of windows, 0 for those below it
     void ramp(...) nogil        # (v, first, step)        cells: lane i is first + i * step
@@ -371,46 +416,304 @@ cdef inline Py_ssize_t rows_alike(
     return oh + 1 if top < 0 else max(oh + 1, min(oh_last, (IH - K - top) // stride + oh + 1))
 
 
+cdef inline void max_of_columns(
+    vec* value, vec low, vec high, pool_flags* flags, const Py_ssize_t K,
+) noexcept nogil:
+    """value: windows of the columns low, high, not yet untangled; of 3x3 ones the last lane of either is none."""
+    # A window is an even column, the odd one and the next even one. A NaN in an even column stays.
+    cdef vec between, after
+    pool_even(value, low, high)
+    pool_odd(&between, low, high)
+    if K == 3:
+        pool_next_even(&after, value[0])
+        value[0] = vmax(after, vmax(between, value[0]))
+    else:
+        value[0] = vmax(between, value[0])
+    note_nan(flags, between, value[0])
+
+
+# First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum.
 cdef inline void max_strided_block(
     const real* x,         # IN   first row of the windows
     Py_ssize_t below1, Py_ssize_t below2,  # from there to the others, in elements
     real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
-    vec* flags,            # OUT  of lanes that lost a NaN, or have one
-    vec hidden,            # IN   lanes, the first ones, that lie left of the image although they are read
-    Py_ssize_t room, Py_ssize_t column, Py_ssize_t IW, const bint inside, const bint hides, const bint alone, const Py_ssize_t K,
+    pool_flags* flags,     # OUT  of lanes that lost a NaN, or have one
+    vec hidden_low, vec hidden_high,  # IN   lanes that lie outside of the image although they are read
+    Py_ssize_t room, Py_ssize_t column, Py_ssize_t IW, const bint inside, const bint hides_low, const bint hides_high,
+    const Py_ssize_t K,
 ) noexcept nogil:
-    # First over the rows, all columns of two vectors; then windows are an even column, the odd one and the next even one.
-    # The last of these is in no such vector: of 3x3 windows the last lane is none. A NaN in the first row or an even column
-    # stays and is seen in a maximum; the second row and odd columns are looked at; the third, but `alone`, is a later first.
     cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
-    cdef vec low, high, low1, high1, low2, high2, value, between, after
+    cdef vec low, high, low1, high1, low2, high2, value
     tap(&low, inside, x, column, 0, 1, IW, -INFINITY)
     tap(&high, inside, x, column + lanes, 0, 1, IW, -INFINITY)
     tap(&low1, inside, x + below1, column, 0, 1, IW, -INFINITY)
     tap(&high1, inside, x + below1, column + lanes, 0, 1, IW, -INFINITY)
+    pool_keep(&low1)
+    pool_keep(&high1)
     note_nan(flags, low1, high1)
     low = vmax(low1, low)
     high = vmax(high1, high)
     if K == 3:
         tap(&low2, inside, x + below2, column, 0, 1, IW, -INFINITY)
         tap(&high2, inside, x + below2, column + lanes, 0, 1, IW, -INFINITY)
-        if alone:
-            note_nan(flags, low2, high2)
+        pool_keep(&low2)
+        pool_keep(&high2)
+        note_nan(flags, low2, high2)
         low = vmax(low2, low)
         high = vmax(high2, high)
-    if hides:
-        spread(&after, -INFINITY)
-        replace(&low, hidden, after)
-    pool_even(&value, low, high)
-    pool_odd(&between, low, high)
-    if K == 3:
-        pool_next_even(&after, value)
-        value = vmax(after, vmax(between, value))
-    else:
-        value = vmax(between, value)
-    note_nan(flags, between, value)
+    spread(&value, -INFINITY)
+    if hides_low:
+        replace(&low, hidden_low, value)
+    if hides_high:
+        replace(&high, hidden_high, value)
+    max_of_columns(&value, low, high, flags, K)
     untangle(&value)
     put(output, value, room)
+
+
+cdef inline void max_strided_pairs(
+    const real* x,         # IN   where the windows of a plane begin, all columns of a row in one vector
+    real* y,               # OUT  (rows * OW) of each plane, and what the last vector writes behind them
+    pool_flags* flags, vec hidden, Py_ssize_t planes, Py_ssize_t rows, Py_ssize_t cells, Py_ssize_t OW, Py_ssize_t IW,
+    Py_ssize_t below1, Py_ssize_t below2, const bint hides, const Py_ssize_t K,
+) noexcept nogil:
+    """Two output rows in one vector; behind an odd number of rows comes one that is overwritten later."""
+    cdef Py_ssize_t row, down = 2 * IW, right = OW, skip = rows % 2 * OW
+    cdef const real* x1
+    cdef const real* x2
+    cdef vec low, high, low1, high1, low2, high2, value, lowest
+    cdef pool_flags seen = flags[0]
+    spread(&lowest, -INFINITY)
+    pool_own(down)
+    pool_own(right)
+    pool_own(skip)
+    while planes > 0:
+        pool_own(x)
+        high2 = (<const vec*> x)[0]
+        x1 = x + below1
+        x2 = x + below2 if K == 3 else x
+        row = rows
+        while row > 0:
+            pool_own(x1)
+            pool_own(x2)
+            low1 = (<const vec*> x1)[0]
+            high1 = (<const vec*> (x1 + down))[0]
+            pool_keep(&low1)
+            pool_keep(&high1)
+            note_nan(&seen, low1, high1)
+            if K == 3:
+                low2 = (<const vec*> x2)[0]
+                pool_keep(&low2)
+                low = vmax(low2, vmax(low1, high2))
+                high2 = (<const vec*> (x2 + down))[0]
+                pool_keep(&high2)
+                high = vmax(high2, vmax(high1, low2))
+            else:
+                low = vmax(low1, (<const vec*> x2)[0])
+                high = vmax(high1, (<const vec*> (x2 + down))[0])
+            if hides:
+                replace(&low, hidden, lowest)
+                replace(&high, hidden, lowest)
+            max_of_columns(&value, low, high, &seen, K)
+            untangle(&value)
+            put_halves(y, value, right)
+            x1 += 2 * down
+            x2 += 2 * down
+            y += 2 * right
+            row -= 2
+        if K == 3:
+            note_nan(&seen, low2, high2)
+        y -= skip
+        x += cells
+        planes -= 1
+    flags[0] = seen
+
+
+cdef inline void max_strided_column(
+    const real* x,         # IN   where the windows of a plane begin
+    real* y,               # OUT  (rows * OW) of each plane, a vector in each row, and what it writes behind that
+    pool_flags* flags, vec hidden_low, vec hidden_high, Py_ssize_t planes, Py_ssize_t rows, Py_ssize_t cells, Py_ssize_t OW,
+    Py_ssize_t IW, Py_ssize_t below1, Py_ssize_t below2, const bint hides, const Py_ssize_t K,
+) noexcept nogil:
+    """Rows of one vector: the last row of 3x3 windows is the first of the next ones."""
+    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real), row, down = 2 * IW, right = OW
+    cdef const real* x1
+    cdef const real* x2
+    cdef vec low, high, low1, high1, low2, high2, value, lowest
+    cdef pool_flags seen = flags[0]
+    spread(&lowest, -INFINITY)
+    pool_own(down)
+    pool_own(right)
+    while planes > 0:
+        pool_own(x)
+        low2 = (<const vec*> x)[0]
+        high2 = (<const vec*> (x + lanes))[0]
+        x1 = x + below1
+        x2 = x + below2 if K == 3 else x
+        row = rows
+        while row > 0:
+            pool_own(x1)
+            pool_own(x2)
+            low1 = (<const vec*> x1)[0]
+            high1 = (<const vec*> (x1 + lanes))[0]
+            pool_keep(&low1)
+            pool_keep(&high1)
+            note_nan(&seen, low1, high1)
+            if K == 3:
+                low = vmax(low1, low2)
+                high = vmax(high1, high2)
+                low2 = (<const vec*> x2)[0]
+                high2 = (<const vec*> (x2 + lanes))[0]
+                pool_keep(&low2)
+                pool_keep(&high2)
+                low = vmax(low2, low)
+                high = vmax(high2, high)
+            else:
+                low = vmax(low1, (<const vec*> x2)[0])
+                high = vmax(high1, (<const vec*> (x2 + lanes))[0])
+            if hides:
+                replace(&low, hidden_low, lowest)
+                replace(&high, hidden_high, lowest)
+            max_of_columns(&value, low, high, &seen, K)
+            untangle(&value)
+            (<vec*> y)[0] = value
+            x1 += down
+            x2 += down
+            y += right
+            row -= 1
+        if K == 3:
+            note_nan(&seen, low2, high2)
+        x += cells
+        planes -= 1
+    flags[0] = seen
+
+
+cdef inline void max_strided_rows(
+    const real* x,         # IN   where the windows begin
+    real* y,               # OUT  (rows * OW), and what the last vector writes behind it
+    pool_flags* flags, const vec* hidden, Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t OW, Py_ssize_t IW,
+    Py_ssize_t below1, Py_ssize_t below2, const bint hides, const Py_ssize_t K,
+) noexcept nogil:
+    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1, block
+    cdef Py_ssize_t down = 2 * IW, right = OW, between = blocks - 2 if hides else blocks
+    cdef const real* at
+    cdef real* to
+    cdef vec first = hidden[0], last_low = hidden[1], last_high = hidden[2]
+    cdef pool_flags seen = flags[0]
+    pool_own(down)
+    pool_own(right)
+    pool_own(between)
+    pool_own(below1)
+    pool_own(below2)
+    while rows > 0:
+        at = x
+        to = y
+        if hides:
+            max_strided_block(at, below1, below2, to, &seen, first, first, lanes, 0, IW, True, True, False, K)
+            at += 2 * windows
+            to += windows
+        block = between
+        while block > 0:
+            max_strided_block(at, below1, below2, to, &seen, first, first, lanes, 0, IW, True, False, False, K)
+            at += 2 * windows
+            to += windows
+            block -= 1
+        if hides:
+            max_strided_block(at, below1, below2, to, &seen, last_low, last_high, lanes, 0, IW, True, True, True, K)
+        x += down
+        y += right
+        rows -= 1
+    flags[0] = seen
+
+
+# Rows that lie in the image alike, of planes that are alike.
+cdef struct Strided:
+    Py_ssize_t planes, rows, cells, blocks, OW, IW, below1, below2
+    bint pairs
+
+
+cdef inline void max_strided_part(
+    const real* x,         # IN   where the windows begin
+    real* y,               # OUT  as the functions above say
+    pool_flags* flags, const vec* hidden, const Strided* part, const bint hides, const Py_ssize_t K,
+) noexcept nogil:
+    if part.blocks > 1:
+        max_strided_rows(
+            x, y, flags, hidden, part.rows, part.blocks, part.OW, part.IW, part.below1, part.below2, hides, K
+        )
+    elif part.pairs:
+        max_strided_pairs(
+            x, y, flags, hidden[0], part.planes, part.rows, part.cells, part.OW, part.IW, part.below1, part.below2, hides, K
+        )
+    else:
+        max_strided_column(
+            x, y, flags, hidden[1], hidden[2], part.planes, part.rows, part.cells, part.OW, part.IW, part.below1, part.below2,
+            hides, K,
+        )
+
+
+# Called by address, so that registers are all theirs.
+cdef inline void max_strided_inner(
+    const real* x, real* y, pool_flags* flags, const vec* hidden, const Strided* part
+) noexcept nogil:
+    max_strided_part(x, y, flags, hidden, part, False, 3)
+
+
+cdef inline void max_strided_outer(
+    const real* x, real* y, pool_flags* flags, const vec* hidden, const Strided* part
+) noexcept nogil:
+    max_strided_part(x, y, flags, hidden, part, True, 3)
+
+
+cdef inline void max_tiles_inner(
+    const real* x, real* y, pool_flags* flags, const vec* hidden, const Strided* part
+) noexcept nogil:
+    max_strided_part(x, y, flags, hidden, part, False, 2)
+
+
+cdef inline void max_tiles_outer(
+    const real* x, real* y, pool_flags* flags, const vec* hidden, const Strided* part
+) noexcept nogil:
+    max_strided_part(x, y, flags, hidden, part, True, 2)
+
+
+cdef inline void max_strided_planes(
+    const real* x,         # IN   a plane
+    real* y,               # OUT  from row oh of its output plane on
+    pool_flags* flags, const vec* hidden, Py_ssize_t oh, Py_ssize_t oh_last, Py_ssize_t planes, Py_ssize_t blocks, bint pairs,
+    bint hides, const Py_ssize_t K, const int64_t* geometry,
+) noexcept nogil:
+    # How rows lie in the image is found once: of planes with few rows that would be most of the work
+    cdef Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW], n, parts = 0, alike
+    cdef Py_ssize_t first[3]
+    cdef Py_ssize_t below[3]
+    cdef Strided part[3]
+    cdef void (*run)(const real*, real*, pool_flags*, const vec*, const Strided*) noexcept nogil
+    if K == 3:
+        run = max_strided_outer if hides else max_strided_inner
+    else:
+        run = max_tiles_outer if hides else max_tiles_inner
+    pool_own(run)
+    while oh < oh_last:
+        alike = rows_alike(oh, oh_last, K, 2, geometry, &below[0])
+        first[parts] = first_row(oh, 2, geometry) * IW - geometry[GEO_PAD_LEFT]
+        part[parts] = Strided(1, alike - oh, geometry[GEO_IH] * IW, blocks, OW, IW, below[1], below[K - 1], pairs)
+        oh = alike
+        if (
+            K == 3 and blocks == 1 and parts == 1 and part[0].below1 == 0 and part[0].below2 == IW and below[1] == IW
+            and below[2] == 2 * IW
+        ):
+            part[0].rows += part[1].rows  # one row of padding: where rows are carried on, only the first one tells
+        else:
+            parts += 1
+    if parts == 1 and blocks == 1:
+        part[0].planes = planes
+    while planes > 0:
+        for n in range(parts):
+            run(x + first[n], y, flags, hidden, &part[n])
+            y += part[n].rows * OW
+        x += part[0].cells
+        planes -= part[0].planes
 
 
 cdef inline Py_ssize_t whole_vectors(Py_ssize_t space, Py_ssize_t first, Py_ssize_t step) noexcept nogil:
@@ -418,28 +721,28 @@ cdef inline Py_ssize_t whole_vectors(Py_ssize_t space, Py_ssize_t first, Py_ssiz
     return 0 if space < first else (space - first) // step + 1
 
 
-cdef inline void max_strided_rows(
-    const real* x,         # IN   where the windows begin
-    real* y,               # OUT  (rows * OW), and what the last vector writes behind it
-    vec* flags, vec hidden, Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t OW, Py_ssize_t IW, Py_ssize_t below1,
-    Py_ssize_t below2, const bint hides, const Py_ssize_t K,
+cdef inline void max_strided_row(
+    const real* x,         # IN   first row of the windows
+    real* y,               # OUT  (OW), of which only ``room`` elements may be written
+    pool_flags* flags, Py_ssize_t room, Py_ssize_t blocks, Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t below1,
+    Py_ssize_t below2, const Py_ssize_t K, vec* like,
 ) noexcept nogil:
-    cdef Py_ssize_t block, lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1, _
-    cdef vec seen = flags[0], low, high
-    for _ in range(rows):
-        max_strided_block(x, below1, below2, y, &seen, hidden, lanes, 0, IW, True, hides, False, K)
-        for block in range(1, blocks):
+    """A row that has no space around it."""
+    cdef Py_ssize_t block, lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1
+    cdef Py_ssize_t whole = min(whole_vectors(IW, 2 * lanes - pad_left, 2 * windows), whole_vectors(room, lanes, windows))
+    cdef vec none
+    spread(&none, 0)
+    for block in range(blocks):
+        if block < whole and (block > 0 or pad_left <= 0):
             max_strided_block(
-                x + 2 * windows * block, below1, below2, y + windows * block, &seen, hidden, lanes, 0, IW, True, False, False, K
+                x, below1, below2, y + windows * block, flags, none, none, lanes, 2 * windows * block - pad_left, IW, True,
+                False, False, K,
             )
-        x += 2 * IW
-        y += OW
-    if K == 3:
-        for block in range(blocks):
-            tap(&low, True, x - 2 * IW + below2, 2 * windows * block, 0, 1, IW, -INFINITY)
-            tap(&high, True, x - 2 * IW + below2, 2 * windows * block + lanes, 0, 1, IW, -INFINITY)
-            note_nan(&seen, low, high)
-    flags[0] = seen
+        else:
+            max_strided_block(
+                x, below1, below2, y + windows * block, flags, none, none, room - windows * block,
+                2 * windows * block - pad_left, IW, False, False, False, K,
+            )
 
 
 cdef inline bint max_strided(
@@ -449,117 +752,178 @@ cdef inline bint max_strided(
     const Py_ssize_t K, const int64_t* geometry, vec* like,
 ) noexcept nogil:
     """Rows [oh_first, oh_last) of ``planes`` output planes, at step 2; False, and any values, if a NaN was lost."""
-    # Windows that begin left of the image read the end of the row before: but for the first row there is one.
+    # Rows are counted through all planes. Windows across the left or right border read the end of the row before and the
+    # row behind: [from_row, to_row) have those, and space for whole vectors.
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW], pad_left = geometry[GEO_PAD_LEFT]
         Py_ssize_t lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1
-        Py_ssize_t blocks = (OW + windows - 1) // windows, whole  # vectors of a row
-        Py_ssize_t width = (blocks - 1) * windows + lanes, reach = 2 * width - pad_left  # elements written for them, columns read
-        Py_ssize_t oh, alike, block, first, columns, _
+        Py_ssize_t blocks = (OW + windows - 1) // windows  # vectors of a row
+        Py_ssize_t count = oh_last - oh_first, row = 0, rows, from_row, to_row, oh = oh_first, last, whole
+        bint pairs = 2 * OW + K - 2 <= lanes  # a vector takes all columns of a row
+        # Elements written for a row, and those read from its last image row on; of a pair from the first of the two
+        Py_ssize_t width = OW + lanes // 2 if pairs else (blocks - 1) * windows + lanes
+        Py_ssize_t reach = (2 * IW + lanes if pairs else 2 * width) - pad_left
         Py_ssize_t below[3]
-        bint crosses = (OW - 1) * 2 - pad_left + K > IW
-        const real* rows
-        const real* start = x + first_row(oh_first, 2, geometry) * IW
+        bint hides = pad_left > 0 or (OW - 1) * 2 - pad_left + K > IW
         real* y = output + oh_first * OW
-        vec flags, hidden
-    spread(&flags, 0)
-    first_lanes(&hidden, pad_left)
-    for _ in range(planes):
-        oh = oh_first
-        while oh < oh_last:
-            first = first_row(oh, 2, geometry)
-            alike = rows_alike(oh, oh_last, K, 2, geometry, &below[0])
-            rows = x + first * IW
-            columns = IW if crosses else readable - first * IW - below[K - 1]
-            while alike > oh and (room - (alike - 1 - oh) * OW < width or columns - (alike - 1 - oh) * 2 * IW < reach):
-                alike -= 1
-            if alike > oh and rows - pad_left >= start:
-                if pad_left > 0:
-                    max_strided_rows(
-                        rows - pad_left, y, &flags, hidden, alike - oh, blocks, OW, IW, below[1], below[K - 1], True, K
-                    )
-                else:
-                    max_strided_rows(
-                        rows - pad_left, y, &flags, hidden, alike - oh, blocks, OW, IW, below[1], below[K - 1], False, K
-                    )
-            else:
-                alike = oh + 1
-                whole = min(whole_vectors(columns, 2 * lanes - pad_left, 2 * windows), whole_vectors(room, lanes, windows))
-                for block in range(blocks):
-                    if block < whole and (block > 0 or pad_left <= 0):
-                        max_strided_block(
-                            rows, below[1], below[K - 1], y + windows * block, &flags, hidden, lanes,
-                            2 * windows * block - pad_left, IW, True, False, True, K,
-                        )
-                    else:
-                        max_strided_block(
-                            rows, below[1], below[K - 1], y + windows * block, &flags, hidden, room - windows * block,
-                            2 * windows * block - pad_left, IW, False, False, True, K,
-                        )
-            y += (alike - oh) * OW
-            room -= (alike - oh) * OW
-            oh = alike
-        x += IH * IW
-        readable -= IH * IW
-    return not has_flags(flags)
+        vec hidden[3]
+        pool_flags flags
+    flags = no_nan()
+    lanes_outside(&hidden[0], -pad_left, IW)
+    lanes_outside(&hidden[1], 2 * windows * (blocks - 1) - pad_left, IW)
+    lanes_outside(&hidden[2], 2 * windows * (blocks - 1) - pad_left + lanes, IW)
+    rows = to_row = planes * count
+    from_row = min(max(pad_left, 0), 1)
+    while to_row > from_row and (
+        room - (to_row - 1) * OW < width
+        or readable - (to_row - 1) // count * IH * IW
+        - min((oh_first + (to_row - 1) % count) * 2 - geometry[GEO_PAD_TOP] + K - 1, IH - 1) * IW < reach
+    ):
+        to_row -= 1
+    while row < rows:
+        whole, last = 1, oh + 1
+        if from_row <= row < to_row:
+            if oh == oh_first:
+                whole = max((to_row - row) // count, 1)
+            last = min(oh_last, oh + to_row - row)
+            max_strided_planes(x, y, &flags, &hidden[0], oh, last, whole, blocks, pairs, hides, K, geometry)
+        else:
+            rows_alike(oh, last, K, 2, geometry, &below[0])
+            max_strided_row(
+                x + first_row(oh, 2, geometry) * IW, y, &flags, room - row * OW, blocks, pad_left, IW, below[1], below[K - 1],
+                K, like,
+            )
+        row += whole * (last - oh)
+        y += whole * (last - oh) * OW
+        oh = last
+        if oh == oh_last:
+            oh = oh_first
+            x += whole * IH * IW
+    return not has_nan(flags)
+
+
+# Rows of planes that are alike, down one vector of columns.
+cdef struct Sliding:
+    Py_ssize_t planes, rows, top, column, room, IH, IW, OW
+
+
+cdef inline void max_sliding_row(
+    vec* reduced, const real* row, pool_flags* flags, Py_ssize_t column, Py_ssize_t IW, const bint inside
+) noexcept nogil:
+    cdef vec middle, right
+    tap(reduced, inside, row, column, 0, 1, IW, -INFINITY)
+    tap(&middle, inside, row, column, 1, 1, IW, -INFINITY)
+    tap(&right, inside, row, column, 2, 1, IW, -INFINITY)
+    pool_keep(&middle)
+    pool_keep(&right)
+    note_nan(flags, middle, right)
+    reduced[0] = vmax(right, vmax(middle, reduced[0]))
 
 
 cdef inline void max_sliding_column(
     const real* x,         # IN   a plane
-    real* y,               # OUT  a vector of windows in each row
-    vec* flags,            # OUT  of lanes that lost a NaN
-    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t room, Py_ssize_t column, const bint inside, const int64_t* geometry,
+    real* y,               # OUT  a vector of windows in each row, exact or what it writes behind them
+    pool_flags* flags, const Sliding* part, const bint inside, const bint exact, vec* like,
 ) noexcept nogil:
-    cdef Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW], ih
-    cdef Py_ssize_t top = oh_first - geometry[GEO_PAD_TOP]
-    cdef vec first, second, third, left, middle, right
-    first = second = third = flags[0]  # any
-    for ih in range(top, oh_last - geometry[GEO_PAD_TOP] + 2):
-        first = second
-        second = third
-        tap(&left, inside, x + min(max(ih, 0), IH - 1) * IW, column, 0, 1, IW, -INFINITY)
-        tap(&middle, inside, x + min(max(ih, 0), IH - 1) * IW, column, 1, 1, IW, -INFINITY)
-        tap(&right, inside, x + min(max(ih, 0), IH - 1) * IW, column, 2, 1, IW, -INFINITY)
-        note_nan(flags, middle, right)
-        third = vmax(right, vmax(middle, left))
-        if ih >= top + 2:
-            note_nan(flags, second, third)
-            put(y, vmax(third, vmax(second, first)), room)
+    # Copies: a vector may be stored to where part lies, for all that the compiler knows
+    cdef Py_ssize_t planes = part.planes, rows = part.rows, top = part.top, column = part.column, room = part.room
+    cdef Py_ssize_t IW = part.IW, OW = part.OW, below = part.IH - 1, row, ih
+    cdef const real* at
+    cdef vec first, second, third
+    cdef pool_flags seen = flags[0]
+    while planes > 0:
+        ih = top
+        at = x + min(max(ih, 0), below) * IW
+        max_sliding_row(&second, at, &seen, column, IW, inside)
+        at += IW if <size_t> ih < <size_t> below else 0
+        ih += 1
+        max_sliding_row(&third, at, &seen, column, IW, inside)
+        row = rows
+        while row > 0:
+            at += IW if <size_t> ih < <size_t> below else 0
+            ih += 1
+            first = second
+            second = third
+            max_sliding_row(&third, at, &seen, column, IW, inside)
+            first = vmax(third, vmax(second, first))
+            if exact:
+                put(y, first, room)
+                room -= OW
+            else:
+                (<vec*> y)[0] = first
             y += OW
-            room -= OW
+            row -= 1
+        note_nan(&seen, second, third)
+        x += (below + 1) * IW
+        planes -= 1
+    flags[0] = seen
+
+
+# Called by address, so that registers are all theirs.
+cdef inline void max_sliding_inner(
+    const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
+) noexcept nogil:
+    max_sliding_column(x, y, flags, part, True, False, like)
+
+
+cdef inline void max_sliding_outer(
+    const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
+) noexcept nogil:
+    max_sliding_column(x, y, flags, part, False, False, like)
+
+
+cdef inline void max_sliding_last(
+    const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
+) noexcept nogil:
+    max_sliding_column(x, y, flags, part, False, True, like)
 
 
 cdef inline bint max_sliding(
     const real* x,         # IN   a plane
     real* output,          # OUT  its output plane
-    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t readable, Py_ssize_t room, const int64_t* geometry, vec* like,
+    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t planes, Py_ssize_t room, const int64_t* geometry, vec* like,
 ) noexcept nogil:
-    """Output rows [oh_first, oh_last) of one plane, 3x3 windows at step 1; False, and any values, if a NaN was lost."""
-    # Down each vector of columns, the last first: what it writes past the end of rows is overwritten by the others.
+    """Rows [oh_first, oh_last) of ``planes`` output planes, 3x3 windows at step 1; False, and any values, if a NaN was lost."""
+    # Down each vector of columns, the last first: what it writes past the end of rows is overwritten by the others. The
+    # first to_row rows, counted through all planes, have room for that.
     cdef:
-        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t lanes = sizeof(vec) // sizeof(real), ow = (OW - 1) // lanes * lanes, column_last
-        bint crosses = OW - pad_left + 2 > IW
-        vec flags
-    spread(&flags, 0)
-    column_last = (IW if crosses else readable - min(oh_last + 1 - geometry[GEO_PAD_TOP], IH - 1) * IW) - lanes - 2
-    while ow >= 0:
-        if 0 <= ow - pad_left <= column_last:
-            max_sliding_column(
-                x, output + oh_first * OW + ow, &flags, oh_first, oh_last, room - ow, ow - pad_left, True, geometry
-            )
-        else:
-            max_sliding_column(
-                x, output + oh_first * OW + ow, &flags, oh_first, oh_last, room - ow, ow - pad_left, False, geometry
-            )
-        ow -= lanes
-    return not has_flags(flags)
+        Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW], count = oh_last - oh_first, rows = planes * count, row = 0
+        Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes, oh = oh_first, last, block
+        Py_ssize_t to_row = min(whole_vectors(room, blocks * lanes, OW), rows)
+        Sliding part
+        pool_flags flags
+        real* y = output + oh_first * OW
+        void (*run)(const real*, real*, pool_flags*, const Sliding*, vec*) noexcept nogil
+    flags = no_nan()
+    while row < rows:
+        last = min(oh_last, oh + (to_row if row < to_row else rows) - row)
+        part = Sliding(1, last - oh, oh - geometry[GEO_PAD_TOP], 0, 0, geometry[GEO_IH], IW, OW)
+        if oh == oh_first and last == oh_last and row < to_row:
+            part.planes = (to_row - row) // count
+        for block in range(blocks - 1, -1, -1):
+            part.column = block * lanes - geometry[GEO_PAD_LEFT]
+            part.room = room - row * OW - block * lanes
+            if row >= to_row:
+                run = max_sliding_last
+            elif 0 <= part.column <= IW - lanes - 2:
+                run = max_sliding_inner
+            else:
+                run = max_sliding_outer
+            pool_own(run)
+            run(x, y + block * lanes, &flags, &part, like)
+        row += part.planes * part.rows
+        y += part.planes * part.rows * OW
+        oh = last
+        if oh == oh_last:
+            oh = oh_first
+            x += part.planes * part.IH * IW
+    return not has_nan(flags)
 
 
 cdef inline void reduce_row(
     vec* best,             # OUT  maxima along the row, as tap orders them
     vec* columns,          # OUT  theirs
-    vec* flags,            # OUT  of lanes that lost a NaN
+    pool_flags* flags,            # OUT  of lanes that lost a NaN
     const real* x,         # IN   image row
     Py_ssize_t column, Py_ssize_t IW,
     const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
@@ -587,8 +951,8 @@ cdef inline Py_ssize_t blocks_inside(
 cdef inline void carry_row(
     const real* x,         # IN   image row
     real* carried,         # OUT  (size) reduced; columns behind
-    vec* flags,
-    Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t size, const Py_ssize_t K, const Py_ssize_t stride,
+    pool_flags* flags,
+    Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t size, const Py_ssize_t K, const Py_ssize_t stride, vec* like,
 ) noexcept nogil:
     # As if no vector lay inside: one row of a plane need not be fast, but the code short
     cdef Py_ssize_t ow = 0, lanes = sizeof(vec) // sizeof(real)
@@ -607,9 +971,9 @@ cdef inline void max_common_block(
     const real* newer,     # IN   carried: the second
     real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
     int64_t* indices,      # OUT  the same
-    vec* flags,
+    pool_flags* flags,
     Py_ssize_t room, int64_t first_cell, Py_ssize_t column, Py_ssize_t IW, Py_ssize_t size,
-    const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
+    const bint inside, const Py_ssize_t K, const Py_ssize_t stride, vec* like,
 ) noexcept nogil:
     cdef Py_ssize_t row
     cdef vec value, where, other, last, cell, step
@@ -664,8 +1028,8 @@ cdef inline bint max_common(
         real* other
         real* y = output + oh_first * OW
         int64_t* where = indices + oh_first * OW
-        vec flags
-    spread(&flags, 0)
+        pool_flags flags
+    flags = no_nan()
     while oh < oh_last:
         # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
         first = first_row(oh, stride, geometry)
@@ -681,9 +1045,9 @@ cdef inline bint max_common(
         rows = x + first * IW
         if oh == oh_first:
             if stride < K:
-                carry_row(rows, oldest, &flags, pad_left, IW, OW, size, K, stride)
+                carry_row(rows, oldest, &flags, pad_left, IW, OW, size, K, stride, like)
             if stride < K - 1:
-                carry_row(rows + below[1], newer, &flags, pad_left, IW, OW, size, K, stride)
+                carry_row(rows + below[1], newer, &flags, pad_left, IW, OW, size, K, stride, like)
         ow_right = min(min(ow_right, (room - (alike - 1 - oh_first) * OW) // lanes * lanes), blocks)
         whole = ow_left == 0 and ow_right == blocks
         while oh < alike:
@@ -692,7 +1056,7 @@ cdef inline bint max_common(
                 while ow < blocks:
                     max_common_block(
                         rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags, lanes,
-                        first * IW, ow * stride - pad_left, IW, size, True, K, stride,
+                        first * IW, ow * stride - pad_left, IW, size, True, K, stride, like,
                     )
                     ow += lanes
             else:
@@ -701,13 +1065,13 @@ cdef inline bint max_common(
                     if ow_left <= ow < ow_right:
                         max_common_block(
                             rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags, lanes,
-                            first * IW, ow * stride - pad_left, IW, size, True, K, stride,
+                            first * IW, ow * stride - pad_left, IW, size, True, K, stride, like,
                         )
                     else:
                         max_common_block(
                             rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags,
                             room - (oh - oh_first) * OW - ow, first * IW, ow * stride - pad_left, IW, size, False,
-                            K, stride,
+                            K, stride, like,
                         )
                     ow += lanes
             oh += 1
@@ -719,7 +1083,7 @@ cdef inline bint max_common(
                 other = oldest
                 oldest = newer
                 newer = other
-    return not has_flags(flags)
+    return not has_nan(flags)
 
 
 cdef inline bint max_windows(
@@ -736,7 +1100,7 @@ cdef inline bint max_windows(
         return max_strided(x, output, oh_first, oh_last, planes, readable, room, 2, geometry, like)
     if geometry[GEO_STRIDE_H] == 2:
         return max_strided(x, output, oh_first, oh_last, planes, readable, room, 3, geometry, like)
-    return max_sliding(x, output, oh_first, oh_last, readable, room, geometry, like)
+    return max_sliding(x, output, oh_first, oh_last, planes, room, geometry, like)
 
 
 # ---------------------------------------------------------------------------------------------------- any windows
@@ -912,7 +1276,7 @@ cdef inline void max_of_planes(
 ) noexcept nogil:
     cdef:
         Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], windows = geometry[GEO_OH] * geometry[GEO_OW], plane
-        Py_ssize_t together = planes if common and indices == NULL and geometry[GEO_STRIDE_H] == 2 else 1
+        Py_ssize_t together = planes if common and indices == NULL else 1
         bint done = False
     for plane in range(planes):
         if common and plane % together == 0:

@@ -82,7 +82,9 @@ cdef enum:
 
 # Two ways to cut the work into tasks: runs of output rows, counted through all planes, and runs of planes.
 cdef inline Py_ssize_t rows_per_task(const int64_t* geometry) noexcept nogil:
-    return 1 + CELLS // max(geometry[GEO_OW] * geometry[GEO_KH] * geometry[GEO_KW], 1)
+    """Of whole planes, if they hold several."""
+    cdef Py_ssize_t rows = 1 + CELLS // max(geometry[GEO_OW] * geometry[GEO_KH] * geometry[GEO_KW], 1)
+    return max(rows // max(geometry[GEO_OH], 1) * geometry[GEO_OH], min(rows, geometry[GEO_OH]))
 
 
 cdef inline Py_ssize_t planes_per_task(const int64_t* geometry) noexcept nogil:

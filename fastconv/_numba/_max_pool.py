@@ -13,10 +13,10 @@ import numpy as np
 
 from fastconv._numba._jit import VL_FLOAT, helper, shared
 from fastconv._numba._pool_simd import (
-    add_cells, even, first_ones, fold_max, has_flags, insert, larger, load_cells, load_inside, next_even, not_negative, note_nan,
-    odd, pick, ramp, same, store_cells, store_first, takes, untangle,
+    add_cells, even, fold_max, has_flags, insert, lanes_outside, larger, load_cells, load_inside, next_even, not_negative,
+    note_nan, odd, pick, ramp, store_cells, store_first, store_halves, takes, untangle,
 )  # fmt: skip
-from fastconv._numba._simd import broadcast, get, inlined, itemsize, lanes, load, outlined, put, store, vmax
+from fastconv._numba._simd import broadcast, get, inlined, itemsize, lanes, load, local, outlined, put, store, vmax
 from fastconv._problem import (
     GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
     GEO_STRIDE_W,
@@ -159,17 +159,28 @@ def rows_alike(oh, oh_last, K, stride, geometry):
 
 
 @helper
+def max_of_columns(flags, low, high, K):
+    """Windows of the columns low, high, not yet untangled; of 3x3 ones the last lane of either is none. Besides: flags."""
+    # A window is an even column, the odd one and the next even one. A NaN in an even column stays.
+    inlined()
+    value, between = even(low, high), odd(low, high)
+    if K == 3:
+        value = vmax(next_even(value), vmax(between, value))
+    else:
+        value = vmax(between, value)
+    return value, note_nan(flags, between, value)
+
+
+# First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum.
+@helper
 def max_strided_block(
     flags,  # IN   of lanes that lost a NaN, or have one
-    hidden,  # IN   1 in lanes, the first ones, that lie left of the image although they are read
+    hidden_low, hidden_high,  # IN   lanes that lie outside of the image although they are read
     x,  # IN   first row of the windows
     below1, below2,  # IN   from there to the others, in elements
     output,  # OUT  a vector of windows, of which only ``room`` elements may be written
-    room, column, IW, inside, hides, alone, K, dtype,
+    room, column, IW, inside, hides_low, hides_high, K, dtype,
 ):  # fmt: skip
-    # First over the rows, all columns of two vectors; then windows are an even column, the odd one and the next even one.
-    # The last of these is in no such vector: of 3x3 windows the last lane is none. A NaN in the first row or an even column
-    # stays and is seen in a maximum; the second row and odd columns are looked at; the third, but `alone`, is a later first.
     inlined()
     VL, element, lowest = lanes(dtype), itemsize(dtype), dtype.type(-np.inf)
     low = tap(x, inside, column, 0, 1, IW, lowest, dtype)
@@ -181,18 +192,241 @@ def max_strided_block(
     if K == 3:
         low2 = tap(x + below2 * element, inside, column, 0, 1, IW, lowest, dtype)
         high2 = tap(x + below2 * element, inside, column + VL, 0, 1, IW, lowest, dtype)
-        if alone:
-            flags = note_nan(flags, low2, high2)
+        flags = note_nan(flags, low2, high2)
         low, high = vmax(low2, low), vmax(high2, high)
-    if hides:
-        low = pick(same(hidden, ramp(1, 0, dtype)), broadcast(lowest), low)
-    value, between = even(low, high), odd(low, high)
-    if K == 3:
-        value = vmax(next_even(value), vmax(between, value))
-    else:
-        value = vmax(between, value)
+    if hides_low:
+        low = pick(hidden_low, broadcast(lowest), low)
+    if hides_high:
+        high = pick(hidden_high, broadcast(lowest), high)
+    value, flags = max_of_columns(flags, low, high, K)
     put_first(output, 0, untangle(value), room, dtype)
-    return note_nan(flags, between, value)
+    return flags
+
+
+@helper
+def max_strided_pairs(
+    flags,
+    hidden,
+    x,  # IN   where the windows of a plane begin, all columns of a row in one vector
+    y,  # OUT  (rows * OW) of each plane, and what the last vector writes behind them
+    planes, rows, cells, OW, IW, below1, below2, hides, K, dtype,
+):  # fmt: skip
+    """Two output rows in one vector; behind an odd number of rows comes one that is overwritten later."""
+    inlined()
+    element, lowest = itemsize(dtype), broadcast(dtype.type(-np.inf))
+    down, right = 2 * IW * element, OW * element
+    skip = rows % 2 * right
+    while planes > 0:
+        low2 = high2 = load(x, 0, dtype)
+        x1 = x + below1 * element
+        x2 = x + below2 * element if K == 3 else x
+        row = rows
+        while row > 0:
+            low1, high1 = load(x1, 0, dtype), load(x1 + down, 0, dtype)
+            flags = note_nan(flags, low1, high1)
+            if K == 3:
+                low2 = load(x2, 0, dtype)
+                low = vmax(low2, vmax(low1, high2))
+                high2 = load(x2 + down, 0, dtype)
+                high = vmax(high2, vmax(high1, low2))
+            else:
+                low, high = vmax(low1, load(x2, 0, dtype)), vmax(high1, load(x2 + down, 0, dtype))
+            if hides:
+                low, high = pick(hidden, lowest, low), pick(hidden, lowest, high)
+            value, flags = max_of_columns(flags, low, high, K)
+            store_halves(y, untangle(value), right)
+            x1 += 2 * down
+            x2 += 2 * down
+            y += 2 * right
+            row -= 2
+        if K == 3:
+            flags = note_nan(flags, low2, high2)
+        y -= skip
+        x += cells * element
+        planes -= 1
+    return flags
+
+
+@helper
+def max_strided_column(
+    flags,
+    hidden_low, hidden_high,
+    x,  # IN   where the windows of a plane begin
+    y,  # OUT  (rows * OW) of each plane, a vector in each row, and what it writes behind that
+    planes, rows, cells, OW, IW, below1, below2, hides, K, dtype,
+):  # fmt: skip
+    """Rows of one vector: the last row of 3x3 windows is the first of the next ones."""
+    inlined()
+    VL, element, lowest = lanes(dtype), itemsize(dtype), broadcast(dtype.type(-np.inf))
+    down, right = 2 * IW * element, OW * element
+    while planes > 0:
+        low2, high2 = load(x, 0, dtype), load(x, VL, dtype)
+        x1 = x + below1 * element
+        x2 = x + below2 * element if K == 3 else x
+        row = rows
+        while row > 0:
+            low1, high1 = load(x1, 0, dtype), load(x1, VL, dtype)
+            flags = note_nan(flags, low1, high1)
+            if K == 3:
+                low, high = vmax(low1, low2), vmax(high1, high2)
+                low2, high2 = load(x2, 0, dtype), load(x2, VL, dtype)
+                low, high = vmax(low2, low), vmax(high2, high)
+            else:
+                low, high = vmax(low1, load(x2, 0, dtype)), vmax(high1, load(x2, VL, dtype))
+            if hides:
+                low, high = pick(hidden_low, lowest, low), pick(hidden_high, lowest, high)
+            value, flags = max_of_columns(flags, low, high, K)
+            store(y, 0, untangle(value))
+            x1 += down
+            x2 += down
+            y += right
+            row -= 1
+        if K == 3:
+            flags = note_nan(flags, low2, high2)
+        x += cells * element
+        planes -= 1
+    return flags
+
+
+@helper
+def max_strided_rows(
+    flags,
+    first, last_low, last_high,  # IN   lanes outside of the image, of the first vector and of the last two
+    x,  # IN   where the windows begin
+    y,  # OUT  (rows * OW), and what the last vector writes behind it
+    rows, blocks, OW, IW, below1, below2, hides, K, dtype,
+):  # fmt: skip
+    inlined()
+    VL, element = lanes(dtype), itemsize(dtype)
+    windows = VL if K == 2 else VL - 1
+    between = blocks - 2 if hides else blocks
+    while rows > 0:
+        at, to = x, y
+        if hides:
+            flags = max_strided_block(
+                flags, first, first, at, below1, below2, to, VL, 0, IW, True, True, False, K, dtype
+            )
+            at += 2 * windows * element
+            to += windows * element
+        block = between
+        while block > 0:
+            flags = max_strided_block(
+                flags, first, first, at, below1, below2, to, VL, 0, IW, True, False, False, K, dtype
+            )
+            at += 2 * windows * element
+            to += windows * element
+            block -= 1
+        if hides:
+            flags = max_strided_block(
+                flags, last_low, last_high, at, below1, below2, to, VL, 0, IW, True, True, True, K, dtype
+            )
+        x += 2 * IW * element
+        y += OW * element
+        rows -= 1
+    return flags
+
+
+@helper
+def max_strided_part(
+    flags,
+    x,  # IN   where the windows begin
+    y,  # OUT  as the functions above say
+    planes, rows, blocks, below1, below2, pairs, hides, K, geometry, dtype,
+):  # fmt: skip
+    """Rows that lie in the image alike, of planes that are alike."""
+    inlined()
+    IW, OW, pad_left, VL = geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT], lanes(dtype)
+    cells, column = geometry[GEO_IH] * IW, 2 * (VL if K == 2 else VL - 1) * (blocks - 1) - pad_left
+    first, last_low = lanes_outside(-pad_left, IW, dtype), lanes_outside(column, IW, dtype)
+    last_high = lanes_outside(column + VL, IW, dtype)
+    if blocks > 1:
+        return max_strided_rows(
+            flags, first, last_low, last_high, x, y, rows, blocks, OW, IW, below1, below2, hides, K, dtype
+        )
+    if pairs:
+        return max_strided_pairs(flags, first, x, y, planes, rows, cells, OW, IW, below1, below2, hides, K, dtype)
+    return max_strided_column(
+        flags, last_low, last_high, x, y, planes, rows, cells, OW, IW, below1, below2, hides, K, dtype
+    )
+
+
+# Functions of their own, so that registers are all theirs.
+@helper
+def max_strided_inner(flags, x, y, planes, rows, blocks, below1, below2, pairs, geometry, dtype):
+    outlined()
+    return max_strided_part(flags, x, y, planes, rows, blocks, below1, below2, pairs, False, 3, geometry, dtype)
+
+
+@helper
+def max_strided_outer(flags, x, y, planes, rows, blocks, below1, below2, pairs, geometry, dtype):
+    outlined()
+    return max_strided_part(flags, x, y, planes, rows, blocks, below1, below2, pairs, True, 3, geometry, dtype)
+
+
+@helper
+def max_tiles_inner(flags, x, y, planes, rows, blocks, below1, below2, pairs, geometry, dtype):
+    outlined()
+    return max_strided_part(flags, x, y, planes, rows, blocks, below1, below2, pairs, False, 2, geometry, dtype)
+
+
+@helper
+def max_tiles_outer(flags, x, y, planes, rows, blocks, below1, below2, pairs, geometry, dtype):
+    outlined()
+    return max_strided_part(flags, x, y, planes, rows, blocks, below1, below2, pairs, True, 2, geometry, dtype)
+
+
+@helper
+def max_strided_planes(
+    flags,
+    x,  # IN   a plane
+    y,  # OUT  from row oh of its output plane on
+    oh, oh_last, planes, blocks, pairs, hides, K, geometry, dtype,
+):  # fmt: skip
+    # How rows lie in the image is found once: of planes with few rows that would be most of the work
+    inlined()
+    IW, OW, cells, element = geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_IH] * geometry[GEO_IW], itemsize(dtype)
+    parts, together = 0, 1
+    part = local(12, np.int64)  # of up to three: from the plane to the first row, rows, from that row to the others
+    while oh < oh_last:
+        alike, below1, below2 = rows_alike(oh, oh_last, K, 2, geometry)
+        part[4 * parts] = first_row(oh, 2, geometry) * IW - geometry[GEO_PAD_LEFT]
+        part[4 * parts + 1], part[4 * parts + 2], part[4 * parts + 3] = alike - oh, below1, below2
+        oh = alike
+        if (
+            K == 3
+            and blocks == 1
+            and parts == 1
+            and part[2] == 0
+            and part[3] == IW
+            and below1 == IW
+            and below2 == 2 * IW
+        ):
+            part[1] += part[5]  # one row of padding: where rows are carried on, only the first one tells
+        else:
+            parts += 1
+    if parts == 1 and blocks == 1:
+        together = planes
+    while planes > 0:
+        for n in range(parts):
+            first, rows = x + part[4 * n] * element, part[4 * n + 1]
+            below1, below2 = part[4 * n + 2], part[4 * n + 3]
+            if K == 3:
+                if hides:
+                    flags = max_strided_outer(
+                        flags, first, y, together, rows, blocks, below1, below2, pairs, geometry, dtype
+                    )
+                else:
+                    flags = max_strided_inner(
+                        flags, first, y, together, rows, blocks, below1, below2, pairs, geometry, dtype
+                    )
+            elif hides:
+                flags = max_tiles_outer(flags, first, y, together, rows, blocks, below1, below2, pairs, geometry, dtype)
+            else:
+                flags = max_tiles_inner(flags, first, y, together, rows, blocks, below1, below2, pairs, geometry, dtype)
+            y += rows * OW * element
+        x += cells * element
+        planes -= together
+    return flags
 
 
 @helper
@@ -202,29 +436,42 @@ def whole_vectors(space, first, step):
 
 
 @helper
-def max_strided_rows(
+def max_strided_row(
     flags,
-    hidden,
-    x,  # IN   where the windows begin
-    y,  # OUT  (rows * OW), and what the last vector writes behind it
-    rows, blocks, OW, IW, below1, below2, hides, K, dtype,
+    x,  # IN   first row of the windows
+    y,  # OUT  (OW), of which only ``room`` elements may be written
+    room, blocks, pad_left, IW, below1, below2, K, dtype,
 ):  # fmt: skip
+    """A row that has no space around it."""
     inlined()
     VL, element = lanes(dtype), itemsize(dtype)
     windows = VL if K == 2 else VL - 1
-    for _ in range(rows):
-        flags = max_strided_block(flags, hidden, x, below1, below2, y, VL, 0, IW, True, hides, False, K, dtype)
-        for block in range(1, blocks):
-            at = windows * block * element
+    whole = min(whole_vectors(IW, 2 * VL - pad_left, 2 * windows), whole_vectors(room, VL, windows))
+    none = lanes_outside(0, VL, dtype)
+    for block in range(blocks):
+        to, column = y + windows * block * element, 2 * windows * block - pad_left
+        if block < whole and (block > 0 or pad_left <= 0):
             flags = max_strided_block(
-                flags, hidden, x + 2 * at, below1, below2, y + at, VL, 0, IW, True, False, False, K, dtype
+                flags, none, none, x, below1, below2, to, VL, column, IW, True, False, False, K, dtype
             )
-        x += 2 * IW * element
-        y += OW * element
-    if K == 3:
-        for block in range(blocks):
-            last, column = x + (below2 - 2 * IW) * element, 2 * windows * block
-            flags = note_nan(flags, load(last, column, dtype), load(last, column + VL, dtype))
+        else:
+            flags = max_strided_block(
+                flags,
+                none,
+                none,
+                x,
+                below1,
+                below2,
+                to,
+                room - windows * block,
+                column,
+                IW,
+                False,
+                False,
+                False,
+                K,
+                dtype,
+            )
     return flags
 
 
@@ -235,106 +482,148 @@ def max_strided(
     oh_first, oh_last, planes, readable, room, K, geometry, dtype,
 ):  # fmt: skip
     """Rows [oh_first, oh_last) of ``planes`` output planes, at step 2; False, and any values, if there is a NaN."""
-    # Windows that begin left of the image read the end of the row before: but for the first row there is one.
+    # Rows are counted through all planes. Windows across the left or right border read the end of the row before and the
+    # row behind: [from_row, to_row) have those, and space for whole vectors.
     inlined()
     IH, IW, OW, pad_left = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT]
     VL, element = lanes(dtype), itemsize(dtype)
     windows = VL if K == 2 else VL - 1
     blocks = (OW + windows - 1) // windows  # vectors of a row
-    width = (blocks - 1) * windows + VL  # elements written for them
-    reach = 2 * width - pad_left  # columns read
-    crosses = (OW - 1) * 2 - pad_left + K > IW
-    start = x + first_row(oh_first, 2, geometry) * IW * element
-    y, flags, hidden = output + oh_first * OW * element, ramp(0, 0, dtype), first_ones(pad_left, dtype)
-    for _ in range(planes):
-        oh = oh_first
-        while oh < oh_last:
-            first = first_row(oh, 2, geometry)
-            alike, below1, below2 = rows_alike(oh, oh_last, K, 2, geometry)
-            rows = x + first * IW * element
-            columns = IW if crosses else readable - first * IW - below2
-            while alike > oh and (room - (alike - 1 - oh) * OW < width or columns - (alike - 1 - oh) * 2 * IW < reach):
-                alike -= 1
-            left = rows - pad_left * element
-            if alike > oh and left >= start:
-                if pad_left > 0:
-                    flags = max_strided_rows(
-                        flags, hidden, left, y, alike - oh, blocks, OW, IW, below1, below2, True, K, dtype
-                    )
-                else:
-                    flags = max_strided_rows(
-                        flags, hidden, left, y, alike - oh, blocks, OW, IW, below1, below2, False, K, dtype
-                    )
-            else:
-                alike = oh + 1
-                whole = min(whole_vectors(columns, 2 * VL - pad_left, 2 * windows), whole_vectors(room, VL, windows))
-                for block in range(blocks):
-                    to, column = y + windows * block * element, 2 * windows * block - pad_left
-                    if block < whole and (block > 0 or pad_left <= 0):
-                        flags = max_strided_block(
-                            flags, hidden, rows, below1, below2, to, VL, column, IW, True, False, True, K, dtype
-                        )
-                    else:
-                        flags = max_strided_block(
-                            flags, hidden, rows, below1, below2, to, room - windows * block, column, IW, False, False, True, K,
-                            dtype,
-                        )  # fmt: skip
-            y += (alike - oh) * OW * element
-            room -= (alike - oh) * OW
-            oh = alike
-        x += IH * IW * element
-        readable -= IH * IW
+    pairs = 2 * OW + K - 2 <= VL  # a vector takes all columns of a row
+    # Elements written for a row, and those read from its last image row on; of a pair from the first of the two
+    width = OW + VL // 2 if pairs else (blocks - 1) * windows + VL
+    reach = (2 * IW + VL if pairs else 2 * width) - pad_left
+    hides = pad_left > 0 or (OW - 1) * 2 - pad_left + K > IW
+    y, flags, oh, count, row = output + oh_first * OW * element, ramp(0, 0, dtype), oh_first, oh_last - oh_first, 0
+    rows = to_row = planes * count
+    from_row = min(max(pad_left, 0), 1)
+    while to_row > from_row and (
+        room - (to_row - 1) * OW < width
+        or readable - (to_row - 1) // count * IH * IW
+        - min((oh_first + (to_row - 1) % count) * 2 - geometry[GEO_PAD_TOP] + K - 1, IH - 1) * IW < reach
+    ):  # fmt: skip
+        to_row -= 1
+    while row < rows:
+        whole, last = 1, oh + 1
+        if from_row <= row < to_row:
+            if oh == oh_first:
+                whole = max((to_row - row) // count, 1)
+            last = min(oh_last, oh + to_row - row)
+            flags = max_strided_planes(flags, x, y, oh, last, whole, blocks, pairs, hides, K, geometry, dtype)
+        else:
+            _, below1, below2 = rows_alike(oh, last, K, 2, geometry)
+            first = x + first_row(oh, 2, geometry) * IW * element
+            flags = max_strided_row(flags, first, y, room - row * OW, blocks, pad_left, IW, below1, below2, K, dtype)
+        row += whole * (last - oh)
+        y += whole * (last - oh) * OW * element
+        oh = last
+        if oh == oh_last:
+            oh = oh_first
+            x += whole * IH * IW * element
     return not has_flags(flags)
+
+
+@helper
+def max_sliding_row(flags, row, column, IW, inside, dtype):
+    inlined()
+    lowest = dtype.type(-np.inf)
+    left = tap(row, inside, column, 0, 1, IW, lowest, dtype)
+    middle = tap(row, inside, column, 1, 1, IW, lowest, dtype)
+    right = tap(row, inside, column, 2, 1, IW, lowest, dtype)
+    return vmax(right, vmax(middle, left)), note_nan(flags, middle, right)
 
 
 @helper
 def max_sliding_column(
     flags,  # IN   of lanes that lost a NaN
     x,  # IN   a plane
-    y,  # OUT  a vector of windows in each row
-    oh_first, oh_last, room, column, inside, geometry, dtype,
+    y,  # OUT  a vector of windows in each row, exact or what it writes behind them
+    planes, rows, top, column, room, inside, exact, geometry, dtype,
 ):  # fmt: skip
+    """Rows of planes that are alike, down one vector of columns."""
     inlined()
-    IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
-    top, element, lowest = oh_first - geometry[GEO_PAD_TOP], itemsize(dtype), dtype.type(-np.inf)
-    second = third = broadcast(lowest)  # any
-    for ih in range(top, oh_last - geometry[GEO_PAD_TOP] + 2):
-        row = x + min(max(ih, 0), IH - 1) * IW * element
-        first, second = second, third
-        left = tap(row, inside, column, 0, 1, IW, lowest, dtype)
-        middle = tap(row, inside, column, 1, 1, IW, lowest, dtype)
-        right = tap(row, inside, column, 2, 1, IW, lowest, dtype)
-        flags = note_nan(flags, middle, right)
-        third = vmax(right, vmax(middle, left))
-        if ih >= top + 2:
-            flags = note_nan(flags, second, third)
-            put_first(y, 0, vmax(third, vmax(second, first)), room, dtype)
+    IW, OW, below, element = geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_IH] - 1, itemsize(dtype)
+    while planes > 0:
+        ih = top
+        at = x + min(max(ih, 0), below) * IW * element
+        second, flags = max_sliding_row(flags, at, column, IW, inside, dtype)
+        at += IW * element if 0 <= ih < below else 0
+        ih += 1
+        third, flags = max_sliding_row(flags, at, column, IW, inside, dtype)
+        row = rows
+        while row > 0:
+            at += IW * element if 0 <= ih < below else 0
+            ih += 1
+            first, second = second, third
+            third, flags = max_sliding_row(flags, at, column, IW, inside, dtype)
+            value = vmax(third, vmax(second, first))
+            if exact:
+                put_first(y, 0, value, room, dtype)
+                room -= OW
+            else:
+                store(y, 0, value)
             y += OW * element
-            room -= OW
+            row -= 1
+        flags = note_nan(flags, second, third)
+        x += (below + 1) * IW * element
+        planes -= 1
     return flags
+
+
+# Functions of their own, so that registers are all theirs.
+@helper
+def max_sliding_inner(flags, x, y, planes, rows, top, column, room, geometry, dtype):
+    outlined()
+    return max_sliding_column(flags, x, y, planes, rows, top, column, room, True, False, geometry, dtype)
+
+
+@helper
+def max_sliding_outer(flags, x, y, planes, rows, top, column, room, geometry, dtype):
+    outlined()
+    return max_sliding_column(flags, x, y, planes, rows, top, column, room, False, False, geometry, dtype)
+
+
+@helper
+def max_sliding_last(flags, x, y, planes, rows, top, column, room, geometry, dtype):
+    outlined()
+    return max_sliding_column(flags, x, y, planes, rows, top, column, room, False, True, geometry, dtype)
 
 
 @helper
 def max_sliding(
     x,  # IN   a plane
     output,  # OUT  its output plane
-    oh_first, oh_last, readable, room, geometry, dtype,
+    oh_first, oh_last, planes, room, geometry, dtype,
 ):  # fmt: skip
-    """Output rows [oh_first, oh_last) of one plane, 3x3 windows at step 1; False, and any values, if a NaN was lost."""
-    # Down each vector of columns, the last first: what it writes past the end of rows is overwritten by the others.
+    """Rows [oh_first, oh_last) of ``planes`` output planes, 3x3 windows at step 1; False, and any values, if a NaN was lost."""
+    # Down each vector of columns, the last first: what it writes past the end of rows is overwritten by the others. The
+    # first to_row rows, counted through all planes, have room for that.
     inlined()
     IH, IW, OW, pad_left = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT]
     VL, element, flags = lanes(dtype), itemsize(dtype), ramp(0, 0, dtype)
-    crosses = OW - pad_left + 2 > IW
-    columns = IW if crosses else readable - min(oh_last + 1 - geometry[GEO_PAD_TOP], IH - 1) * IW
-    ow = (OW - 1) // VL * VL
-    while ow >= 0:
-        y = output + (oh_first * OW + ow) * element
-        if 0 <= ow - pad_left <= columns - VL - 2:
-            flags = max_sliding_column(flags, x, y, oh_first, oh_last, room - ow, ow - pad_left, True, geometry, dtype)
-        else:
-            flags = max_sliding_column(flags, x, y, oh_first, oh_last, room - ow, ow - pad_left, False, geometry, dtype)
-        ow -= VL
+    count, blocks, row, oh = oh_last - oh_first, (OW + VL - 1) // VL, 0, oh_first
+    rows = planes * count
+    to_row = min(whole_vectors(room, blocks * VL, OW), rows)
+    y = output + oh_first * OW * element
+    while row < rows:
+        last = min(oh_last, oh + (to_row if row < to_row else rows) - row)
+        together, n, top = 1, last - oh, oh - geometry[GEO_PAD_TOP]
+        if oh == oh_first and last == oh_last and row < to_row:
+            together = (to_row - row) // count
+        for block in range(blocks - 1, -1, -1):
+            to, column, space = y + block * VL * element, block * VL - pad_left, room - row * OW - block * VL
+            if row >= to_row:
+                flags = max_sliding_last(flags, x, to, together, n, top, column, space, geometry, dtype)
+            elif 0 <= column <= IW - VL - 2:
+                flags = max_sliding_inner(flags, x, to, together, n, top, column, space, geometry, dtype)
+            else:
+                flags = max_sliding_outer(flags, x, to, together, n, top, column, space, geometry, dtype)
+        row += together * n
+        y += together * n * OW * element
+        oh = last
+        if oh == oh_last:
+            oh = oh_first
+            x += together * IH * IW * element
     return not has_flags(flags)
 
 
@@ -520,7 +809,7 @@ def max_windows(x, output, indices, ring, oh_first, oh_last, planes, readable, r
         return max_strided(x, output, oh_first, oh_last, planes, readable, room, 2, geometry, dtype)
     if geometry[GEO_STRIDE_H] == 2:
         return max_strided(x, output, oh_first, oh_last, planes, readable, room, 3, geometry, dtype)
-    return max_sliding(x, output, oh_first, oh_last, readable, room, geometry, dtype)
+    return max_sliding(x, output, oh_first, oh_last, planes, room, geometry, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------- any windows
@@ -687,7 +976,7 @@ def max_of_planes(
     geometry, dtype,
 ):  # fmt: skip
     cells, windows = geometry[GEO_IH] * geometry[GEO_IW], geometry[GEO_OH] * geometry[GEO_OW]
-    together = planes if common and indices == 0 and geometry[GEO_STRIDE_H] == 2 else 1
+    together = planes if common and indices == 0 else 1
     done = False
     for plane in range(planes):
         if common and plane % together == 0:

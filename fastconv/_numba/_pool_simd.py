@@ -10,6 +10,7 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     next_even(v)                                          v as even gives it: each lane's next; in the last lane any
     untangle(v)                                           puts the pairs of such a result into their places
     store_first(address, offset, v, count)                the first ``count`` lanes
+    store_halves(address, v, step)                        the lower lanes to the address, the upper ones ``step`` bytes behind
     divide(a, b), sum_of_lanes(v)                         a / b; the sum, by halves
     fold_max(best, value)                                 the maximum: NaN wins, of equals best (zeros have signs)
     takes(best, value)                                    mask: value is larger, or the first NaN
@@ -25,6 +26,7 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
                                                           128-bit pieces of a and b, in turns, stand in the elements' order
     beyond_cells(address, offset, dtype)                  cells, in any order: what of these does not fit into a cell, or 0
     same(a, b), first_ones(count, dtype)                  mask: cells are equal; cells: 1 in the first ``count`` lanes, 0 behind
+    lanes_outside(column, extent, dtype)                  mask: column + lane is not in [0, extent)
     either(a, b)                                          cells: the bits of both
 """
 
@@ -118,6 +120,27 @@ def store_first(typingctx, address, offset, vector, count):
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64, vector, types.int64), codegen
+
+
+def _python_store_halves(address: int, vector: np.ndarray, step: int) -> None:
+    for half in (0, 1):
+        part = vector[half * vector.size // 2 :][: vector.size // 2]
+        _view(address + half * step, 0, part.size, vector.dtype)[...] = part
+
+
+@_with_python(_python_store_halves)
+def store_halves(typingctx, address, vector, step):
+    def codegen(context, builder, signature, arguments):
+        at, value, step = arguments
+        count = vector.count // 2
+        for first in (0, count):
+            mask = ir.VectorType(ir.IntType(32), count)(list(range(first, first + count)))
+            half = builder.shuffle_vector(value, value, mask)
+            to = builder.inttoptr(builder.add(at, step) if first else at, half.type.as_pointer())
+            builder.store(half, to, align=vector.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, vector, types.int64), codegen
 
 
 @_with_python(
@@ -398,3 +421,20 @@ def first_ones(typingctx, count, dtype):
         return builder.zext(mask, context.get_value_type(cells))
 
     return cells(types.int64, dtype), codegen
+
+
+def _python_lanes_outside(column: int, extent: int, dtype: Any) -> np.ndarray:
+    at = column + np.arange(lanes(dtype))
+    return (at < 0) | (at >= extent)
+
+
+@_with_python(_python_lanes_outside)
+def lanes_outside(typingctx, column, extent, dtype):
+    element = _element(dtype)
+    count = _vector(element).count
+
+    def codegen(context, builder, signature, arguments):
+        start, limit = (_resize(builder, value, element.bitwidth) for value in arguments[:2])
+        return builder.not_(_below(builder, start, limit, count))
+
+    return Vector(types.boolean, count)(types.int64, types.int64, dtype), codegen

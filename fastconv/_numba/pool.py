@@ -32,7 +32,9 @@ CELLS = 32768  # cells that a task reads at least: microseconds, against a fract
 # Two ways to cut the work into tasks: runs of output rows, counted through all planes, and runs of planes.
 @shared
 def rows_per_task(geometry):
-    return 1 + CELLS // max(geometry[GEO_OW] * geometry[GEO_KH] * geometry[GEO_KW], 1)
+    """Of whole planes, if they hold several."""
+    rows = 1 + CELLS // max(geometry[GEO_OW] * geometry[GEO_KH] * geometry[GEO_KW], 1)
+    return max(rows // max(geometry[GEO_OH], 1) * geometry[GEO_OH], min(rows, geometry[GEO_OH]))
 
 
 @shared
