@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import namedtuple
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -50,6 +51,7 @@ PADDING_MODES = {
 WINOGRAD_POINTS = {2: (1.0,), 4: (0.625, 1.5), 6: (0.5, 1.0, 2.0)}
 
 LARGEST = 2**31 - 1  # of one extent, stride, pad or dilation: products of two stay inside int64
+MOST_ELEMENTS = 2**45  # of one array: a process has 2**47 bytes to itself
 
 
 # ------------------------------------------------------------------ small checks, shared by all problems
@@ -76,11 +78,16 @@ def integer(function: str, name: str, value: Any) -> int:
     return number
 
 
+def sequence(value: Any) -> bool:
+    """Whether ``value`` holds several values in an order: no text, no set, no mapping."""
+    return np.iterable(value) and not isinstance(value, (str, bytes, bytearray, Set, Mapping))
+
+
 def pair(function: str, name: str, value: Any, axes: int = 2) -> tuple[int, int]:
     """An int, or a sequence of ``axes`` ints, as (height, width)."""
     if isinstance(value, (str, bytes)) or (isinstance(value, np.ndarray) and value.ndim != 1):
         raise TypeError(f"{function}: {name} is {shown(value)}: it must be an integer or {_count(axes)} integers")
-    if not np.iterable(value):
+    if not sequence(value):
         number = integer(function, name, value)
         return number, number
     items = tuple(value)
@@ -150,7 +157,7 @@ def resolve_padding(
     rule = (
         "it must be an integer, a pair, a pair of pairs ((top, bottom), (left, right)), 'valid', 'same' or 'same_lower'"
     )
-    if not np.iterable(padding):
+    if not sequence(padding):
         number = integer(function, name, padding)
         return (number,) * 4 if axes == 2 else (0, 0, number, number)
     items = tuple(padding)
@@ -160,7 +167,7 @@ def resolve_padding(
     for item in items:
         if isinstance(item, str):
             raise ValueError(f"{function}: {name} {shown(padding)}: {rule}")
-        both = tuple(item) if np.iterable(item) else (item, item)
+        both = tuple(item) if sequence(item) else (item, item)
         if len(both) != 2:
             raise ValueError(f"{function}: {name} {shown(padding)}: {rule}")
         sides += [integer(function, name, side) for side in both]
@@ -176,13 +183,14 @@ def resolve_activation(function: str, activation: Any) -> tuple[float, float]:
             return 0.0, math.inf
         if activation == "relu6":
             return 0.0, 6.0
-    elif np.iterable(activation):
+    elif sequence(activation):
+        bounds = tuple(activation)
         try:
-            low, high = (float(bound) for bound in activation)
-        except (TypeError, ValueError):
+            low, high = map(float, bounds)
+        except (TypeError, ValueError, OverflowError):
             pass
         else:
-            if low <= high:
+            if low <= high and not any(isinstance(bound, (str, bytes, bool, np.bool_)) for bound in bounds):
                 return low, high
     raise ValueError(
         f"{function}: activation {shown(activation)}: it must be None, 'relu', 'relu6' or a pair (low, high), low <= high"
@@ -200,7 +208,7 @@ def image_shape(function: str, name: str, shape: tuple[int, ...], axes: int = 2)
 
 def size_4d(function: str, name: str, value: Any) -> tuple[int, int, int, int]:
     """Four non-negative ints (a shape that a caller passes as an argument)."""
-    if not np.iterable(value) or isinstance(value, str) or len(tuple(value)) != 4:
+    if not sequence(value) or len(tuple(value)) != 4:
         raise ValueError(f"{function}: {name} {shown(value)}: it must be four integers")
     numbers = [integer(function, name, item) for item in value]
     if min(numbers) < 0:
@@ -213,9 +221,10 @@ def _positive_extents(function: str, name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{function}: {name} has shape {shape}: its height and width must be at least 1")
 
 
-def _addressable(function: str, *shapes: tuple[int, ...]) -> None:
+def addressable(function: str, *shapes: tuple[int, ...]) -> None:
+    """ValueError for a shape that no array can have."""
     for shape in shapes:
-        if math.prod(shape) > 2**60:
+        if math.prod(shape) > MOST_ELEMENTS:
             raise ValueError(f"{function}: an array of shape {shape} would not fit into memory")
 
 
@@ -311,7 +320,7 @@ class ConvProblem:
                 f"{function}: the kernel ({KH}, {KW}) with dilation ({dil_h}, {dil_w}) is larger than the padded "
                 f"input {padded}"
             )
-        _addressable(
+        addressable(
             function, (N, OC, OH, OW), (N, IC, IH + abs(pads[0]) + abs(pads[1]), IW + abs(pads[2]) + abs(pads[3]))
         )
         return cls(
@@ -373,7 +382,7 @@ class ConvProblem:
         IW = (OW - 1) * stride_w - pads[2] - pads[3] + dil_w * (KW - 1) + extra_w + 1
         if min(IH, IW) < 1:
             raise ValueError(f"{function}: padding {padding!r}: it leaves an output of {IH} x {IW}")
-        _addressable(function, (N, IC, IH, IW))
+        addressable(function, (N, IC, IH, IW))
         return cls(
             N, IC, IH, IW, OC, KH, KW, OH, OW, G, stride_h, stride_w, *pads, dil_h, dil_w,
             dtype, "zeros", bias_shape is not None, act_min, act_max,
@@ -540,7 +549,7 @@ class PoolProblem:
             divisor = integer(function, "divisor_override", divisor_override)
             if divisor == 0:
                 raise ValueError(f"{function}: divisor_override 0: it must not be zero")
-        _addressable(function, (N, C, OH, OW))
+        addressable(function, (N, C, OH, OW))
         include = flag(function, "count_include_pad", count_include_pad)
         return cls(N, C, IH, IW, KH, KW, OH, OW, stride_h, stride_w, *pads, dil_h, dil_w, dtype, include, divisor)
 
@@ -562,6 +571,18 @@ class PoolProblem:
     def macs(self) -> int:
         """Comparisons or additions, the measure of its work."""
         return math.prod(self.output_shape) * self.KH * self.KW
+
+    @cached_property
+    def blind(self) -> tuple[list[int], list[int]]:
+        """Rows and columns of windows without a cell of the image: with a dilation they can step over a small one."""
+        both = [
+            [i for i, start in enumerate(range(-pad, 0, step)) if i < windows and start % dil >= extent]
+            for windows, step, pad, dil, extent in (
+                (self.OH, self.stride_h, self.pad_top, self.dil_h, self.IH),
+                (self.OW, self.stride_w, self.pad_left, self.dil_w, self.IW),
+            )
+        ]
+        return both[0], both[1]
 
     def check_grad_output(self, function: str, name: str, shape: tuple[int, ...]) -> None:
         """ValueError unless ``shape`` is this problem's output shape (of a batch or of one image)."""

@@ -455,6 +455,20 @@ def test_sequential_is_a_sequence():
         assert repr(twin) == repr(named) and twin.first is not a
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("channels", [1, 50])
+def test_a_pickled_layer_in_eval_mode_trains_again(channels, protocol):
+    """NumPy leaves larger arrays in the pickle's bytes, which cannot be written."""
+    conv = Conv2d(channels, 20, 3, rng=0).eval()
+    x = numbers((1, channels, 5, 5), "float32")
+    expected = conv(x)
+    twin = pickle.loads(pickle.dumps(conv, protocol))
+    assert not twin.weight.flags.writeable
+    np.testing.assert_array_equal(twin(x), expected)
+    twin.train().weight[...] = 0
+    np.testing.assert_array_equal(twin(x), np.broadcast_to(twin.bias[:, None, None], expected.shape))
+
+
 def test_names_are_torchs():
     net = small_residual_net()
     names = [name for name, _ in net.named_parameters()]

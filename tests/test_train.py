@@ -208,6 +208,9 @@ def test_schedules_are_torchs(torch):
             theirs(lambda o: each.OneCycleLR(o, 0.4, n, None, None, 0.25, "cos", False, 0.85, 0.95, 10, 100), n - 1),
         ),
     ]
+    for part in (0.0, 0.03, 0.1):  # less than one step, or a little more, on the way up
+        rates = theirs(lambda o: each.OneCycleLR(o, 0.1, 27, pct_start=part, cycle_momentum=False), 26)  # noqa: B023
+        cases.append((train.OneCycleSchedule(0.1, 27, part), rates))
     for ours, rates in cases:
         assert [ours(step) for step in range(len(rates))] == pytest.approx(rates, rel=1e-12), ours
 

@@ -125,7 +125,6 @@ class OneCycleSchedule:
         top, last = self.pct_start * self.total_steps - 1, self.total_steps - 1
         if step <= top:
             return _cosine(initial, self.max_lr, step / top if top > 0 else 1.0)
-        top = max(0.0, top)
         down = min(1.0, (step - top) / (last - top)) if last > top else 1.0
         return _cosine(self.max_lr, initial / self.final_div_factor, down)
 
