@@ -5,6 +5,7 @@ A plain array that is all of this already is passed on as it is; anything else i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def as_ndarray(function: str, name: str, value: Any) -> np.ndarray:
         return np.asarray(value)
     kind = type(value).__name__
     if hasattr(value, "__array__"):
-        convert: Any = np.asarray
+        convert: Callable[[Any], np.ndarray] = np.asarray
     elif hasattr(value, "__dlpack__"):
         device = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else CPU_DEVICES[0]
         if device not in CPU_DEVICES:
@@ -31,10 +32,16 @@ def as_ndarray(function: str, name: str, value: Any) -> np.ndarray:
         convert = np.from_dlpack
     else:
         raise TypeError(f"{function}: {name} is a {kind}: it must be a NumPy array or have __array__ or __dlpack__")
+    return as_array(function, name, value, convert)
+
+
+def as_array(function: str, name: str, value: Any, convert: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
+    """``value``, a list too, as an array of any dtype; TypeError if that fails, as it does for ragged lists."""
     try:
         return convert(value)
-    except Exception as error:  # their own code: a tensor that needs a gradient, say
+    except Exception as error:  # often of their own code: a tensor that needs a gradient, say
         reason = " ".join(str(error).split()) or type(error).__name__
+        kind = type(value).__name__
         raise TypeError(f"{function}: {name} is a {kind} that cannot become an array: {reason}") from None
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from fastconv import _arena, _backends, _threads, _tuned
 from fastconv._algorithms import NO_INDICES, OPS, Step, border, direct, im2col, pool, winograd
-from fastconv._problem import ConvProblem, PoolProblem, choice, flag
+from fastconv._problem import ConvProblem, PoolProblem, choice, flag, shown
 
 ALGORITHMS: dict[str, Any] = {"im2col": im2col, "direct": direct, "winograd": winograd, **winograd.FORCED}
 AUTOMATIC = ("im2col", "direct", "winograd")
@@ -196,7 +196,7 @@ def plan_conv2d(
     choice("plan_conv2d", "algorithm", algorithm, ("auto", *ALGORITHMS))
     if flag("plan_conv2d", "packed", packed) and op != "forward":
         raise ValueError(f"plan_conv2d: packed with op {op!r}: only the forward reads a packed weight")
-    k = _backends.resolve(backend)
+    k = _resolved("plan_conv2d", backend)
     inner = problem if problem.padding_mode == "zeros" else problem.without_border()
     reasons = {name: ALGORITHMS[name].refusal(inner, op) for name in AUTOMATIC}
     if algorithm != "auto":
@@ -226,6 +226,13 @@ def plan_conv2d(
         plan = Plan(problem, op, name, k, step, refusals, packed)
     assert plan is not None  # direct never refuses
     return plan
+
+
+def _resolved(function: str, backend: str) -> _backends.Kernels:
+    try:
+        return _backends.resolve(backend)
+    except ValueError as error:
+        raise ValueError(f"{function}: {error}") from None
 
 
 def _make(k: _backends.Kernels, problem: ConvProblem, op: str, algorithm: str, packed: bool) -> Step:
@@ -293,9 +300,11 @@ def tune(
     if not isinstance(problem, ConvProblem):
         raise TypeError(f"tune: problem is a {type(problem).__name__}: it must be a ConvProblem")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise ValueError(f"tune: seconds {seconds!r}: it must be a number above 0")
+        raise ValueError(f"tune: seconds {shown(seconds)}: it must be a number above 0")
     choice("tune", "op", op, OPS)
-    k = _backends.resolve(backend)
+    if flag("tune", "packed", packed) and op != "forward":
+        raise ValueError(f"tune: packed with op {op!r}: only the forward reads a packed weight")
+    k = _resolved("tune", backend)
     inner = problem if problem.padding_mode == "zeros" else problem.without_border()
     rng = np.random.default_rng(0)
     dtype = np.dtype(problem.dtype)

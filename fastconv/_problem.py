@@ -45,6 +45,8 @@ PADDING_MODES = {
     "circular": PAD_CIRCULAR,
 }
 
+DTYPES = ("float32", "float64")
+
 # Winograd's F(m x m, 3 x 3) evaluates polynomials at 0, at plus and minus each of these numbers, and at infinity
 # (Lavin & Gray, arXiv 1509.09308; Toom and Cook). The points of m = 4 were chosen for accuracy: all coefficients that
 # touch the image are exact, and the error is a quarter of that of 1 and 2. src_cython/winograd.pyx repeats them.
@@ -74,7 +76,7 @@ def integer(function: str, name: str, value: Any) -> int:
     except TypeError:
         raise TypeError(f"{function}: {name} is {shown(value)}: it must be an integer") from None
     if abs(number) > LARGEST:
-        raise ValueError(f"{function}: {name} is {number}: its size must stay below 2**31")
+        raise ValueError(f"{function}: {name} is {shown(number)}: its size must stay below 2**31")
     return number
 
 
@@ -216,6 +218,17 @@ def size_4d(function: str, name: str, value: Any) -> tuple[int, int, int, int]:
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
+def checked_shape(function: str, name: str, shape: Any) -> tuple[int, ...]:
+    """The shape of an array, which callers of the ``from_args`` below may have made up."""
+    if type(shape) is not tuple or not all(type(extent) is int and extent >= 0 for extent in shape):
+        if not sequence(shape):
+            raise TypeError(f"{function}: {name}_shape is {shown(shape)}: it must be a sequence of integers")
+        shape = tuple(integer(function, f"{name}_shape", extent) for extent in shape)
+        if min(shape, default=0) < 0:
+            raise ValueError(f"{function}: {name}_shape {shape}: extents must be at least 0")
+    return shape
+
+
 def _positive_extents(function: str, name: str, shape: tuple[int, ...]) -> None:
     if min(shape[2:]) < 1:
         raise ValueError(f"{function}: {name} has shape {shape}: its height and width must be at least 1")
@@ -282,6 +295,9 @@ class ConvProblem:
         axes: int = 2,
     ) -> ConvProblem:
         """The problem of a public call; raises ValueError or TypeError naming ``function``."""
+        input_shape = checked_shape(function, "input", input_shape)
+        weight_shape = checked_shape(function, "weight", weight_shape)
+        choice(function, "dtype", dtype, DTYPES)
         N, IC, IH, IW = image_shape(function, "input", input_shape, axes)
         if len(weight_shape) != axes + 2:
             layout = "(OC, IC/groups, KH, KW)" if axes == 2 else "(OC, IC/groups, K)"
@@ -345,6 +361,9 @@ class ConvProblem:
         activation: Any = None,
     ) -> ConvProblem:
         """The convolution whose adjoint a transposed convolution is: its output is ``input``."""
+        input_shape = checked_shape(function, "input", input_shape)
+        weight_shape = checked_shape(function, "weight", weight_shape)
+        choice(function, "dtype", dtype, DTYPES)
         N, OC, OH, OW = image_shape(function, "input", input_shape)
         if len(weight_shape) != 4:
             raise ValueError(f"{function}: weight has shape {weight_shape}: it must be (IC, OC/groups, KH, KW)")
@@ -513,6 +532,8 @@ class PoolProblem:
     ) -> PoolProblem:
         """The problem of a public call; raises ValueError or TypeError naming ``function``."""
         size_name, stride_name, padding_name = names
+        input_shape = checked_shape(function, "input", input_shape)
+        choice(function, "dtype", dtype, DTYPES)
         N, C, IH, IW = image_shape(function, "input", input_shape, axes)
         KH, KW = at_least(function, size_name, pair(function, size_name, kernel_size, axes), 1, "extents")
         if stride is None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv import ConvProblem, _backends, _plan, _problem
+from fastconv import ConvProblem, PoolProblem, _backends, _plan, _problem
 
 X = np.arange(180, dtype="float32").reshape(2, 3, 5, 6)
 W = np.ones((4, 3, 3, 3), "float32")
@@ -138,6 +138,12 @@ TABLE = [
     (lambda: fc.plan_conv2d(3), TypeError, "plan_conv2d: problem is a int: it must be a ConvProblem"),
     (lambda: fc.plan_conv2d(ConvProblem.from_args("t", X.shape, W.shape, "float32"), op="sideways"), ValueError, "plan_conv2d: op 'sideways': it must be one of 'forward', 'grad_input', 'grad_weight'"),
     (lambda: fc.plan_conv2d(ConvProblem.from_args("t", X.shape, W.shape, "float32"), op="grad_input", packed=True), ValueError, "plan_conv2d: packed with op 'grad_input': only the forward reads a packed weight"),
+    (lambda: ConvProblem.from_args("t", 3, W.shape, "float32"), TypeError, "t: input_shape is 3: it must be a sequence of integers"),
+    (lambda: ConvProblem.from_args("t", (1.0, 3, 5, 6), W.shape, "float32"), TypeError, "t: input_shape is 1.0: it must be an integer"),
+    (lambda: ConvProblem.from_args("t", (-1, 3, 5, 6), W.shape, "float32"), ValueError, "t: input_shape (-1, 3, 5, 6): extents must be at least 0"),
+    (lambda: ConvProblem.from_args("t", X.shape, W.shape, "float16"), ValueError, "t: dtype 'float16': it must be one of 'float32', 'float64'"),
+    (lambda: PoolProblem.from_args("t", P.shape, None, 2), ValueError, "t: dtype None: it must be one of 'float32', 'float64'"),
+    (lambda: fc.plan_conv2d(ConvProblem.from_args("t", X.shape, W.shape, "float32"), backend="cuda"), ValueError, "plan_conv2d: backend 'cuda': it must be 'auto' or one of 'cython', 'numba', 'reference'"),
     # ---- packed weights, the fused unit, tuning
     (lambda: fc.pack_conv2d_weight(W[0]), ValueError, "pack_conv2d_weight: weight has shape (3, 3, 3): it must be (OC, IC/groups, KH, KW)"),
     (lambda: fc.pack_conv2d_weight(W.astype(int)), TypeError, "pack_conv2d_weight: weight has dtype int64: it must be float32 or float64"),
@@ -155,6 +161,8 @@ TABLE = [
     (lambda: fc.tune(3), TypeError, "tune: problem is a int: it must be a ConvProblem"),
     (lambda: fc.tune(ConvProblem.from_args("t", X.shape, W.shape, "float32"), seconds=0), ValueError, "tune: seconds 0: it must be a number above 0"),
     (lambda: fc.tune(ConvProblem.from_args("t", X.shape, W.shape, "float32"), op="up"), ValueError, "tune: op 'up': it must be one of 'forward', 'grad_input', 'grad_weight'"),
+    (lambda: fc.tune(ConvProblem.from_args("t", X.shape, W.shape, "float32"), "cuda"), ValueError, "tune: backend 'cuda': it must be 'auto' or one of 'cython', 'numba', 'reference'"),
+    (lambda: fc.tune(ConvProblem.from_args("t", X.shape, W.shape, "float32"), packed=1), TypeError, "tune: packed is 1: it must be True or False"),
     # ---- out=
     (lambda: fc.conv2d(X, W, out=[1.0]), TypeError, "conv2d: out is a list: it must be a NumPy array"),
     (lambda: fc.conv2d(X, W, out=np.ma.array(G)), TypeError, "conv2d: out is a MaskedArray: it must be a NumPy array"),
@@ -252,6 +260,7 @@ TABLE = [
     (lambda: fc.config(isa="avx9"), ValueError, "config: isa 'avx9': it must be one of 'baseline', 'x86_64_v3', 'x86_64_v4'"),
     (lambda: fc.config(num_threads=0), ValueError, "config: num_threads 0: it must be at least 1"),
     (lambda: fc.set_num_threads(0), ValueError, "set_num_threads: num_threads 0: it must be at least 1"),
+    (lambda: fc.set_num_threads(2**62), ValueError, f"set_num_threads: num_threads {2**62}: it must be at most 4096"),
     (lambda: fc.set_num_threads(1.0), TypeError, "set_num_threads: num_threads is 1.0: it must be an integer"),
     (lambda: fc.set_num_threads(np.array([1, 2])), TypeError, "set_num_threads: num_threads is array([1, 2]): it must be an integer"),
     (lambda: fc.set_num_threads(True), TypeError, "set_num_threads: num_threads is True: it must be an integer"),

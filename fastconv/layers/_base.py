@@ -435,14 +435,25 @@ class Elementwise(Layer):
         return signal, 0
 
 
-def number(function: str, name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """``value`` as a float in [least, most]."""
-    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
+def number(
+    function: str, name: str, value: Any, least: float = -math.inf, most: float = math.inf, finite: bool = True
+) -> float:
+    """``value`` as a float in [least, most]; infinite only if that is allowed."""
+    of_numpy = isinstance(value, (np.ndarray, np.generic))  # float() would take the first of one, or half of a complex
+    if (
+        isinstance(value, (bool, str))
+        or not hasattr(value, "__float__")
+        or (of_numpy and (value.ndim or value.dtype.kind not in "fiu"))
+    ):
         raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number")
     try:
         number = float(value)
-    except (TypeError, ValueError):  # an array of several, or of no numbers
+    except (TypeError, ValueError):  # a tensor of several
         raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number") from None
+    except OverflowError:
+        number = math.inf
+    if finite and math.isinf(number):
+        raise ValueError(f"{function}: {name} {number:g}: it must be finite")
     if not least <= number <= most:
         rule = f"it must lie in {least:g} .. {most:g}" if math.isfinite(most) else f"it must be at least {least:g}"
         raise ValueError(f"{function}: {name} {number:g}: {rule if math.isfinite(least) else 'it must be a number'}")
