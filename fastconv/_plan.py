@@ -145,9 +145,21 @@ class Plan:
         lines += [f"  not {name}: {reason}" for name, reason in self._notes.items()]
         return "\n".join(lines)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _planned_again, (self.problem, self.op, self.algorithm, self.backend, self.isa, self.packed, self._notes)
+
     def __repr__(self) -> str:
         where = f"{self.backend}/{self.isa}" if self.isa else self.backend
         return f"<Plan {self.op} {self.algorithm} {where} {self.problem}>"
+
+
+def _planned_again(
+    problem: Any, op: str, algorithm: str, backend: str, isa: str | None, packed: bool, notes: dict[str, str]
+) -> Plan:
+    """A pickled or copied plan: the same choice, or BackendUnavailable where it cannot run."""
+    k = _backends.kernels(backend, isa)
+    step = pool.step(k, problem, op) if op in pool.OPS else _make(k, problem, op, algorithm, packed)
+    return Plan(problem, op, algorithm, k, step, notes, packed)
 
 
 def plan_conv2d(

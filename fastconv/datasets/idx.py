@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv._problem import shown
 from fastconv._state import path_name
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -61,6 +62,8 @@ def read_idx(path: Any) -> np.ndarray:
     shape = struct.unpack(f">{ndim}I", data[4:start])
     wanted = start + math.prod(shape) * dtype.itemsize
     if len(data) != wanted:
-        raise ValueError(f"read_idx: {name}: it has {len(data)} bytes: an array of shape {shape} needs {wanted}")
+        raise ValueError(
+            f"read_idx: {name}: it has {len(data)} bytes: an array of shape {shown(shape)} needs {shown(wanted)}"
+        )
     values = np.frombuffer(data, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
