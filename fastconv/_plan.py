@@ -44,6 +44,20 @@ class Plan:
     packed : bool
         Whether ``weight`` is what `pack` made of it.
     output_shape : tuple of int
+
+    Raises
+    ------
+    ValueError
+        When called, if `workspace` is smaller than ``workspace_bytes``. Other arrays are not checked: they must be
+        C-contiguous, aligned, and of the problem's shapes and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> problem = fastconv.ConvProblem.from_args("conv2d", (1, 2, 5, 5), (4, 2, 3, 3), "float32")
+    >>> plan = fastconv.plan_conv2d(problem, backend="reference")
+    >>> plan(np.ones(problem.input_shape, np.float32), np.ones(problem.weight_shape, np.float32), None).shape
+    (1, 4, 3, 3)
     """
 
     def __init__(

@@ -248,8 +248,34 @@ def addressable(function: str, *shapes: tuple[int, ...]) -> None:
 class ConvProblem:
     """One convolution, checked. Gradients and transposed convolutions name their forward problem.
 
-    Attributes are the geometry's names; ``dtype`` is 'float32' or 'float64'; ``act_min`` and ``act_max`` clamp
-    the result; ``bias`` tells whether one is added.
+    Make it by `from_args`, which takes the arguments of `fastconv.conv2d` and checks them.
+
+    Attributes
+    ----------
+    N, IC, IH, IW, OC, KH, KW, OH, OW, G : int
+        Batch; channels, height and width of the input; filters, their height and width; height and width of the
+        output; groups.
+    stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dil_h, dil_w : int
+    dtype : {"float32", "float64"}
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+    bias : bool
+        Whether one is added.
+    act_min, act_max : float
+        Clamp of the result.
+    pool : PoolProblem or None
+        A max-pool fused behind it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Of `from_args`, as `fastconv.conv2d`.
+
+    Examples
+    --------
+    >>> from fastconv import ConvProblem
+    >>> problem = ConvProblem.from_args("conv2d", (1, 3, 8, 8), (4, 3, 3, 3), "float32", stride=2, padding="same")
+    >>> problem.output_shape, problem.pad_top, problem.pad_bottom
+    ((1, 4, 4, 4), 0, 1)
     """
 
     N: int
@@ -419,14 +445,17 @@ class ConvProblem:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
+        """(N, IC, IH, IW)."""
         return self.N, self.IC, self.IH, self.IW
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
+        """(OC, IC/groups, KH, KW)."""
         return self.OC, self.ICG, self.KH, self.KW
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
+        """(N, OC, OH, OW)."""
         return self.N, self.OC, self.OH, self.OW
 
     @cached_property
@@ -491,7 +520,30 @@ def _vector(**fields: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PoolProblem:
-    """One pooling, checked; attributes are the geometry's names, ``C`` is its IC and OC."""
+    """One pooling, checked. Make it by `from_args`.
+
+    Attributes
+    ----------
+    N, C, IH, IW, KH, KW, OH, OW : int
+        Batch and channels; height and width of the input, of the window and of the output.
+    stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dil_h, dil_w : int
+    dtype : {"float32", "float64"}
+    count_include_pad : bool
+        Whether padding counts as cells of a mean.
+    divisor : int
+        Of a mean; 0: the window's own size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Of `from_args`, as `fastconv.max_pool2d`.
+
+    Examples
+    --------
+    >>> from fastconv import PoolProblem
+    >>> PoolProblem.from_args("max_pool2d", (1, 3, 9, 9), "float32", 2, ceil_mode=True).output_shape
+    (1, 3, 5, 5)
+    """
 
     N: int
     C: int
@@ -582,10 +634,12 @@ class PoolProblem:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
+        """(N, C, IH, IW)."""
         return self.N, self.C, self.IH, self.IW
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
+        """(N, C, OH, OW)."""
         return self.N, self.C, self.OH, self.OW
 
     @cached_property

@@ -62,8 +62,10 @@ def _default() -> int:
     text = os.environ.get("FASTCONV_NUM_THREADS", "").strip()
     if not text:
         return available_cpus()
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MOST_THREADS:
-        raise ValueError(f"FASTCONV_NUM_THREADS is {text!r}: it must be an integer of 1 .. {MOST_THREADS}")
+    if not text.isdecimal() or int(text[:9]) < 1:
+        raise ValueError(f"FASTCONV_NUM_THREADS is {text!r}: it must be an integer of at least 1")
+    if len(text) > 9 or int(text) > MOST_THREADS:
+        raise ValueError(f"FASTCONV_NUM_THREADS is {text[:40]!r}: it must be at most {MOST_THREADS}")
     return int(text)
 
 
@@ -118,6 +120,18 @@ def get_num_threads() -> int:
     Returns
     -------
     int
+
+    Raises
+    ------
+    ValueError
+        If the environment variable is no integer of 1 .. 4096.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> with fastconv.config(num_threads=3):
+    ...     fastconv.get_num_threads()
+    3
     """
     global _global
     count = _local.count

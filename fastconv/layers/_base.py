@@ -18,7 +18,18 @@ from fastconv.layers._tape import IDLE, RULES, BackwardPass, tape
 
 
 class LoadResult(NamedTuple):
-    """What `Layer.load_state_dict` found not to match."""
+    """What `Layer.load_state_dict` found not to match.
+
+    Attributes
+    ----------
+    missing_keys, unexpected_keys : list of str
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> fastconv.Linear(3, 2).load_state_dict({"scale": 1}, strict=False).missing_keys
+    ['weight', 'bias']
+    """
 
     missing_keys: list[str]
     unexpected_keys: list[str]

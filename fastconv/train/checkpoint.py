@@ -112,7 +112,7 @@ def read(path: Any) -> Contents:
         generators, meta, version = head["generators"], head["meta"], head["format"]
         if not isinstance(generators, dict) or not isinstance(meta, dict):
             raise TypeError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"load_checkpoint: {name}: it is no checkpoint of save_checkpoint") from None
     if version != FORMAT:
         raise ValueError(f"load_checkpoint: {name}: format {version!r}: this version reads format {FORMAT}")
