@@ -758,3 +758,31 @@ def test_one_gradient_may_be_clipped_alone():
 def test_the_loss_of_single_numbers():
     value, grad = train.mean_squared_error(np.float64(1), np.float64(3))
     assert value == 4 and isinstance(grad, np.ndarray) and grad == -4
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_a_parameter_without_a_gradient_waits_as_in_torch(torch, rng, name):
+    options = {"lr": 0.1, "momentum": 0.9} if name == "SGD" else {"lr": 0.1, "weight_decay": 0.01}
+    ours = [rng.normal(size=3), rng.normal(size=2)]
+    theirs = [torch.tensor(array.copy(), requires_grad=True) for array in ours]
+    optimizer, reference = getattr(train, name)(ours, **options), getattr(torch.optim, name)(theirs, **options)
+    for step in range(6):
+        gradients = [rng.normal(size=3), None if step in (0, 3) else rng.normal(size=2)]
+        for tensor, gradient in zip(theirs, gradients, strict=True):
+            tensor.grad = None if gradient is None else torch.tensor(gradient)
+        state, optimizer = optimizer.state_dict(), getattr(train, name)(ours, **options)
+        optimizer.load_state_dict(state)
+        optimizer.step(gradients)
+        reference.step()
+        for array, tensor in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-12)
+
+
+def test_a_state_without_counts_of_each_parameter_is_taken():
+    adam = train.Adam([np.ones(2)])
+    adam.step([np.ones(2)])
+    state = adam.state_dict()
+    del state["steps.0"]
+    again = train.Adam([np.ones(2)])
+    again.load_state_dict(state)
+    assert again.state_dict()["steps.0"] == 1

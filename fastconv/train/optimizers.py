@@ -19,6 +19,7 @@ class Optimizer:
     """What the optimisers share: whose parameters, buffers of the same shapes, the walk over blocks."""
 
     _buffer_names: ClassVar[tuple[str, ...]] = ()
+    _counts_each: ClassVar[bool] = False  # whether a step depends on how many a parameter has had
 
     def __init__(self, net_or_params: Any, lr: Any, weight_decay: Any) -> None:
         function = type(self).__name__
@@ -41,6 +42,8 @@ class Optimizer:
         self._buffers = {
             kind: {name: np.zeros_like(array) for name, array in parameters.items()} for kind in self._buffer_names
         }
+        self._counts = dict.fromkeys(parameters, 0) if self._counts_each else {}
+        self._count = 0  # of the parameter that is being stepped
 
     def _parameters(self) -> dict[str, np.ndarray]:
         return self._own if self._net is None else dict(self._net.named_parameters())
@@ -88,6 +91,8 @@ class Optimizer:
         for (name, parameter), gradient in zip(parameters.items(), given, strict=True):
             if gradient is None:
                 continue
+            if self._counts_each:
+                self._count = self._counts[name] = self._counts[name] + 1
             buffers = (self._buffers[kind][name] for kind in self._buffer_names)
             flat = [array.reshape(-1) for array in (parameter, gradient, *buffers)]
             scratch = np.empty((2, min(parameter.size, BLOCK)), parameter.dtype)
@@ -108,6 +113,7 @@ class Optimizer:
             "steps", "lr", and buffers by the names of their parameters: "momentum.0.weight".
         """
         state = {"steps": np.array(self.steps), "lr": np.array(self.lr)}
+        state.update({f"steps.{name}": np.array(count) for name, count in self._counts.items()})
         for kind, arrays in self._buffers.items():
             state.update({f"{kind}.{name}": array.copy() for name, array in arrays.items()})
         return state
@@ -129,6 +135,8 @@ class Optimizer:
             kind = type(state_dict).__name__
             raise TypeError(f"{function}: state_dict is a {kind}: it must be a mapping of names to arrays")
         own = self.state_dict()
+        if self._counts and "steps" in state_dict:  # a state of before each parameter had a count
+            state_dict = {**{f"steps.{name}": state_dict["steps"] for name in self._counts}, **state_dict}
         wrong = sorted(own.keys() ^ state_dict.keys())
         if wrong:
             raise ValueError(f"{function}: {wrong[0]!r} and {len(wrong) - 1} more keys: missing, or unexpected")
@@ -140,6 +148,7 @@ class Optimizer:
             raise ValueError(f"{function}: steps {values['steps']}: it must be at least 0")
         self.lr = number(function, "lr", values["lr"], 0)
         self.steps = int(values["steps"])
+        self._counts = {name: int(values[f"steps.{name}"]) for name in self._counts}
         for kind, arrays in self._buffers.items():
             for name, array in arrays.items():
                 array[...] = values[f"{kind}.{name}"]
@@ -244,6 +253,8 @@ class Adam(Optimizer):
         m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
         w \leftarrow w - \eta \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
+    t counts the steps in which the parameter had a gradient.
+
     Examples
     --------
     >>> import numpy as np, fastconv
@@ -254,6 +265,7 @@ class Adam(Optimizer):
     """
 
     _buffer_names = ("mean", "square")
+    _counts_each = True
     _decoupled: ClassVar[bool] = False
 
     def __init__(
@@ -288,10 +300,10 @@ class Adam(Optimizer):
         square *= beta2
         square += second
         np.sqrt(square, out=second)
-        second /= (1 - beta2**self.steps) ** 0.5
+        second /= (1 - beta2**self._count) ** 0.5
         second += self.eps
         np.divide(mean, second, out=second)
-        second *= self.lr / (1 - beta1**self.steps)
+        second *= self.lr / (1 - beta1**self._count)
         parameter -= second
 
 
