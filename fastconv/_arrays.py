@@ -5,6 +5,7 @@ A plain array that is all of this already is passed on as it is; anything else i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,27 @@ def as_ndarray(function: str, name: str, value: Any) -> np.ndarray:
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{function}: {name} is a masked array: pass its filled() values")
         return np.asarray(value)
+    kind = type(value).__name__
     if hasattr(value, "__array__"):
-        array = np.asarray(value)
+        convert: Callable[[Any], np.ndarray] = np.asarray
     elif hasattr(value, "__dlpack__"):
         device = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else CPU_DEVICES[0]
         if device not in CPU_DEVICES:
-            raise TypeError(f"{function}: {name} is a {type(value).__name__} on a device: move it to the CPU first")
-        array = np.from_dlpack(value)
+            raise TypeError(f"{function}: {name} is a {kind} on a device: move it to the CPU first")
+        convert = np.from_dlpack
     else:
-        raise TypeError(
-            f"{function}: {name} is a {type(value).__name__}: it must be a NumPy array or have __array__ or __dlpack__"
-        )
-    return array
+        raise TypeError(f"{function}: {name} is a {kind}: it must be a NumPy array or have __array__ or __dlpack__")
+    return as_array(function, name, value, convert)
+
+
+def as_array(function: str, name: str, value: Any, convert: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
+    """``value``, a list too, as an array of any dtype; TypeError if that fails, as it does for ragged lists."""
+    try:
+        return convert(value)
+    except Exception as error:  # often of their own code: a tensor that needs a gradient, say
+        reason = " ".join(str(error).split()) or type(error).__name__
+        kind = type(value).__name__
+        raise TypeError(f"{function}: {name} is a {kind} that cannot become an array: {reason}") from None
 
 
 def as_floats(function: str, name: str, value: Any) -> np.ndarray:

@@ -30,7 +30,17 @@ _local = _Local()
 
 
 class BackendUnavailable(RuntimeError):
-    """A back end or ISA was asked for by name that cannot run here; the message says why."""
+    """A back end or ISA was asked for by name that cannot run here; the message says why.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> try:
+    ...     settings = fastconv.config(isa="x86_64_v4")
+    ... except fastconv.BackendUnavailable as error:
+    ...     print(error)  # doctest: +SKIP
+    backend 'cython', isa 'x86_64_v4': this CPU does not have x86_64_v4
+    """
 
 
 class Kernels:
@@ -114,6 +124,12 @@ def available_backends() -> tuple[str, ...]:
     -------
     tuple of str
         A subset of ``("cython", "numba", "reference")``; "reference" is always there.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> "reference" in fastconv.available_backends()
+    True
     """
     return tuple(name for name in BACKENDS if refusal(name) is None)
 

@@ -25,6 +25,15 @@ class PackedWeight:
         Those of `source`.
     nbytes : int
         Bytes of the packed forms made so far.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> packed = fastconv.pack_conv2d_weight(np.ones((8, 4, 3, 3), np.float32))
+    >>> packed
+    PackedWeight(shape=(8, 4, 3, 3), dtype=float32, packed: nothing yet)
+    >>> np.asarray(packed).flags.writeable
+    False
     """
 
     def __init__(self, source: np.ndarray) -> None:
@@ -34,18 +43,22 @@ class PackedWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the plain weight."""
         return self.source.shape
 
     @property
     def dtype(self) -> np.dtype:
+        """Its dtype."""
         return self.source.dtype
 
     @property
     def ndim(self) -> int:
+        """Its number of axes."""
         return self.source.ndim
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the packed forms made so far."""
         return sum(pack.nbytes for pack in self._packs.values() if pack is not self.source)
 
     def packed_for(self, plan: Plan) -> np.ndarray:

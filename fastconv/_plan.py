@@ -21,7 +21,7 @@ import numpy as np
 
 from fastconv import _arena, _backends, _threads, _tuned
 from fastconv._algorithms import NO_INDICES, OPS, Step, border, direct, im2col, pool, winograd
-from fastconv._problem import ConvProblem, PoolProblem, choice, flag
+from fastconv._problem import ConvProblem, PoolProblem, choice, flag, shown
 
 ALGORITHMS: dict[str, Any] = {"im2col": im2col, "direct": direct, "winograd": winograd, **winograd.FORCED}
 AUTOMATIC = ("im2col", "direct", "winograd")
@@ -44,6 +44,20 @@ class Plan:
     packed : bool
         Whether ``weight`` is what `pack` made of it.
     output_shape : tuple of int
+
+    Raises
+    ------
+    ValueError
+        When called, if `workspace` is smaller than ``workspace_bytes``. Other arrays are not checked: they must be
+        C-contiguous, aligned, and of the problem's shapes and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> problem = fastconv.ConvProblem.from_args("conv2d", (1, 2, 5, 5), (4, 2, 3, 3), "float32")
+    >>> plan = fastconv.plan_conv2d(problem, backend="reference")
+    >>> plan(np.ones(problem.input_shape, np.float32), np.ones(problem.weight_shape, np.float32), None).shape
+    (1, 4, 3, 3)
     """
 
     def __init__(
@@ -145,9 +159,21 @@ class Plan:
         lines += [f"  not {name}: {reason}" for name, reason in self._notes.items()]
         return "\n".join(lines)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _planned_again, (self.problem, self.op, self.algorithm, self.backend, self.isa, self.packed, self._notes)
+
     def __repr__(self) -> str:
         where = f"{self.backend}/{self.isa}" if self.isa else self.backend
         return f"<Plan {self.op} {self.algorithm} {where} {self.problem}>"
+
+
+def _planned_again(
+    problem: Any, op: str, algorithm: str, backend: str, isa: str | None, packed: bool, notes: dict[str, str]
+) -> Plan:
+    """A pickled or copied plan: the same choice, or BackendUnavailable where it cannot run."""
+    k = _backends.kernels(backend, isa)
+    step = pool.step(k, problem, op) if op in pool.OPS else _make(k, problem, op, algorithm, packed)
+    return Plan(problem, op, algorithm, k, step, notes, packed)
 
 
 def plan_conv2d(
@@ -196,7 +222,7 @@ def plan_conv2d(
     choice("plan_conv2d", "algorithm", algorithm, ("auto", *ALGORITHMS))
     if flag("plan_conv2d", "packed", packed) and op != "forward":
         raise ValueError(f"plan_conv2d: packed with op {op!r}: only the forward reads a packed weight")
-    k = _backends.resolve(backend)
+    k = _resolved("plan_conv2d", backend)
     inner = problem if problem.padding_mode == "zeros" else problem.without_border()
     reasons = {name: ALGORITHMS[name].refusal(inner, op) for name in AUTOMATIC}
     if algorithm != "auto":
@@ -226,6 +252,13 @@ def plan_conv2d(
         plan = Plan(problem, op, name, k, step, refusals, packed)
     assert plan is not None  # direct never refuses
     return plan
+
+
+def _resolved(function: str, backend: str) -> _backends.Kernels:
+    try:
+        return _backends.resolve(backend)
+    except ValueError as error:
+        raise ValueError(f"{function}: {error}") from None
 
 
 def _make(k: _backends.Kernels, problem: ConvProblem, op: str, algorithm: str, packed: bool) -> Step:
@@ -293,9 +326,11 @@ def tune(
     if not isinstance(problem, ConvProblem):
         raise TypeError(f"tune: problem is a {type(problem).__name__}: it must be a ConvProblem")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise ValueError(f"tune: seconds {seconds!r}: it must be a number above 0")
+        raise ValueError(f"tune: seconds {shown(seconds)}: it must be a number above 0")
     choice("tune", "op", op, OPS)
-    k = _backends.resolve(backend)
+    if flag("tune", "packed", packed) and op != "forward":
+        raise ValueError(f"tune: packed with op {op!r}: only the forward reads a packed weight")
+    k = _resolved("tune", backend)
     inner = problem if problem.padding_mode == "zeros" else problem.without_border()
     rng = np.random.default_rng(0)
     dtype = np.dtype(problem.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import namedtuple
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -44,12 +45,15 @@ PADDING_MODES = {
     "circular": PAD_CIRCULAR,
 }
 
+DTYPES = ("float32", "float64")
+
 # Winograd's F(m x m, 3 x 3) evaluates polynomials at 0, at plus and minus each of these numbers, and at infinity
 # (Lavin & Gray, arXiv 1509.09308; Toom and Cook). The points of m = 4 were chosen for accuracy: all coefficients that
 # touch the image are exact, and the error is a quarter of that of 1 and 2. src_cython/winograd.pyx repeats them.
 WINOGRAD_POINTS = {2: (1.0,), 4: (0.625, 1.5), 6: (0.5, 1.0, 2.0)}
 
 LARGEST = 2**31 - 1  # of one extent, stride, pad or dilation: products of two stay inside int64
+MOST_ELEMENTS = 2**45  # of one array: a process has 2**47 bytes to itself
 
 
 # ------------------------------------------------------------------ small checks, shared by all problems
@@ -72,15 +76,22 @@ def integer(function: str, name: str, value: Any) -> int:
     except TypeError:
         raise TypeError(f"{function}: {name} is {shown(value)}: it must be an integer") from None
     if abs(number) > LARGEST:
-        raise ValueError(f"{function}: {name} is {number}: its size must stay below 2**31")
+        raise ValueError(f"{function}: {name} is {shown(number)}: its size must stay below 2**31")
     return number
+
+
+def sequence(value: Any) -> bool:
+    """Whether ``value`` holds several values in an order: no text, no set, no mapping."""
+    if type(value) in (tuple, list, int):  # nearly always; the question below takes a microsecond
+        return type(value) is not int
+    return np.iterable(value) and not isinstance(value, (str, bytes, bytearray, Set, Mapping))
 
 
 def pair(function: str, name: str, value: Any, axes: int = 2) -> tuple[int, int]:
     """An int, or a sequence of ``axes`` ints, as (height, width)."""
     if isinstance(value, (str, bytes)) or (isinstance(value, np.ndarray) and value.ndim != 1):
         raise TypeError(f"{function}: {name} is {shown(value)}: it must be an integer or {_count(axes)} integers")
-    if not np.iterable(value):
+    if not sequence(value):
         number = integer(function, name, value)
         return number, number
     items = tuple(value)
@@ -150,7 +161,7 @@ def resolve_padding(
     rule = (
         "it must be an integer, a pair, a pair of pairs ((top, bottom), (left, right)), 'valid', 'same' or 'same_lower'"
     )
-    if not np.iterable(padding):
+    if not sequence(padding):
         number = integer(function, name, padding)
         return (number,) * 4 if axes == 2 else (0, 0, number, number)
     items = tuple(padding)
@@ -160,7 +171,7 @@ def resolve_padding(
     for item in items:
         if isinstance(item, str):
             raise ValueError(f"{function}: {name} {shown(padding)}: {rule}")
-        both = tuple(item) if np.iterable(item) else (item, item)
+        both = tuple(item) if sequence(item) else (item, item)
         if len(both) != 2:
             raise ValueError(f"{function}: {name} {shown(padding)}: {rule}")
         sides += [integer(function, name, side) for side in both]
@@ -176,13 +187,14 @@ def resolve_activation(function: str, activation: Any) -> tuple[float, float]:
             return 0.0, math.inf
         if activation == "relu6":
             return 0.0, 6.0
-    elif np.iterable(activation):
+    elif sequence(activation):
+        bounds = tuple(activation)
         try:
-            low, high = (float(bound) for bound in activation)
-        except (TypeError, ValueError):
+            low, high = map(float, bounds)
+        except (TypeError, ValueError, OverflowError):
             pass
         else:
-            if low <= high:
+            if low <= high and not any(isinstance(bound, (str, bytes, bool, np.bool_)) for bound in bounds):
                 return low, high
     raise ValueError(
         f"{function}: activation {shown(activation)}: it must be None, 'relu', 'relu6' or a pair (low, high), low <= high"
@@ -200,7 +212,7 @@ def image_shape(function: str, name: str, shape: tuple[int, ...], axes: int = 2)
 
 def size_4d(function: str, name: str, value: Any) -> tuple[int, int, int, int]:
     """Four non-negative ints (a shape that a caller passes as an argument)."""
-    if not np.iterable(value) or isinstance(value, str) or len(tuple(value)) != 4:
+    if not sequence(value) or len(tuple(value)) != 4:
         raise ValueError(f"{function}: {name} {shown(value)}: it must be four integers")
     numbers = [integer(function, name, item) for item in value]
     if min(numbers) < 0:
@@ -208,14 +220,26 @@ def size_4d(function: str, name: str, value: Any) -> tuple[int, int, int, int]:
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
+def checked_shape(function: str, name: str, shape: Any) -> tuple[int, ...]:
+    """The shape of an array, which callers of the ``from_args`` below may have made up."""
+    if type(shape) is not tuple or not all(type(extent) is int and extent >= 0 for extent in shape):
+        if not sequence(shape):
+            raise TypeError(f"{function}: {name}_shape is {shown(shape)}: it must be a sequence of integers")
+        shape = tuple(integer(function, f"{name}_shape", extent) for extent in shape)
+        if min(shape, default=0) < 0:
+            raise ValueError(f"{function}: {name}_shape {shape}: extents must be at least 0")
+    return shape
+
+
 def _positive_extents(function: str, name: str, shape: tuple[int, ...]) -> None:
     if min(shape[2:]) < 1:
         raise ValueError(f"{function}: {name} has shape {shape}: its height and width must be at least 1")
 
 
-def _addressable(function: str, *shapes: tuple[int, ...]) -> None:
+def addressable(function: str, *shapes: tuple[int, ...]) -> None:
+    """ValueError for a shape that no array can have."""
     for shape in shapes:
-        if math.prod(shape) > 2**60:
+        if math.prod(shape) > MOST_ELEMENTS:
             raise ValueError(f"{function}: an array of shape {shape} would not fit into memory")
 
 
@@ -226,8 +250,34 @@ def _addressable(function: str, *shapes: tuple[int, ...]) -> None:
 class ConvProblem:
     """One convolution, checked. Gradients and transposed convolutions name their forward problem.
 
-    Attributes are the geometry's names; ``dtype`` is 'float32' or 'float64'; ``act_min`` and ``act_max`` clamp
-    the result; ``bias`` tells whether one is added.
+    Make it by `from_args`, which takes the arguments of `fastconv.conv2d` and checks them.
+
+    Attributes
+    ----------
+    N, IC, IH, IW, OC, KH, KW, OH, OW, G : int
+        Batch; channels, height and width of the input; filters, their height and width; height and width of the
+        output; groups.
+    stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dil_h, dil_w : int
+    dtype : {"float32", "float64"}
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+    bias : bool
+        Whether one is added.
+    act_min, act_max : float
+        Clamp of the result.
+    pool : PoolProblem or None
+        A max-pool fused behind it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Of `from_args`, as `fastconv.conv2d`.
+
+    Examples
+    --------
+    >>> from fastconv import ConvProblem
+    >>> problem = ConvProblem.from_args("conv2d", (1, 3, 8, 8), (4, 3, 3, 3), "float32", stride=2, padding="same")
+    >>> problem.output_shape, problem.pad_top, problem.pad_bottom
+    ((1, 4, 4, 4), 0, 1)
     """
 
     N: int
@@ -273,6 +323,9 @@ class ConvProblem:
         axes: int = 2,
     ) -> ConvProblem:
         """The problem of a public call; raises ValueError or TypeError naming ``function``."""
+        input_shape = checked_shape(function, "input", input_shape)
+        weight_shape = checked_shape(function, "weight", weight_shape)
+        choice(function, "dtype", dtype, DTYPES)
         N, IC, IH, IW = image_shape(function, "input", input_shape, axes)
         if len(weight_shape) != axes + 2:
             layout = "(OC, IC/groups, KH, KW)" if axes == 2 else "(OC, IC/groups, K)"
@@ -311,7 +364,7 @@ class ConvProblem:
                 f"{function}: the kernel ({KH}, {KW}) with dilation ({dil_h}, {dil_w}) is larger than the padded "
                 f"input {padded}"
             )
-        _addressable(
+        addressable(
             function, (N, OC, OH, OW), (N, IC, IH + abs(pads[0]) + abs(pads[1]), IW + abs(pads[2]) + abs(pads[3]))
         )
         return cls(
@@ -336,6 +389,9 @@ class ConvProblem:
         activation: Any = None,
     ) -> ConvProblem:
         """The convolution whose adjoint a transposed convolution is: its output is ``input``."""
+        input_shape = checked_shape(function, "input", input_shape)
+        weight_shape = checked_shape(function, "weight", weight_shape)
+        choice(function, "dtype", dtype, DTYPES)
         N, OC, OH, OW = image_shape(function, "input", input_shape)
         if len(weight_shape) != 4:
             raise ValueError(f"{function}: weight has shape {weight_shape}: it must be (IC, OC/groups, KH, KW)")
@@ -373,7 +429,7 @@ class ConvProblem:
         IW = (OW - 1) * stride_w - pads[2] - pads[3] + dil_w * (KW - 1) + extra_w + 1
         if min(IH, IW) < 1:
             raise ValueError(f"{function}: padding {padding!r}: it leaves an output of {IH} x {IW}")
-        _addressable(function, (N, IC, IH, IW))
+        addressable(function, (N, IC, IH, IW))
         return cls(
             N, IC, IH, IW, OC, KH, KW, OH, OW, G, stride_h, stride_w, *pads, dil_h, dil_w,
             dtype, "zeros", bias_shape is not None, act_min, act_max,
@@ -391,14 +447,17 @@ class ConvProblem:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
+        """(N, IC, IH, IW)."""
         return self.N, self.IC, self.IH, self.IW
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
+        """(OC, IC/groups, KH, KW)."""
         return self.OC, self.ICG, self.KH, self.KW
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
+        """(N, OC, OH, OW)."""
         return self.N, self.OC, self.OH, self.OW
 
     @cached_property
@@ -463,7 +522,30 @@ def _vector(**fields: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PoolProblem:
-    """One pooling, checked; attributes are the geometry's names, ``C`` is its IC and OC."""
+    """One pooling, checked. Make it by `from_args`.
+
+    Attributes
+    ----------
+    N, C, IH, IW, KH, KW, OH, OW : int
+        Batch and channels; height and width of the input, of the window and of the output.
+    stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dil_h, dil_w : int
+    dtype : {"float32", "float64"}
+    count_include_pad : bool
+        Whether padding counts as cells of a mean.
+    divisor : int
+        Of a mean; 0: the window's own size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Of `from_args`, as `fastconv.max_pool2d`.
+
+    Examples
+    --------
+    >>> from fastconv import PoolProblem
+    >>> PoolProblem.from_args("max_pool2d", (1, 3, 9, 9), "float32", 2, ceil_mode=True).output_shape
+    (1, 3, 5, 5)
+    """
 
     N: int
     C: int
@@ -504,6 +586,8 @@ class PoolProblem:
     ) -> PoolProblem:
         """The problem of a public call; raises ValueError or TypeError naming ``function``."""
         size_name, stride_name, padding_name = names
+        input_shape = checked_shape(function, "input", input_shape)
+        choice(function, "dtype", dtype, DTYPES)
         N, C, IH, IW = image_shape(function, "input", input_shape, axes)
         KH, KW = at_least(function, size_name, pair(function, size_name, kernel_size, axes), 1, "extents")
         if stride is None:
@@ -540,7 +624,7 @@ class PoolProblem:
             divisor = integer(function, "divisor_override", divisor_override)
             if divisor == 0:
                 raise ValueError(f"{function}: divisor_override 0: it must not be zero")
-        _addressable(function, (N, C, OH, OW))
+        addressable(function, (N, C, OH, OW))
         include = flag(function, "count_include_pad", count_include_pad)
         return cls(N, C, IH, IW, KH, KW, OH, OW, stride_h, stride_w, *pads, dil_h, dil_w, dtype, include, divisor)
 
@@ -552,16 +636,30 @@ class PoolProblem:
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
+        """(N, C, IH, IW)."""
         return self.N, self.C, self.IH, self.IW
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
+        """(N, C, OH, OW)."""
         return self.N, self.C, self.OH, self.OW
 
     @cached_property
     def macs(self) -> int:
         """Comparisons or additions, the measure of its work."""
         return math.prod(self.output_shape) * self.KH * self.KW
+
+    @cached_property
+    def blind(self) -> tuple[list[int], list[int]]:
+        """Rows and columns of windows without a cell of the image: with a dilation they can step over a small one."""
+        both = [
+            [i for i, start in enumerate(range(-pad, 0, step)) if i < windows and start % dil >= extent]
+            for windows, step, pad, dil, extent in (
+                (self.OH, self.stride_h, self.pad_top, self.dil_h, self.IH),
+                (self.OW, self.stride_w, self.pad_left, self.dil_w, self.IW),
+            )
+        ]
+        return both[0], both[1]
 
     def check_grad_output(self, function: str, name: str, shape: tuple[int, ...]) -> None:
         """ValueError unless ``shape`` is this problem's output shape (of a batch or of one image)."""

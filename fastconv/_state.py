@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastconv._arrays import as_array
+
 
 def save(state: Any, path: Any) -> None:
     """Write a network's state, or any dict of arrays, to a file.
@@ -61,7 +63,7 @@ def save(state: Any, path: Any) -> None:
     for name, value in state.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"save: name {name!r}: it must be a string that is not empty")
-        array = np.asarray(value, order="C")
+        array = np.asarray(as_array("save", repr(name), value), order="C")
         if array.dtype.kind not in "fiub":
             raise TypeError(f"save: {name!r} has dtype {array.dtype}: it must hold real numbers")
         arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -104,7 +106,12 @@ def load(path: Any) -> dict[str, np.ndarray]:
     ...     fastconv.load(f"{folder}/a.npz")
     {'a': array([0, 1, 2])}
     """
-    _, decode = _format("load", path)
+    return read("load", path)
+
+
+def read(function: str, path: Any) -> dict[str, np.ndarray]:
+    """`load`, for any function that reads such a file."""
+    _, decode = _format(function, path)
     with open(path, "rb") as file:
         data = file.read()
     try:
@@ -113,7 +120,7 @@ def load(path: Any) -> dict[str, np.ndarray]:
         reason = " ".join(str(error).split()) or type(error).__name__
         name = os.fsdecode(path)
         ending = os.path.splitext(name)[1]
-        raise ValueError(f"load: {name}: damaged, or no {ending} file that NumPy can hold ({reason})") from None
+        raise ValueError(f"{function}: {name}: damaged, or no {ending} file that NumPy can hold ({reason})") from None
 
 
 # What the readers raise for broken files, beside safetensors' own error (a ValueError is made of it below).
@@ -124,11 +131,19 @@ Encode = Callable[[BinaryIO, dict[str, np.ndarray]], None]
 Decode = Callable[[bytes], dict[str, np.ndarray]]
 
 
-def _format(function: str, path: Any) -> tuple[Encode, Decode]:
+def path_name(function: str, path: Any, name: str = "path") -> str:
+    """``path`` as a string."""
     try:
-        name = os.fsdecode(path)
+        text = os.fsdecode(path)
     except TypeError:
-        raise TypeError(f"{function}: path is a {type(path).__name__}: it must be a string or a path") from None
+        raise TypeError(f"{function}: {name} is a {type(path).__name__}: it must be a string or a path") from None
+    if "\0" in text:
+        raise ValueError(f"{function}: {name} {text!r}: no path can hold a null character")
+    return text
+
+
+def _format(function: str, path: Any) -> tuple[Encode, Decode]:
+    name = path_name(function, path)
     ending = os.path.splitext(name)[1].lower()
     if ending == ".npz":
         return _encode_npz, _decode_npz

@@ -11,6 +11,8 @@ import os
 import threading
 from pathlib import Path
 
+MOST_THREADS = 4096  # each has a workspace
+
 
 class _Local(threading.local):
     count: int | None = None  # of ``config(num_threads=)``
@@ -60,8 +62,10 @@ def _default() -> int:
     text = os.environ.get("FASTCONV_NUM_THREADS", "").strip()
     if not text:
         return available_cpus()
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text[:9]) < 1:
         raise ValueError(f"FASTCONV_NUM_THREADS is {text!r}: it must be an integer of at least 1")
+    if len(text) > 9 or int(text) > MOST_THREADS:
+        raise ValueError(f"FASTCONV_NUM_THREADS is {text[:40]!r}: it must be at most {MOST_THREADS}")
     return int(text)
 
 
@@ -73,8 +77,9 @@ def check_count(function: str, n: object) -> int:
         count = None
     if count is None or isinstance(n, bool):
         raise TypeError(f"{function}: num_threads is {n!r}: it must be an integer")
-    if count < 1:
-        raise ValueError(f"{function}: num_threads {count}: it must be at least 1")
+    if not 1 <= count <= MOST_THREADS:
+        rule = "at least 1" if count < 1 else f"at most {MOST_THREADS}"
+        raise ValueError(f"{function}: num_threads {str(count)[:40]}: it must be {rule}")
     return count
 
 
@@ -86,12 +91,12 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1.
+        At least 1, at most 4096.
 
     Raises
     ------
     TypeError, ValueError
-        If `n` is not an integer of at least 1.
+        If `n` is not an integer of 1 .. 4096.
 
     Examples
     --------
@@ -115,6 +120,18 @@ def get_num_threads() -> int:
     Returns
     -------
     int
+
+    Raises
+    ------
+    ValueError
+        If the environment variable is no integer of 1 .. 4096.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> with fastconv.config(num_threads=3):
+    ...     fastconv.get_num_threads()
+    3
     """
     global _global
     count = _local.count

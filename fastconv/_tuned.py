@@ -80,7 +80,7 @@ def _read() -> Any:
         return json.loads(path().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         warnings.warn(f"{path()} is ignored ({error}): `fastconv.tune` writes a new one", stacklevel=4)
         return {}
 

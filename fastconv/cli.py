@@ -5,6 +5,7 @@ and ``fetch`` look at trained ones, ``warmup`` compiles the Numba kernels before
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -123,6 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _commands.run_cost(**arguments)
             return 0
         return see_commands.run(namespace)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except problems as error:
         text = "; ".join([str(error), *getattr(error, "__notes__", ())]).replace("\n", " ")
         print(f"fastconv {command}: {text.removeprefix(f'{command}: ')}", file=sys.stderr)

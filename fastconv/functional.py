@@ -34,12 +34,14 @@ from fastconv._plan import SMALL_WORK, Plan, known_plans, plan_conv2d, plan_pool
 from fastconv._problem import (
     ConvProblem,
     PoolProblem,
+    addressable,
     at_least,
     flag,
     image_shape,
     integer,
     pair,
     resolve_padding,
+    sequence,
     shown,
     size_4d,
 )
@@ -380,9 +382,6 @@ def pack_conv2d_weight(
     """
     function = "pack_conv2d_weight"
     w = as_floats(function, "weight", weight)
-    own = np.array(w, dtype=w.dtype.newbyteorder("="), order="C")
-    own.flags.writeable = False
-    packed = PackedWeight(own)
     if w.ndim != 4:
         raise ValueError(f"{function}: weight has shape {w.shape}: it must be (OC, IC/groups, KH, KW)")
     OC, ICG, KH, KW = w.shape
@@ -396,9 +395,12 @@ def pack_conv2d_weight(
     else:
         size = _size(function, "input_shape", input_shape)
     problem = ConvProblem.from_args(
-        function, size, w.shape, own.dtype.name, stride, padding, dilation, groups, padding_mode=padding_mode
+        function, size, w.shape, w.dtype.name, stride, padding, dilation, groups, padding_mode=padding_mode
     )
     plan = _plan(function, problem, algorithm, backend, packed=True)
+    own = np.array(w, dtype=w.dtype.newbyteorder("="), order="C")
+    own.flags.writeable = False
+    packed = PackedWeight(own)
     if input_shape is not None:
         packed.packed_for(plan)
     return packed
@@ -572,7 +574,7 @@ def conv2d_grad_input(
 
 def _size(function: str, name: str, value: Any) -> tuple[int, ...]:
     """A shape that a caller passes as an argument: of a batch, or of one image."""
-    if np.iterable(value) and not isinstance(value, str) and len(tuple(value)) == 3:
+    if sequence(value) and len(tuple(value)) == 3:
         return size_4d(function, name, (1, *value))[1:]
     return size_4d(function, name, value)
 
@@ -825,8 +827,10 @@ def im2col(
     x = as_floats(function, "input", input)
     problem = _columns_problem(function, x.shape, x.dtype.name, kernel_size, dilation, padding, stride)
     p = problem
-    cols = np.empty((p.N, p.IC, p.KH, p.KW, p.OH, p.OW), p.dtype)
+    six_axes = (p.N, p.IC, p.KH, p.KW, p.OH, p.OW)
+    addressable(function, six_axes)
     k = _kernels(function, backend)
+    cols = np.empty(six_axes, p.dtype)
     k.im2col.im2col(ready(x, p.input_shape), cols, cols[:0].reshape(-1), p.geometry(), _workers(p))
     shape = (p.N, p.IC * p.KH * p.KW, p.OH * p.OW)
     return cols.reshape(shape if x.ndim == 4 else shape[1:])
@@ -880,8 +884,8 @@ def col2im(
     p = _columns_problem(function, (N, rows // (KH * KW), *size), c.dtype.name, (KH, KW), dilation, padding, stride)
     if positions != p.OH * p.OW:
         raise ValueError(f"{function}: cols has shape {c.shape}: it must have {p.OH} * {p.OW} columns")
-    output = np.empty(p.input_shape, p.dtype)
     k = _kernels(function, backend)
+    output = np.empty(p.input_shape, p.dtype)
     six_axes = ready(c, c.shape).reshape(p.N, p.IC, p.KH, p.KW, p.OH, p.OW)
     k.im2col.col2im(six_axes, output, output[:0].reshape(-1), p.geometry(), _workers(p))
     return output if c.ndim == 3 else output[0]
@@ -954,7 +958,8 @@ def max_pool2d(
 
     Notes
     -----
-    NaN wins over every number; of equal maxima the first in row-major order wins.
+    NaN wins over every number; of equal maxima the first in row-major order wins. A window whose dilation steps over a
+    small image holds padding alone: its value is -inf, its index means nothing, its gradient goes nowhere.
 
     Examples
     --------
@@ -1124,6 +1129,12 @@ def max_pool2d_backward(
          _freeze(dilation), backend),
         make,
     )  # fmt: skip
+    rows, columns = plan.problem.blind
+    if rows or columns:  # their indices point nowhere: no cell gets these gradients
+        g, where = g.copy(), where.copy()
+        for array in (g, where):
+            array[..., rows, :] = 0
+            array[..., columns] = 0
     return _placed(function, plan, g, where).reshape(size)
 
 
@@ -1186,7 +1197,11 @@ def max_unpool2d(
         raise ValueError(f"{function}: indices has shape {where.shape}: it must be the input's, {x.shape}")
     kernel = at_least(function, "kernel_size", pair(function, "kernel_size", kernel_size), 1, "extents")
     steps = kernel if stride is None else at_least(function, "stride", pair(function, "stride", stride), 1, "strides")
+    if isinstance(padding, str) and padding != "valid":
+        raise ValueError(f"{function}: padding {padding!r}: it must be numbers or 'valid'")
     pads = resolve_padding(function, padding, (IH, IW), kernel, steps, (1, 1))
+    if min(pads) < 0:
+        raise ValueError(f"{function}: padding {shown(padding)}: it must be at least 0")
     default = (
         (IH - 1) * steps[0] - pads[0] - pads[1] + kernel[0],
         (IW - 1) * steps[1] - pads[2] - pads[3] + kernel[1],
@@ -1204,7 +1219,7 @@ def _unpooled_plane(
         if min(default) < 1:
             raise ValueError(f"{function}: the output would be {default[0]} x {default[1]}: padding is too large")
         return default
-    if not np.iterable(output_size) or isinstance(output_size, str):
+    if not sequence(output_size):
         raise TypeError(f"{function}: output_size is {shown(output_size)}: it must be a sequence of integers")
     sizes = tuple(integer(function, "output_size", size) for size in output_size)
     if len(sizes) not in (2, len(shape)) or (len(sizes) > 2 and sizes[:-2] != shape[:-2]):
@@ -1439,7 +1454,7 @@ def from_images(images: Any, mean: Any = None, std: Any = None, dtype: Any = "fl
             f"{function}: images has shape {array.shape}: it must be (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels"
         )
     try:
-        kind = np.dtype(dtype)
+        kind = None if dtype is None else np.dtype(dtype)
     except TypeError:
         kind = None
     if kind not in (np.float32, np.float64):
@@ -1462,9 +1477,12 @@ def from_images(images: Any, mean: Any = None, std: Any = None, dtype: Any = "fl
 
 def _per_channel(function: str, name: str, value: Any, C: int) -> np.ndarray:
     try:
-        numbers = np.asarray(value, dtype=np.float64)
+        given = np.asarray(value)
+        numbers = given.astype(np.float64) if given.dtype.kind in "fiu" else None
     except (TypeError, ValueError):
-        raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number or {C} numbers") from None
+        numbers = None
+    if numbers is None:
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number or {C} numbers")
     if numbers.shape not in ((), (C,)) or not np.isfinite(numbers).all():
         raise ValueError(
             f"{function}: {name} {shown(value)}: it must be a finite number or {C} of them, one per channel"

@@ -283,7 +283,7 @@ MAY_IMPORT = {
     "layers": {"functional", "_packed", "_backends", "_plan", "_arrays", *BELOW},
     "models": {"layers", *BELOW},
     "train": {"layers", "_state", "_arrays", *BELOW},
-    "datasets": {"_state", *BELOW},
+    "datasets": {"_state", "_arrays", *BELOW},
 }
 ABOVE = {"cli", "see", "graph", "onnx", "dask", "compat"}  # may import anything but a kernel package
 KERNEL_PACKAGES = {"_reference", "_numba", "_cython"}

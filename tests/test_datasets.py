@@ -1,5 +1,7 @@
 """Readers of data sets: real files where they are installed, written ones, damaged ones."""
 
+# ruff: noqa: E501 - a message stands on one line
+
 from __future__ import annotations
 
 import gzip
@@ -196,3 +198,28 @@ def test_the_real_fashion_mnist():
     assert training.images.shape == (60_000, 1, 28, 28) and test.images.shape == (10_000, 1, 28, 28)
     assert (np.bincount(training.labels) == 6000).all() and (np.bincount(test.labels) == 1000).all()
     assert training.classes[training.labels[0]] == "Ankle boot" and test.classes[9] == "Ankle boot"
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: datasets.Dataset(np.zeros((1, 1, 2, 2), "uint16"), [0]), ValueError, "Dataset: images are uint16 (1, 1, 2, 2): they must be (N, C, H, W) of uint8 or float"),
+        (lambda: datasets.Dataset(np.zeros((1, 1, 2, 2)), [0], 3), TypeError, "Dataset: classes is a int: it must be a sequence of names"),
+        (lambda: datasets.Dataset(np.zeros((1, 1, 2, 2)), [0], "ab"), TypeError, "Dataset: classes is a str: it must be a sequence of names"),
+        (lambda: datasets.read_idx(3), TypeError, "read_idx: path is a int: it must be a string or a path"),
+        (lambda: datasets.read_npz(3), TypeError, "read_npz: path is a int: it must be a string or a path"),
+        (lambda: datasets.read_npz("a.txt"), ValueError, "read_npz: path 'a.txt': it must end in .safetensors or .npz"),
+        (lambda: datasets.image_folder(None), TypeError, "image_folder: path is a NoneType: it must be a string or a path"),
+        (lambda: datasets.digits(3), TypeError, "digits: path is a int: it must be a string or a path"),
+        (lambda: datasets.read_idx("a\0b"), ValueError, "read_idx: path 'a\\x00b': no path can hold a null character"),
+    ],
+)  # fmt: skip
+def test_arguments_that_are_no_data_are_told(call, kind, message):
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_ragged_labels_are_told():
+    with pytest.raises(TypeError, match="^Dataset: labels is a list that cannot become an array: "):
+        datasets.Dataset(np.zeros((2, 1, 2, 2)), [[1], [2, 3]])

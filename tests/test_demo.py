@@ -225,3 +225,11 @@ def test_without_pillow(capsys, photo, monkeypatch):
     without(monkeypatch, "PIL")
     code, _, err = run(capsys, "demo", photo)
     assert code == 2 and "that needs Pillow (pip install 'fastconv[viz]')" in err and err.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "fastconv", "info"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr == "" and done.returncode == 141

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv import ConvProblem, _backends, _plan, _problem
+from fastconv import ConvProblem, PoolProblem, _backends, _plan, _problem
 
 X = np.arange(180, dtype="float32").reshape(2, 3, 5, 6)
 W = np.ones((4, 3, 3, 3), "float32")
@@ -45,6 +45,11 @@ class OnGpu:
         return 2, 0
 
 
+class Broken:
+    def __array__(self, *arguments, **more):
+        raise RuntimeError("it needs\na gradient")
+
+
 # (call, exception, message); the message is the whole of it
 TABLE = [
     # ---- what an array may be
@@ -52,6 +57,7 @@ TABLE = [
     (lambda: fc.conv2d(X, None), TypeError, "conv2d: weight is a NoneType: it must be a NumPy array or have __array__ or __dlpack__"),
     (lambda: fc.conv2d(np.ma.array(X), W), TypeError, "conv2d: input is a masked array: pass its filled() values"),
     (lambda: fc.conv2d(OnGpu(), W), TypeError, "conv2d: input is a OnGpu on a device: move it to the CPU first"),
+    (lambda: fc.conv2d(Broken(), W), TypeError, "conv2d: input is a Broken that cannot become an array: it needs a gradient"),
     (lambda: fc.conv2d(X.astype(int), W), TypeError, "conv2d: input has dtype int64: it must be float32 or float64"),
     (lambda: fc.conv2d(X.astype(np.uint8), W), TypeError, "conv2d: input has dtype uint8: it must be float32 or float64; fastconv.from_images turns uint8 photographs into floats"),
     (lambda: fc.conv2d(PHOTO, W), TypeError, "conv2d: input has dtype uint8: it must be float32 or float64; fastconv.from_images turns uint8 photographs into floats"),
@@ -100,6 +106,9 @@ TABLE = [
     (lambda: fc.conv2d(X, W, padding=((1, 2, 3), 1)), ValueError, f"conv2d: padding ((1, 2, 3), 1): {PADDING}"),
     (lambda: fc.conv2d(X, W, padding=0.5), TypeError, "conv2d: padding is 0.5: it must be an integer"),
     (lambda: fc.conv2d(X, W, padding=((1, 0.5), 1)), TypeError, "conv2d: padding is 0.5: it must be an integer"),
+    (lambda: fc.conv2d(X, W, padding=b"ab"), TypeError, "conv2d: padding is b'ab': it must be an integer"),
+    (lambda: fc.conv2d(X, W, padding={1, 2}), TypeError, "conv2d: padding is {1, 2}: it must be an integer"),
+    (lambda: fc.conv2d(X, W, stride={1: 2, 2: 1}), TypeError, "conv2d: stride is {1: 2, 2: 1}: it must be an integer"),
     (lambda: fc.conv2d(X, W, padding_mode="mirror"), ValueError, "conv2d: padding_mode 'mirror': it must be one of 'zeros', 'reflect', 'replicate', 'circular'"),
     (lambda: fc.conv2d(X, W, padding=-1, padding_mode="reflect"), ValueError, "conv2d: padding -1: it must be at least 0 when padding_mode is 'reflect'"),
     (lambda: fc.conv2d(X, W, padding=5, padding_mode="reflect"), ValueError, "conv2d: padding 5: padding_mode 'reflect' allows at most 4 for an input of height 5"),
@@ -108,6 +117,7 @@ TABLE = [
     (lambda: fc.conv2d(X, W, padding=(-2, 0)), ValueError, "conv2d: the kernel (3, 3) with dilation (1, 1) is larger than the padded input (1, 6)"),
     (lambda: fc.conv2d(X, W, dilation=(1, 3)), ValueError, "conv2d: the kernel (3, 3) with dilation (1, 3) is larger than the padded input (5, 6)"),
     (lambda: fc.conv2d(X, W, padding=2**30), ValueError, f"conv2d: an array of shape (2, 4, {2**31 + 3}, {2**31 + 4}) would not fit into memory"),
+    (lambda: fc.conv2d(X, W, padding=2**24), ValueError, f"conv2d: an array of shape (2, 4, {2**25 + 3}, {2**25 + 4}) would not fit into memory"),
     # ---- names
     (lambda: fc.conv2d(X, W, activation="tanh"), ValueError, f"conv2d: activation 'tanh': {CLAMP}"),
     (lambda: fc.conv2d(X, W, activation=(2, 1)), ValueError, f"conv2d: activation (2, 1): {CLAMP}"),
@@ -115,6 +125,8 @@ TABLE = [
     (lambda: fc.conv2d(X, W, activation=(0, "b")), ValueError, f"conv2d: activation (0, 'b'): {CLAMP}"),
     (lambda: fc.conv2d(X, W, activation=(0, math.nan)), ValueError, f"conv2d: activation (0, nan): {CLAMP}"),
     (lambda: fc.conv2d(X, W, activation=True), ValueError, f"conv2d: activation True: {CLAMP}"),
+    (lambda: fc.conv2d(X, W, activation=("0", "6")), ValueError, f"conv2d: activation ('0', '6'): {CLAMP}"),
+    (lambda: fc.conv2d(X, W, activation=(False, True)), ValueError, f"conv2d: activation (False, True): {CLAMP}"),
     (lambda: fc.conv2d(X, W, algorithm="fft"), ValueError, f"conv2d: algorithm 'fft': {NAMES}"),
     (lambda: fc.conv2d(X, W, algorithm=None), ValueError, f"conv2d: algorithm None: {NAMES}"),
     (lambda: fc.conv2d(X, W, padding=X), ValueError, f"conv2d: padding an array of shape (2, 3, 5, 6): {PADDING}"),
@@ -126,6 +138,12 @@ TABLE = [
     (lambda: fc.plan_conv2d(3), TypeError, "plan_conv2d: problem is a int: it must be a ConvProblem"),
     (lambda: fc.plan_conv2d(ConvProblem.from_args("t", X.shape, W.shape, "float32"), op="sideways"), ValueError, "plan_conv2d: op 'sideways': it must be one of 'forward', 'grad_input', 'grad_weight'"),
     (lambda: fc.plan_conv2d(ConvProblem.from_args("t", X.shape, W.shape, "float32"), op="grad_input", packed=True), ValueError, "plan_conv2d: packed with op 'grad_input': only the forward reads a packed weight"),
+    (lambda: ConvProblem.from_args("t", 3, W.shape, "float32"), TypeError, "t: input_shape is 3: it must be a sequence of integers"),
+    (lambda: ConvProblem.from_args("t", (1.0, 3, 5, 6), W.shape, "float32"), TypeError, "t: input_shape is 1.0: it must be an integer"),
+    (lambda: ConvProblem.from_args("t", (-1, 3, 5, 6), W.shape, "float32"), ValueError, "t: input_shape (-1, 3, 5, 6): extents must be at least 0"),
+    (lambda: ConvProblem.from_args("t", X.shape, W.shape, "float16"), ValueError, "t: dtype 'float16': it must be one of 'float32', 'float64'"),
+    (lambda: PoolProblem.from_args("t", P.shape, None, 2), ValueError, "t: dtype None: it must be one of 'float32', 'float64'"),
+    (lambda: fc.plan_conv2d(ConvProblem.from_args("t", X.shape, W.shape, "float32"), backend="cuda"), ValueError, "plan_conv2d: backend 'cuda': it must be 'auto' or one of 'cython', 'numba', 'reference'"),
     # ---- packed weights, the fused unit, tuning
     (lambda: fc.pack_conv2d_weight(W[0]), ValueError, "pack_conv2d_weight: weight has shape (3, 3, 3): it must be (OC, IC/groups, KH, KW)"),
     (lambda: fc.pack_conv2d_weight(W.astype(int)), TypeError, "pack_conv2d_weight: weight has dtype int64: it must be float32 or float64"),
@@ -143,6 +161,8 @@ TABLE = [
     (lambda: fc.tune(3), TypeError, "tune: problem is a int: it must be a ConvProblem"),
     (lambda: fc.tune(ConvProblem.from_args("t", X.shape, W.shape, "float32"), seconds=0), ValueError, "tune: seconds 0: it must be a number above 0"),
     (lambda: fc.tune(ConvProblem.from_args("t", X.shape, W.shape, "float32"), op="up"), ValueError, "tune: op 'up': it must be one of 'forward', 'grad_input', 'grad_weight'"),
+    (lambda: fc.tune(ConvProblem.from_args("t", X.shape, W.shape, "float32"), "cuda"), ValueError, "tune: backend 'cuda': it must be 'auto' or one of 'cython', 'numba', 'reference'"),
+    (lambda: fc.tune(ConvProblem.from_args("t", X.shape, W.shape, "float32"), packed=1), TypeError, "tune: packed is 1: it must be True or False"),
     # ---- out=
     (lambda: fc.conv2d(X, W, out=[1.0]), TypeError, "conv2d: out is a list: it must be a NumPy array"),
     (lambda: fc.conv2d(X, W, out=np.ma.array(G)), TypeError, "conv2d: out is a MaskedArray: it must be a NumPy array"),
@@ -183,6 +203,7 @@ TABLE = [
     # ---- columns
     (lambda: fc.im2col(X, 0), ValueError, "im2col: kernel_size 0: extents must be at least 1"),
     (lambda: fc.im2col(X, (7, 1)), ValueError, "im2col: the kernel (7, 1) with dilation (1, 1) is larger than the padded input (5, 6)"),
+    (lambda: fc.im2col(X, 3000, padding=2**17), ValueError, f"im2col: an array of shape (2, 3, 3000, 3000, {2**18 - 2994}, {2**18 - 2993}) would not fit into memory"),
     (lambda: fc.im2col(X[0, 0], 1), ValueError, "im2col: input has shape (5, 6): it must be (N, C, H, W) or (C, H, W)"),
     (lambda: fc.col2im(X, (5, 6), 3), ValueError, "col2im: cols has shape (2, 3, 5, 6): it must be (N, C * KH * KW, L) or (C * KH * KW, L)"),
     (lambda: fc.col2im(COLS, (5, 6), 2), ValueError, "col2im: cols has shape (2, 27, 12): its rows must be a multiple of 2 * 2"),
@@ -214,6 +235,8 @@ TABLE = [
     (lambda: fc.max_unpool2d(PG, PI, 0), ValueError, "max_unpool2d: kernel_size 0: extents must be at least 1"),
     (lambda: fc.max_unpool2d(PG, PI, 2, (0, 1)), ValueError, "max_unpool2d: stride (0, 1): strides must be at least 1"),
     (lambda: fc.max_unpool2d(PG, PI, 2, padding=4), ValueError, "max_unpool2d: the output would be -2 x -2: padding is too large"),
+    (lambda: fc.max_unpool2d(PG, PI, 2, padding=-1), ValueError, "max_unpool2d: padding -1: it must be at least 0"),
+    (lambda: fc.max_unpool2d(PG, PI, 2, padding="same"), ValueError, "max_unpool2d: padding 'same': it must be numbers or 'valid'"),
     (lambda: fc.max_unpool2d(PG, PI, 2, output_size=6), TypeError, "max_unpool2d: output_size is 6: it must be a sequence of integers"),
     (lambda: fc.max_unpool2d(PG, PI, 2, output_size=(6, 6, 6)), ValueError, "max_unpool2d: output_size (6, 6, 6): it must be (H, W) or (1, 1) + (H, W)"),
     (lambda: fc.max_unpool2d(PG, PI, 2, output_size=(8, 6)), ValueError, "max_unpool2d: output_size (8, 6): (H, W) must lie within one stride (2, 2) of (6, 6)"),
@@ -225,6 +248,9 @@ TABLE = [
     (lambda: fc.from_images(PHOTO.transpose(2, 0, 1)), ValueError, "from_images: images has shape (3, 4, 6): it must be (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels"),
     (lambda: fc.from_images(PHOTO, dtype="int8"), ValueError, "from_images: dtype 'int8': it must be 'float32' or 'float64'"),
     (lambda: fc.from_images(PHOTO, dtype="floaty"), ValueError, "from_images: dtype 'floaty': it must be 'float32' or 'float64'"),
+    (lambda: fc.from_images(PHOTO, dtype=None), ValueError, "from_images: dtype None: it must be 'float32' or 'float64'"),
+    (lambda: fc.from_images(PHOTO, mean="0.5"), TypeError, "from_images: mean is '0.5': it must be a number or 3 numbers"),
+    (lambda: fc.from_images(PHOTO, std=True), TypeError, "from_images: std is True: it must be a number or 3 numbers"),
     (lambda: fc.from_images(PHOTO, mean="a"), TypeError, "from_images: mean is 'a': it must be a number or 3 numbers"),
     (lambda: fc.from_images(PHOTO, mean=(1, 2)), ValueError, "from_images: mean (1, 2): it must be a finite number or 3 of them, one per channel"),
     (lambda: fc.from_images(PHOTO, std=math.inf), ValueError, "from_images: std inf: it must be a finite number or 3 of them, one per channel"),
@@ -234,6 +260,7 @@ TABLE = [
     (lambda: fc.config(isa="avx9"), ValueError, "config: isa 'avx9': it must be one of 'baseline', 'x86_64_v3', 'x86_64_v4'"),
     (lambda: fc.config(num_threads=0), ValueError, "config: num_threads 0: it must be at least 1"),
     (lambda: fc.set_num_threads(0), ValueError, "set_num_threads: num_threads 0: it must be at least 1"),
+    (lambda: fc.set_num_threads(2**62), ValueError, f"set_num_threads: num_threads {2**62}: it must be at most 4096"),
     (lambda: fc.set_num_threads(1.0), TypeError, "set_num_threads: num_threads is 1.0: it must be an integer"),
     (lambda: fc.set_num_threads(np.array([1, 2])), TypeError, "set_num_threads: num_threads is array([1, 2]): it must be an integer"),
     (lambda: fc.set_num_threads(True), TypeError, "set_num_threads: num_threads is True: it must be an integer"),

@@ -761,3 +761,17 @@ def test_clear_workspaces_changes_no_result(engine):
     before = fastconv.conv2d(data["x"], data["w"])
     fastconv.clear_workspaces()
     assert_same(fastconv.conv2d(data["x"], data["w"]), before)
+
+
+@pytest.mark.parametrize("stride", [33, (2, 1000), 10**6, 2**31 - 1])
+def test_a_stride_beyond_the_image_costs_nothing(engine, stride):
+    """A gradient must not plan one convolution for each of stride * stride residues."""
+    x, w = integers((1, 2, 7, 8), "float64", 1), integers((3, 2, 3, 3), "float64", 2)
+    step_h, step_w = np.broadcast_to(stride, 2).tolist()
+    y = fastconv.conv2d(x, w, stride=stride)
+    np.testing.assert_array_equal(y, fastconv.conv2d(x, w)[..., ::step_h, ::step_w])
+    grad_input, grad_weight, _ = fastconv.conv2d_backward(np.ones_like(y), x, w, stride=stride)
+    dense = np.zeros(fastconv.conv2d(x, w).shape)
+    dense[..., ::step_h, ::step_w] = 1
+    np.testing.assert_array_equal(grad_input, fastconv.conv2d_grad_input(x.shape, w, dense))
+    np.testing.assert_array_equal(grad_weight, fastconv.conv2d_grad_weight(x, w.shape, dense))

@@ -1,5 +1,7 @@
 """Layers: forward and backward against torch and central differences, the tape's rules, names, modes, errors."""
 
+# ruff: noqa: E501 - a message stands on one line
+
 from __future__ import annotations
 
 import copy
@@ -453,6 +455,20 @@ def test_sequential_is_a_sequence():
     np.testing.assert_array_equal(Sequential()(x), x)
     for twin in (copy.deepcopy(named), pickle.loads(pickle.dumps(named))):
         assert repr(twin) == repr(named) and twin.first is not a
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("channels", [1, 50])
+def test_a_pickled_layer_in_eval_mode_trains_again(channels, protocol):
+    """NumPy leaves larger arrays in the pickle's bytes, which cannot be written."""
+    conv = Conv2d(channels, 20, 3, rng=0).eval()
+    x = numbers((1, channels, 5, 5), "float32")
+    expected = conv(x)
+    twin = pickle.loads(pickle.dumps(conv, protocol))
+    assert not twin.weight.flags.writeable
+    np.testing.assert_array_equal(twin(x), expected)
+    twin.train().weight[...] = 0
+    np.testing.assert_array_equal(twin(x), np.broadcast_to(twin.bias[:, None, None], expected.shape))
 
 
 def test_names_are_torchs():
@@ -1013,3 +1029,45 @@ def test_a_masked_infinite_gradient_is_zero():
     relu = ReLU()
     relu(np.array([-1.0, 2.0, -3.0]))
     np.testing.assert_array_equal(relu.backward(np.array([np.inf, np.nan, np.nan])), [0, np.nan, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: Conv2d(1, 1, 1, dtype="floaty"), TypeError, "Conv2d: dtype is 'floaty': it must be 'float32' or 'float64'"),
+        (lambda: Conv2d(1, 1, 1, dtype=3), TypeError, "Conv2d: dtype is 3: it must be 'float32' or 'float64'"),
+        (lambda: fastconv.LeakyReLU(np.inf), ValueError, "LeakyReLU: negative_slope inf: it must be finite"),
+        (lambda: fastconv.LeakyReLU(10**400), ValueError, "LeakyReLU: negative_slope inf: it must be finite"),
+        (lambda: fastconv.LeakyReLU(np.complex64(1)), TypeError, "LeakyReLU: negative_slope is np.complex64(1+0j): it must be a number"),
+        (lambda: fastconv.LeakyReLU(np.array(True)), TypeError, "LeakyReLU: negative_slope is array(True): it must be a number"),
+        (lambda: fastconv.LeakyReLU(np.array([0.5])), TypeError, "LeakyReLU: negative_slope is an array of shape (1,): it must be a number"),
+        (lambda: Sequential()[0], IndexError, "Sequential: index 0: there are 0 layers"),
+        (lambda: fastconv.summary(fastconv.ReLU, (1, 1)), TypeError, "summary: net is a type: it must be a Layer"),
+        (lambda: fastconv.AdaptiveAvgPool2d({1, 2}), TypeError, "AdaptiveAvgPool2d: output_size is {1, 2}: it must be an integer"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_layer_is_told(call, kind, message):
+    with pytest.raises(kind) as caught:
+        call()
+    assert type(caught.value) is kind and str(caught.value) == message
+
+
+def test_a_ragged_init_is_told():
+    with pytest.raises(
+        TypeError, match="^Linear: init is a list that cannot become an array: setting an array element"
+    ):
+        fastconv.Linear(2, 2, init=[[1, 2], [3]])
+
+
+def test_a_single_number_goes_through_layers_of_any_shape():
+    for layer in (fastconv.ReLU(), fastconv.ReLU6(), fastconv.Sigmoid(), fastconv.HardSwish(), fastconv.Identity()):
+        y = layer(np.float64(1))
+        assert np.shape(y) == () and np.shape(layer.backward(y)) == ()
+
+
+def test_a_weight_whose_owner_cannot_be_locked():
+    torch = pytest.importorskip("torch")
+    conv = Conv2d(1, 2, 3)
+    conv.weight = torch.ones(2, 1, 3, 3).numpy()
+    conv.eval()(np.ones((1, 1, 3, 3), "float32"))
+    assert conv.train().weight.flags.writeable

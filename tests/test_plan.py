@@ -1,5 +1,7 @@
 """Plans: which algorithm is chosen and why, what it needs, and that forcing one means it."""
 
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -316,3 +318,14 @@ def test_threads_do_not_share_workspaces():
     thread.start()
     thread.join()
     assert not np.shares_memory(mine, theirs[0])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_plans_can_be_copied_and_pickled(engine, packed):
+    problem = fc.ConvProblem.from_args("t", (1, 3, 9, 9), (8, 3, 3, 3), "float32", padding=1, padding_mode="reflect")
+    plan = fc.plan_conv2d(problem, packed=packed)
+    x, w = np.ones(problem.input_shape, "float32"), np.ones(problem.weight_shape, "float32")
+    expected = plan(x, plan.pack(w) if packed else w, None)
+    for twin in (copy.copy(plan), copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        assert twin.explain() == plan.explain() and repr(twin) == repr(plan)
+        np.testing.assert_array_equal(twin(x, twin.pack(w) if packed else w, None), expected)

@@ -1,5 +1,6 @@
 """Pooling, unpooling and their gradients, on every engine: kernels, and the public functions they serve."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -435,6 +436,19 @@ def test_max_pool_backward_of_a_window_larger_than_the_image(engine):
     assert_same(out, np.array([[[4.0]]]))
     back = fastconv.max_pool2d_backward(np.array([[[5.0]]]), indices, x.shape, 3, 2)
     assert_same(back, np.array([[[0.0, 5.0], [0.0, 0.0]]]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [((1, 1, 7, 1), ((1, 2), 1, (0, 1), (1, 2))), ((2, 3, 1, 7), ((2, 5), None, (1, 1), (2, 2), True))],
+)
+def test_no_gradient_of_a_window_that_steps_over_the_image(engine, shape, window):
+    """Of such a window the index points nowhere, or to another window's cell."""
+    x = np.arange(math.prod(shape), dtype="float64").reshape(shape)
+    maxima, indices = fastconv.max_pool2d(x, *window, return_indices=True)
+    assert (maxima == -np.inf).all()
+    grad = fastconv.max_pool2d_backward(np.ones_like(maxima), indices, shape, *window[:4])
+    np.testing.assert_array_equal(grad, np.zeros(shape))
 
 
 def test_max_pool_gradient_by_central_differences(engine, rng):

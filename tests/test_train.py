@@ -1,5 +1,7 @@
 """Training: losses, optimisers and schedules against torch, augmentation against SciPy, runs bit for bit."""
 
+# ruff: noqa: E501 - a message stands on one line
+
 from __future__ import annotations
 
 import csv
@@ -208,6 +210,9 @@ def test_schedules_are_torchs(torch):
             theirs(lambda o: each.OneCycleLR(o, 0.4, n, None, None, 0.25, "cos", False, 0.85, 0.95, 10, 100), n - 1),
         ),
     ]
+    for part in (0.0, 0.03, 0.1):  # less than one step, or a little more, on the way up
+        rates = theirs(lambda o: each.OneCycleLR(o, 0.1, 27, pct_start=part, cycle_momentum=False), 26)  # noqa: B023
+        cases.append((train.OneCycleSchedule(0.1, 27, part), rates))
     for ours, rates in cases:
         assert [ours(step) for step in range(len(rates))] == pytest.approx(rates, rel=1e-12), ours
 
@@ -500,7 +505,7 @@ def test_bad_checkpoints_change_nothing(tmp_path):
     for name, data in (("cut", whole[: len(whole) // 2]), ("noise", b"noise"), ("empty", b"")):
         bad = tmp_path / f"{name}.npz"
         bad.write_bytes(data)
-        changed(lambda net, bad=bad: training.run(net, bad), rf"load: .*{name}\.npz: damaged")
+        changed(lambda net, bad=bad: training.run(net, bad), rf"load_checkpoint: .*{name}\.npz: damaged")
         assert bad.read_bytes() == data
     flipped = bytearray(whole)
     flipped[whole.index(fastconv.load(path)["net.6.weight"].tobytes()) + 5] ^= 255
@@ -509,12 +514,13 @@ def test_bad_checkpoints_change_nothing(tmp_path):
     fastconv.save(training.network(), tmp_path / "net.npz")
     changed(lambda net: training.run(net, tmp_path / "net.npz"), "net.npz: it is no checkpoint of save_checkpoint")
     train.save_checkpoint(tmp_path / "other.npz", models.article_net(2, image_size=12))
-    changed(lambda net: training.run(net, tmp_path / "other.npz"), "other.npz: it does not fit: Sequential.load_state")
+    other = tmp_path / "other.npz"
+    changed(lambda net: train.load_checkpoint(other, net), "other.npz: it does not fit: Sequential.load_state")
+    train.save_checkpoint(other, training.network())
+    changed(lambda net: training.run(net, other), "other.npz: it is no checkpoint of fit")
     changed(lambda net: training.run(net, path, optimizer=train.SGD(net, 0.1)), "it does not fit: SGD.load_state_dict")
     changed(lambda net: training.run(net, tmp_path / "a.pickle"), "must end in .safetensors or .npz")
-    for option, value in (("seed", 1),):
-        with pytest.raises(ValueError, match=rf"its run had {option} 0, this one has {value}"):
-            training.run(training.network(), path, **{option: value})
+    changed(lambda net: training.run(net, path, seed=1), "its run had seed 0, this one has 1")
     assert path.read_bytes() == whole
 
 
@@ -693,3 +699,90 @@ def test_digits_are_learnt():
         schedule=train.OneCycleSchedule(0.1, steps), progress=False,
     )  # fmt: skip
     assert train.evaluate(net, test_set[:500])[1] > 0.85
+
+
+NET = fastconv.Sequential(fastconv.Flatten(), fastconv.Linear(4, 2, rng=0))
+IMAGES, LABELS = np.ones((3, 1, 2, 2), "float32"), np.array([0, 1, 0])
+
+
+def fitted(data=(IMAGES, LABELS), **options):
+    return train.fit(NET, data, epochs=1, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: fitted(loss=3), TypeError, "fit: loss is a int: it must be a function"),
+        (lambda: fitted(schedule=0.1), TypeError, "fit: schedule is a float: it must be a function"),
+        (lambda: fitted(augment="flip"), TypeError, "fit: augment is a str: it must be a function"),
+        (lambda: fitted(callbacks=print), TypeError, "fit: callbacks is a builtin_function_or_method: it must be a list of functions"),
+        (lambda: fitted(callbacks=[3]), TypeError, "fit: callbacks is a int: it must be a function"),
+        (lambda: fitted(optimizer="sgd"), TypeError, "fit: optimizer is a str: it must be SGD, Adam or AdamW"),
+        (lambda: fitted(optimizer=train.SGD(fastconv.Linear(4, 2), 0.1)), ValueError, "fit: optimizer: its parameters are not those of net"),
+        (lambda: fitted(clip=0), ValueError, "fit: clip 0: it must be above 0"),
+        (lambda: fitted(lr=math.inf), ValueError, "fit: lr inf: it must be finite"),
+        (lambda: fitted(checkpoint=1.5), TypeError, "fit: checkpoint is a float: it must be a string or a path"),
+        (lambda: fitted((IMAGES, 3)), ValueError, "fit: data: labels are 3: there must be one for each image"),
+        (lambda: train.evaluate(3, (IMAGES, LABELS)), TypeError, "evaluate: net is a int: it must be a Layer"),
+        (lambda: train.SGD(NET, 0.1).step(3), TypeError, "SGD.step: gradients is a int: it must be a list of arrays"),
+        (lambda: train.SGD(NET, 0.1).step([np.ones((2, 4)), np.array(["a", "b"])]), TypeError, "SGD.step: gradient of '1.bias' has dtype <U1: it must hold float32 numbers"),
+        (lambda: train.SGD(NET, 0.1).step([np.ones((2, 4)), np.ones(2, complex)]), TypeError, "SGD.step: gradient of '1.bias' has dtype complex128: it must hold float32 numbers"),
+        (lambda: train.SGD(NET, 0.1).load_state_dict(3), TypeError, "SGD.load_state_dict: state_dict is a int: it must be a mapping of names to arrays"),
+        (lambda: train.SGD(NET, 0.1).load_state_dict({"steps": 1.5, "lr": 1}), TypeError, "SGD.load_state_dict: 'steps' has dtype float64: it must hold int64 numbers"),
+        (lambda: train.SGD(NET, 0.1).load_state_dict({"steps": 1, "lr": math.nan}), ValueError, "SGD.load_state_dict: lr nan: it must be at least 0"),
+        (lambda: train.SGD(NET, 0.1).load_state_dict({"steps": -1, "lr": 1}), ValueError, "SGD.load_state_dict: steps -1: it must be at least 0"),
+        (lambda: train.clip_grad_norm(3, 1), TypeError, "clip_grad_norm: net_or_grads is a int: it must be a Layer or a list of arrays"),
+        (lambda: train.clip_grad_norm([np.ones(3), np.ones(3, int)], 1), TypeError, "clip_grad_norm: a gradient is int64: it must be a writeable array of floats"),
+        (lambda: train.clip_grad_norm([[1.0]], 1), TypeError, "clip_grad_norm: a gradient is list: it must be a writeable array of floats"),
+        (lambda: train.StepSchedule(0.1, 2)(1.5), TypeError, "StepSchedule: step is 1.5: it must be an integer"),
+        (lambda: train.CosineSchedule(0.1, 2)(-1), ValueError, "CosineSchedule: step -1: it must be at least 0"),
+        (lambda: train.save_checkpoint("a.npz", 3), TypeError, "save_checkpoint: net is a int: it must be a Layer"),
+        (lambda: train.load_checkpoint(3, NET), TypeError, "load_checkpoint: path is a int: it must be a string or a path"),
+        (lambda: train.load_checkpoint("a.npz", NET, 3), TypeError, "load_checkpoint: optimizer is a int: it has no state"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_told_before_anything_changes(call, kind, message):
+    before = NET.state_dict()
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == message
+    assert all((array == before[name]).all() for name, array in NET.state_dict().items())
+
+
+def test_one_gradient_may_be_clipped_alone():
+    gradient = np.array([3.0, 4.0])
+    assert train.clip_grad_norm(gradient, 1) == 5 and np.allclose(gradient, [0.6, 0.8])
+    assert train.clip_grad_norm([gradient], math.inf) == pytest.approx(1) and np.allclose(gradient, [0.6, 0.8])
+
+
+def test_the_loss_of_single_numbers():
+    value, grad = train.mean_squared_error(np.float64(1), np.float64(3))
+    assert value == 4 and isinstance(grad, np.ndarray) and grad == -4
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_a_parameter_without_a_gradient_waits_as_in_torch(torch, rng, name):
+    options = {"lr": 0.1, "momentum": 0.9} if name == "SGD" else {"lr": 0.1, "weight_decay": 0.01}
+    ours = [rng.normal(size=3), rng.normal(size=2)]
+    theirs = [torch.tensor(array.copy(), requires_grad=True) for array in ours]
+    optimizer, reference = getattr(train, name)(ours, **options), getattr(torch.optim, name)(theirs, **options)
+    for step in range(6):
+        gradients = [rng.normal(size=3), None if step in (0, 3) else rng.normal(size=2)]
+        for tensor, gradient in zip(theirs, gradients, strict=True):
+            tensor.grad = None if gradient is None else torch.tensor(gradient)
+        state, optimizer = optimizer.state_dict(), getattr(train, name)(ours, **options)
+        optimizer.load_state_dict(state)
+        optimizer.step(gradients)
+        reference.step()
+        for array, tensor in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-12)
+
+
+def test_a_state_without_counts_of_each_parameter_is_taken():
+    adam = train.Adam([np.ones(2)])
+    adam.step([np.ones(2)])
+    state = adam.state_dict()
+    del state["steps.0"]
+    again = train.Adam([np.ones(2)])
+    again.load_state_dict(state)
+    assert again.state_dict()["steps.0"] == 1

@@ -84,7 +84,8 @@ def test_gradients_and_packed_weights_are_tuned_apart(folder, op):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"format": 1, "machines": 3}', '{"format": 99}', "\x00\xff", '{"format": 1}']
+    "text",
+    ["", "{", "[]", "null", '{"format": 1, "machines": 3}', '{"format": 99}', "\x00\xff", '{"format": 1}', "[" * 10**5],
 )
 def test_a_corrupt_file_is_survived_and_replaced(folder, text, monkeypatch):
     folder.mkdir()

@@ -17,6 +17,8 @@ import numpy as np
 from fastconv._algorithms import Step
 from fastconv._problem import ConvProblem
 
+MOST_PHASES = 1024  # to plan them takes some microseconds each; of a larger stride most hold no kernel cell at all
+
 
 class Phase(NamedTuple):
     """One residue: cells of grad_input it fills, kernel cells it reads, its convolution (None: no kernel cell)."""
@@ -33,6 +35,8 @@ def refusal(problem: ConvProblem) -> str | None:
     for stride, dilation in ((problem.stride_h, problem.dil_h), (problem.stride_w, problem.dil_w)):
         if stride > 1 and dilation > 1:
             return f"stride is {stride} and dilation {dilation}, one of them must be 1"
+    if problem.stride_h * problem.stride_w > MOST_PHASES:
+        return f"strides {problem.stride_h} and {problem.stride_w} make more than {MOST_PHASES} convolutions"
     return None
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from fastconv._arrays import as_array
+from fastconv._problem import sequence
+
 
 class Dataset:
     """Images with labels; ``images, labels = dataset`` takes it apart, ``dataset[:100]`` is a part of it.
@@ -33,8 +36,10 @@ class Dataset:
     """
 
     def __init__(self, images: Any, labels: Any, classes: Sequence[str] | None = None) -> None:
-        self.images, self.labels = np.asarray(images), np.asarray(labels)
-        if self.images.ndim != 4 or self.images.dtype.kind not in "uf":
+        self.images = as_array("Dataset", "images", images)
+        self.labels = as_array("Dataset", "labels", labels)
+        floats = self.images.dtype.kind == "f"
+        if self.images.ndim != 4 or not (floats or self.images.dtype == np.uint8):
             shown = f"{self.images.dtype} {self.images.shape}"
             raise ValueError(f"Dataset: images are {shown}: they must be (N, C, H, W) of uint8 or float")
         if self.labels.shape != (len(self.images),):
@@ -43,6 +48,8 @@ class Dataset:
             raise TypeError(f"Dataset: labels have dtype {self.labels.dtype}: they must be integers")
         self.labels = self.labels.astype(np.int64)
         least, most = (int(self.labels.min()), int(self.labels.max())) if len(self.labels) else (0, -1)
+        if classes is not None and not sequence(classes):
+            raise TypeError(f"Dataset: classes is a {type(classes).__name__}: it must be a sequence of names")
         self.classes = tuple(map(str, range(most + 1))) if classes is None else tuple(classes)
         if least < 0 or most >= len(self.classes):
             worst = least if least < 0 else most

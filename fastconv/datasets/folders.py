@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +50,14 @@ def image_folder(path: Any, size: int = 64, channels: int = 3) -> Dataset:
     (Dataset(2 images 3 x 16 x 16, uint8, 2 classes), ('blue', 'red'), array([  0,   0, 255], dtype=uint8))
     """
     from fastconv._problem import choice, integer
+    from fastconv._state import path_name
 
     function = "image_folder"
     size = integer(function, "size", size)
     if size < 1:
         raise ValueError(f"{function}: size {size}: it must be at least 1")
     mode = choice(function, "channels", str(channels), ("1", "3"))
-    root = Path(os.fsdecode(path))
+    root = Path(path_name(function, path))
     if not root.is_dir():
         raise FileNotFoundError(f"{function}: {root}: there is no such folder")
     try:

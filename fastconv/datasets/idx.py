@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
+
+from fastconv._problem import shown
+from fastconv._state import path_name
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GZIP = b"\x1f\x8b"
@@ -29,8 +31,8 @@ def read_idx(path: Any) -> np.ndarray:
 
     Raises
     ------
-    ValueError
-        If the file is damaged or of another kind; the message names it.
+    TypeError, ValueError
+        If `path` is none, or the file is damaged or of another kind; the message names it.
     OSError
         If it cannot be read.
 
@@ -43,7 +45,7 @@ def read_idx(path: Any) -> np.ndarray:
     ...     fastconv.datasets.read_idx(path)
     array([7, 2, 1], dtype=uint8)
     """
-    name = os.fsdecode(path)
+    name = path_name("read_idx", path)
     with open(path, "rb") as file:
         data = file.read()
     if data[:2] == GZIP:
@@ -60,6 +62,8 @@ def read_idx(path: Any) -> np.ndarray:
     shape = struct.unpack(f">{ndim}I", data[4:start])
     wanted = start + math.prod(shape) * dtype.itemsize
     if len(data) != wanted:
-        raise ValueError(f"read_idx: {name}: it has {len(data)} bytes: an array of shape {shape} needs {wanted}")
+        raise ValueError(
+            f"read_idx: {name}: it has {len(data)} bytes: an array of shape {shown(shape)} needs {shown(wanted)}"
+        )
     values = np.frombuffer(data, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))

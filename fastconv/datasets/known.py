@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv._state import path_name
 from fastconv.datasets._dataset import Dataset
 from fastconv.datasets.idx import read_idx
 from fastconv.datasets.npz import read_npz
@@ -107,7 +108,7 @@ def fashion_mnist(path: Any = None) -> tuple[Dataset, Dataset]:
 
 def _first(function: str, path: Any, places: Iterable[Path], command: str) -> Path:
     if path is not None:
-        given = Path(os.fsdecode(path))
+        given = Path(path_name(function, path))
         if not given.exists():
             raise FileNotFoundError(f"{function}: {given}: there is no such file or folder")
         return given

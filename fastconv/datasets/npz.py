@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def read_npz(path: Any, images: str = "x", labels: str = "y") -> Dataset:
     ...     fastconv.datasets.read_npz(f"{folder}/a.npz")
     Dataset(2 images 1 x 28 x 28, uint8, 4 classes)
     """
-    name, entries = os.fsdecode(path), _state.load(path)
+    name, entries = _state.path_name("read_npz", path), _state.read("read_npz", path)
     for key in (images, labels):
         if key not in entries:
             raise ValueError(f"read_npz: {name}: it has no array {key!r}, only {', '.join(map(repr, entries))}")

@@ -18,7 +18,18 @@ from fastconv.layers._tape import IDLE, RULES, BackwardPass, tape
 
 
 class LoadResult(NamedTuple):
-    """What `Layer.load_state_dict` found not to match."""
+    """What `Layer.load_state_dict` found not to match.
+
+    Attributes
+    ----------
+    missing_keys, unexpected_keys : list of str
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> fastconv.Linear(3, 2).load_state_dict({"scale": 1}, strict=False).missing_keys
+    ['weight', 'bias']
+    """
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -435,14 +446,25 @@ class Elementwise(Layer):
         return signal, 0
 
 
-def number(function: str, name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """``value`` as a float in [least, most]."""
-    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
+def number(
+    function: str, name: str, value: Any, least: float = -math.inf, most: float = math.inf, finite: bool = True
+) -> float:
+    """``value`` as a float in [least, most]; infinite only if that is allowed."""
+    of_numpy = isinstance(value, (np.ndarray, np.generic))  # float() would take the first of one, or half of a complex
+    if (
+        isinstance(value, (bool, str))
+        or not hasattr(value, "__float__")
+        or (of_numpy and (value.ndim or value.dtype.kind not in "fiu"))
+    ):
         raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number")
     try:
         number = float(value)
-    except (TypeError, ValueError):  # an array of several, or of no numbers
+    except (TypeError, ValueError):  # a tensor of several
         raise TypeError(f"{function}: {name} is {shown(value)}: it must be a number") from None
+    except OverflowError:
+        number = math.inf
+    if finite and math.isinf(number):
+        raise ValueError(f"{function}: {name} {number:g}: it must be finite")
     if not least <= number <= most:
         rule = f"it must lie in {least:g} .. {most:g}" if math.isfinite(most) else f"it must be at least {least:g}"
         raise ValueError(f"{function}: {name} {number:g}: {rule if math.isfinite(least) else 'it must be a number'}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv._arrays import as_array
 from fastconv._problem import shown
 
 INITS = ("kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal", "orthogonal", "zeros")
@@ -18,7 +19,7 @@ def float_dtype(function: str, dtype: Any) -> np.dtype:
         found = np.dtype(dtype).newbyteorder("=")
     except TypeError:
         found = None
-    if dtype is None or found not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if dtype is None or found is None or found not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"{function}: dtype is {shown(dtype)}: it must be 'float32' or 'float64'")
     return found
 
@@ -54,7 +55,7 @@ def weight(function: str, init: Any, shape: tuple[int, ...], dtype: np.dtype, rn
         raise TypeError(
             f"{function}: init is a {type(init).__name__}: it must be an array or one of {', '.join(map(repr, INITS))}"
         )
-    values = np.asarray(init)
+    values = as_array(function, "init", init)
     if values.dtype.kind not in "fiu":
         raise TypeError(f"{function}: init has dtype {values.dtype}: it must hold real numbers")
     if values.shape != shape:

@@ -293,7 +293,7 @@ def summary(net: Any, input_shape: Any) -> Summary:
     -------------------------------------------------------------------------------------------------
        total                                     1 x 10                54,410        248,768  28 x 28
     """
-    if not hasattr(net, "named_layers"):
+    if isinstance(net, type) or not hasattr(net, "named_layers"):
         raise TypeError(f"summary: net is a {type(net).__name__}: it must be a Layer")
     shape = _checked_shape(input_shape)
     if len(shape) != 3:

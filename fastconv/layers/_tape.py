@@ -84,7 +84,7 @@ class Tape(threading.local):
     def keep(self, frame: Frame, inputs: tuple[Any, ...], output: Any) -> None:
         """File a finished call."""
         first = output[0] if isinstance(output, tuple) else output
-        if not any(first is input for input in inputs):
+        if isinstance(first, np.ndarray) and not any(first is input for input in inputs):  # no 0-d number of NumPy's
             frame.output = weakref.ref(first)
         self.frames.append(frame)
 

@@ -115,7 +115,10 @@ class Sequential(_Container):
             part = Sequential(dict(items[index]))
             part.training = self.training
             return part
-        return items[integer(type(self).__name__, "index", index)][1]
+        at = integer(type(self).__name__, "index", index)
+        if not -len(items) <= at < len(items):
+            raise IndexError(f"{type(self).__name__}: index {at}: there are {len(items)} layers")
+        return items[at][1]
 
     def append(self, layer: Layer) -> Sequential:
         """Add a layer at the end, named by its position; returns the network itself."""

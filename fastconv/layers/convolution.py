@@ -193,7 +193,10 @@ class Conv2d(_Conv):
 
     def _unlock(self) -> None:
         if self._pack is not None:
-            self._pack.source.flags.writeable = True
+            try:
+                self._pack.source.flags.writeable = True
+            except ValueError:  # its memory belongs to what cannot say so: a pickle's bytes, a tensor
+                vars(self)["weight"] = self._pack.source.copy()
             self._pack = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -208,6 +211,8 @@ class Conv2d(_Conv):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        if not self.weight.flags.writeable:  # locked when it was pickled, and now a part of the pickle
+            vars(self)["weight"] = self.weight.copy()
         self._mode_changed()
 
     def _forward(self, input: Any, *, activation: Any = None) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import functional
-from fastconv._problem import PoolProblem, at_least, flag, integer, pair, resolve_padding, shown
+from fastconv._problem import PoolProblem, at_least, flag, integer, pair, resolve_padding, sequence, shown
 from fastconv.layers._base import Layer, check_maps, count, maps
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass, recording
@@ -287,7 +287,7 @@ class AdaptiveAvgPool2d(Layer):
 
     def __init__(self, output_size: Any) -> None:
         function = type(self).__name__
-        several = np.iterable(output_size) and not isinstance(output_size, str)
+        several = sequence(output_size)
         sizes = tuple(output_size) if several else (output_size,) * 2
         if len(sizes) != 2:
             raise ValueError(f"{function}: output_size {sizes}: it must be an integer or a pair of integers or None")
@@ -400,7 +400,7 @@ class ZeroPad2d(Layer):
 
     def __init__(self, padding: Any) -> None:
         function = type(self).__name__
-        sides = tuple(padding) if np.iterable(padding) and not isinstance(padding, str) else (padding,) * 4
+        sides = tuple(padding) if sequence(padding) else (padding,) * 4
         if len(sides) != 4:
             raise ValueError(
                 f"{function}: padding {shown(padding)}: it must be one integer or (left, right, top, bottom)"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +46,7 @@ def save_checkpoint(path: Any, net: Layer, optimizer: Any = None, history: Histo
     """
     entries: dict[str, np.ndarray] = {}
     for part, owner in zip(_PARTS, (net, optimizer, history), strict=True):
+        _check_part("save_checkpoint", part, owner)
         if owner is not None:
             entries.update({f"{part}.{name}": array for name, array in owner.state_dict().items()})
     generators = {name: rng.bit_generator.state for name, rng in _generators(net)}
@@ -90,17 +90,41 @@ def load_checkpoint(path: Any, net: Layer, optimizer: Any = None, history: Histo
     ...         print(str(error).partition("/a.npz: ")[2])
     it is no checkpoint of save_checkpoint
     """
-    name = os.fsdecode(path)
-    entries = _state.load(path)
+    for part, owner in zip(_PARTS, (net, optimizer, history), strict=True):
+        _check_part("load_checkpoint", part, owner)
+    return take(read(path), net, optimizer, history)
+
+
+class Contents(NamedTuple):
+    """What a checkpoint holds."""
+
+    name: str
+    entries: dict[str, np.ndarray]
+    generators: dict[str, Any]
+    meta: dict[str, Any]
+
+
+def read(path: Any) -> Contents:
+    """A checkpoint file, before anything is changed by it."""
+    name, entries = _state.path_name("load_checkpoint", path), _state.read("load_checkpoint", path)
     try:
         head = json.loads(entries["checkpoint"].tobytes())
         generators, meta, version = head["generators"], head["meta"], head["format"]
-    except (KeyError, TypeError, ValueError):
+        if not isinstance(generators, dict) or not isinstance(meta, dict):
+            raise TypeError
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"load_checkpoint: {name}: it is no checkpoint of save_checkpoint") from None
     if version != FORMAT:
         raise ValueError(f"load_checkpoint: {name}: format {version!r}: this version reads format {FORMAT}")
+    return Contents(name, entries, generators, meta)
+
+
+def take(contents: Contents, net: Layer, optimizer: Any, history: History | None) -> dict[str, Any]:
+    """Put it into a network, an optimiser and a history; if it does not fit, nothing is changed."""
+    name, entries, generators, meta = contents
     owners = [(part, owner) for part, owner in zip(_PARTS, (net, optimizer, history), strict=True) if owner is not None]
     former = {part: owner.state_dict() for part, owner in owners}
+    streams = [(rng, rng.bit_generator.state) for _, rng in _generators(net)]
     try:
         for part, owner in owners:
             found = {key.partition(".")[2]: value for key, value in entries.items() if key.startswith(f"{part}.")}
@@ -110,9 +134,18 @@ def load_checkpoint(path: Any, net: Layer, optimizer: Any = None, history: Histo
     except (KeyError, TypeError, ValueError) as error:
         for part, owner in owners:
             owner.load_state_dict(former[part])
+        for rng, state in streams:
+            rng.bit_generator.state = state
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load_checkpoint: {name}: it does not fit: {reason}") from None
     return meta
+
+
+def _check_part(function: str, part: str, owner: Any) -> None:
+    if part == "net" and not isinstance(owner, Layer):
+        raise TypeError(f"{function}: net is a {type(owner).__name__}: it must be a Layer")
+    if owner is not None and not (hasattr(owner, "state_dict") and hasattr(owner, "load_state_dict")):
+        raise TypeError(f"{function}: {part} is a {type(owner).__name__}: it has no state")
 
 
 def _generators(net: Layer) -> Iterator[tuple[str, np.random.Generator]]:

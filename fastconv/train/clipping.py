@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ def clip_grad_norm(net_or_grads: Any, max_norm: float) -> float:
 
     Parameters
     ----------
-    net_or_grads : Layer, or list of arrays or None
+    net_or_grads : Layer, or array, or list of arrays or None
         A network after ``backward``, or gradients.
     max_norm : float
         Above 0.
@@ -31,7 +32,7 @@ def clip_grad_norm(net_or_grads: Any, max_norm: float) -> float:
     Raises
     ------
     TypeError, ValueError
-        If `max_norm` is no number above 0.
+        If `max_norm` is no number above 0, or a gradient no array of floats that can be written.
 
     Notes
     -----
@@ -47,11 +48,18 @@ def clip_grad_norm(net_or_grads: Any, max_norm: float) -> float:
     >>> gradient.round(3)
     array([0.6, 0.8])
     """
-    max_norm = number("clip_grad_norm", "max_norm", max_norm)
-    if max_norm <= 0:
-        raise ValueError(f"clip_grad_norm: max_norm {max_norm:g}: it must be above 0")
-    found = net_or_grads.gradients() if isinstance(net_or_grads, Layer) else net_or_grads
+    max_norm = checked_norm("clip_grad_norm", "max_norm", max_norm)
+    found: Any = [net_or_grads] if isinstance(net_or_grads, np.ndarray) else net_or_grads
+    if isinstance(net_or_grads, Layer):
+        found = net_or_grads.gradients()
+    if not isinstance(found, Iterable):
+        kind = type(net_or_grads).__name__
+        raise TypeError(f"clip_grad_norm: net_or_grads is a {kind}: it must be a Layer or a list of arrays")
     gradients = [gradient for gradient in found if gradient is not None]
+    for gradient in gradients:
+        if not (isinstance(gradient, np.ndarray) and gradient.dtype.kind == "f" and gradient.flags.writeable):
+            kind = gradient.dtype if isinstance(gradient, np.ndarray) else type(gradient).__name__
+            raise TypeError(f"clip_grad_norm: a gradient is {kind}: it must be a writeable array of floats")
     total = 0.0
     for gradient in gradients:
         flat = gradient.reshape(-1)
@@ -61,4 +69,11 @@ def clip_grad_norm(net_or_grads: Any, max_norm: float) -> float:
     if norm > max_norm:
         for gradient in gradients:
             gradient *= max_norm / (norm + 1e-6)
+    return norm
+
+
+def checked_norm(function: str, name: str, value: Any) -> float:
+    norm = number(function, name, value, finite=False)  # infinite: measure, and change nothing
+    if norm <= 0:
+        raise ValueError(f"{function}: {name} {norm:g}: it must be above 0")
     return norm

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._arrays import as_ndarray
-from fastconv._problem import flag, integer
+from fastconv._arrays import as_array, as_ndarray
+from fastconv._problem import flag, integer, sequence, shown
+from fastconv._state import path_name
 from fastconv.layers import Layer
 from fastconv.layers._base import count, number
 from fastconv.train._guards import Interrupt, blame_backward, blame_forward
-from fastconv.train.checkpoint import load_checkpoint, save_checkpoint
-from fastconv.train.clipping import clip_grad_norm
+from fastconv.train.checkpoint import read, save_checkpoint, take
+from fastconv.train.clipping import checked_norm, clip_grad_norm
 from fastconv.train.history import History
 from fastconv.train.losses import checked_labels, softmax_cross_entropy
-from fastconv.train.optimizers import SGD
+from fastconv.train.optimizers import SGD, Optimizer
 
 Loss = Callable[[Any, Any], tuple[float, np.ndarray]]
 EVALUATION_BATCH = 250
@@ -155,18 +156,22 @@ def fit(
     """
     run = _Run(net, data, validation, loss, epochs, batch_size, seed)
     run.optimizer = SGD(net, number("fit", "lr", lr, 0), momentum=0.9) if optimizer is None else optimizer
-    run.schedule, run.augment = schedule, augment
-    run.clip = None if clip is None else number("fit", "clip", clip, 0)
+    _check_optimizer(run.optimizer, net)
+    run.schedule, run.augment = _callable("schedule", schedule), _callable("augment", augment)
+    run.clip = None if clip is None else checked_norm("fit", "clip", clip)
     run.patience = None if patience is None else count("fit", "patience", patience)
-    run.callbacks = tuple(callbacks)
-    resume, shown = flag("fit", "resume", resume), flag("fit", "progress", progress)
+    if not sequence(callbacks):
+        raise TypeError(f"fit: callbacks is a {type(callbacks).__name__}: it must be a list of functions")
+    run.callbacks = tuple(_callable("callbacks", callback) for callback in callbacks)
+    resume, with_bar = flag("fit", "resume", resume), flag("fit", "progress", progress)
     if checkpoint is not None:
+        path_name("fit", checkpoint, "checkpoint")
         if resume and os.path.exists(checkpoint):
             run.load(checkpoint)
         else:
             run.save(checkpoint)
     net.train()
-    with Interrupt() as interrupt, _bar(shown, run) as bar:
+    with Interrupt() as interrupt, _bar(with_bar, run) as bar:
         try:
             while not run.finished():
                 run.epoch_steps(interrupt, bar)
@@ -179,6 +184,19 @@ def fit(
                 run.save(checkpoint)
             raise
     return run.history
+
+
+def _callable(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise TypeError(f"fit: {name} is a {type(value).__name__}: it must be a function")
+    return value
+
+
+def _check_optimizer(optimizer: Any, net: Layer) -> None:
+    if not all(hasattr(optimizer, name) for name in ("step", "lr", "state_dict", "load_state_dict")):
+        raise TypeError(f"fit: optimizer is a {type(optimizer).__name__}: it must be SGD, Adam or AdamW")
+    if isinstance(optimizer, Optimizer) and not optimizer.owns_part_of(net):
+        raise ValueError("fit: optimizer: its parameters are not those of net")
 
 
 def evaluate(net: Layer, data: Any, loss: Loss = softmax_cross_entropy) -> tuple[float, float]:
@@ -211,6 +229,7 @@ def evaluate(net: Layer, data: Any, loss: Loss = softmax_cross_entropy) -> tuple
     >>> round(loss, 3), accuracy
     (0.313, 1.0)
     """
+    _check_net("evaluate", net, loss)
     images, labels = _checked("evaluate", "data", data, net, loss)
     return _evaluate(net, images, labels, loss, lambda: None)
 
@@ -254,8 +273,7 @@ class _Run:
     def __init__(
         self, net: Layer, data: Any, validation: Any, loss: Loss, epochs: Any, batch_size: Any, seed: Any
     ) -> None:
-        if not isinstance(net, Layer):
-            raise TypeError(f"fit: net is a {type(net).__name__}: it must be a Layer")
+        _check_net("fit", net, loss)
         self.net, self.loss = net, loss
         self.epochs, self.batch_size = count("fit", "epochs", epochs), count("fit", "batch_size", batch_size)
         self.seed = integer("fit", "seed", seed)
@@ -368,8 +386,9 @@ class _Run:
 
     def load(self, path: Any) -> None:
         name = os.fsdecode(path)
-        meta = load_checkpoint(path, self.net, self.optimizer, self.history)
-        if "identity" not in meta:
+        contents = read(path)
+        meta = contents.meta
+        if not isinstance(meta.get("identity"), dict):
             raise ValueError(f"fit: {name}: it is no checkpoint of fit")
         for key, value in self._identity().items():
             if meta["identity"].get(key) != value:
@@ -377,6 +396,7 @@ class _Run:
                     f"fit: {name}: its run had {key} {meta['identity'].get(key)}, this one has {value}: resume with "
                     "the same, or choose another checkpoint"
                 )
+        take(contents, self.net, self.optimizer, self.history)
         self.batch, self.total_loss, self.hits = meta["batch"], meta["total_loss"], meta["hits"]
         self.seconds, self.stopped = meta["seconds"], meta["stopped"]
 
@@ -396,17 +416,26 @@ def _bar(shown: bool, run: _Run) -> Any:
     )  # fmt: skip
 
 
+def _check_net(function: str, net: Any, loss: Any) -> None:
+    if not isinstance(net, Layer):
+        raise TypeError(f"{function}: net is a {type(net).__name__}: it must be a Layer")
+    if not callable(loss):
+        raise TypeError(f"{function}: loss is a {type(loss).__name__}: it must be a function")
+
+
 def _checked(function: str, name: str, data: Any, net: Layer, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels, checked against each other and, by one image in eval mode, against the network."""
     try:
         given_images, given_labels = data
     except (TypeError, ValueError):
         raise TypeError(f"{function}: {name} is a {type(data).__name__}: it must be (images, labels)") from None
-    images, labels = as_ndarray(function, name, given_images), np.asarray(given_labels)
+    images, labels = as_ndarray(function, name, given_images), as_array(function, f"labels of {name}", given_labels)
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise TypeError(f"{function}: {name}: images have dtype {images.dtype}: it must be uint8, float32 or float64")
     if images.ndim < 2 or len(images) == 0:
         raise ValueError(f"{function}: {name}: images have shape {images.shape}: there must be at least one image")
+    if labels.ndim == 0:
+        raise ValueError(f"{function}: {name}: labels are {shown(given_labels)}: there must be one for each image")
     if len(labels) != len(images):
         raise ValueError(f"{function}: {name}: {len(images)} images and {len(labels)} labels: there must be as many")
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._arrays import as_floats
+from fastconv._arrays import as_array, as_floats
 
 
 def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, np.ndarray]:
@@ -67,7 +67,7 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> tuple[float, np.ndarray]:
 
 def checked_labels(function: str, labels: Any, n: int, classes: int) -> np.ndarray:
     """``labels`` as an (n,) array of integers in 0 .. classes - 1."""
-    y = np.asarray(labels)
+    y = as_array(function, "labels", labels)
     if y.dtype.kind not in "iu":
         raise TypeError(f"{function}: labels have dtype {y.dtype}: they must be integers")
     if y.shape != (n,):
@@ -113,7 +113,7 @@ def mean_squared_error(output: Any, target: Any) -> tuple[float, np.ndarray]:
         raise ValueError(f"{function}: output has shape {out.shape} and target {wanted.shape}: they must be equal")
     if out.size == 0:
         raise ValueError(f"{function}: output has shape {out.shape}: it must not be empty")
-    grad = np.subtract(out, wanted, dtype=out.dtype)
+    grad = np.asarray(np.subtract(out, wanted, dtype=out.dtype.newbyteorder("=")))
     loss = float(np.mean(np.square(grad), dtype=np.float64))
     grad *= 2 / grad.size
     return loss, grad

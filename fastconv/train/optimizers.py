@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastconv._arrays import as_array
 from fastconv._problem import flag
 from fastconv.layers import Layer
 from fastconv.layers._base import number
@@ -14,10 +15,11 @@ from fastconv.layers._base import number
 BLOCK = 32768  # numbers: parameter, gradient, two buffers and scratch in float32 fill about 640 KiB, a level-2 cache
 
 
-class _Optimizer:
+class Optimizer:
     """What the optimisers share: whose parameters, buffers of the same shapes, the walk over blocks."""
 
     _buffer_names: ClassVar[tuple[str, ...]] = ()
+    _counts_each: ClassVar[bool] = False  # whether a step depends on how many a parameter has had
 
     def __init__(self, net_or_params: Any, lr: Any, weight_decay: Any) -> None:
         function = type(self).__name__
@@ -40,9 +42,16 @@ class _Optimizer:
         self._buffers = {
             kind: {name: np.zeros_like(array) for name, array in parameters.items()} for kind in self._buffer_names
         }
+        self._counts = dict.fromkeys(parameters, 0) if self._counts_each else {}
+        self._count = 0  # of the parameter that is being stepped
 
     def _parameters(self) -> dict[str, np.ndarray]:
         return self._own if self._net is None else dict(self._net.named_parameters())
+
+    def owns_part_of(self, net: Layer) -> bool:
+        """Whether all that `step` changes belongs to ``net``."""
+        own = {id(array) for array in net.parameters()}
+        return all(id(array) in own for array in self._parameters().values())
 
     def step(self, gradients: Iterable[Any] | None = None) -> None:
         """Change the parameters along their gradients, in place.
@@ -55,29 +64,36 @@ class _Optimizer:
 
         Raises
         ------
-        ValueError
-            If number or shapes of the gradients do not fit, or a parameter is read-only; nothing is changed then.
+        TypeError, ValueError
+            If number, shapes or dtypes of the gradients do not fit, or a parameter is read-only; nothing is changed then.
         """
         function = f"{type(self).__name__}.step"
         if gradients is None:
             if self._net is None:
                 raise ValueError(f"{function}: gradients is None: an optimiser of arrays needs them")
             gradients = self._net.gradients()
+        if isinstance(gradients, (str, bytes)) or not isinstance(gradients, Iterable):
+            raise TypeError(f"{function}: gradients is a {type(gradients).__name__}: it must be a list of arrays")
         parameters, given = self._parameters(), list(gradients)
         if len(given) != len(parameters):
             raise ValueError(f"{function}: {len(given)} gradients: there are {len(parameters)} parameters")
-        for (name, parameter), gradient in zip(parameters.items(), given, strict=True):
-            if gradient is not None and np.shape(gradient) != parameter.shape:
-                shape = np.shape(gradient)
-                raise ValueError(f"{function}: gradient of {name!r} has shape {shape}: it must be {parameter.shape}")
+        for at, (name, parameter) in enumerate(parameters.items()):
+            if given[at] is not None:
+                gradient = given[at] = _real(function, f"gradient of {name!r}", given[at], parameter.dtype)
+                if gradient.shape != parameter.shape:
+                    shape = gradient.shape
+                    raise ValueError(
+                        f"{function}: gradient of {name!r} has shape {shape}: it must be {parameter.shape}"
+                    )
             if not parameter.flags.writeable:
                 raise ValueError(f"{function}: parameter {name!r} is read-only: call train() on the network first")
         self.steps += 1
         for (name, parameter), gradient in zip(parameters.items(), given, strict=True):
             if gradient is None:
                 continue
+            if self._counts_each:
+                self._count = self._counts[name] = self._counts[name] + 1
             buffers = (self._buffers[kind][name] for kind in self._buffer_names)
-            gradient = np.asarray(gradient, parameter.dtype)
             flat = [array.reshape(-1) for array in (parameter, gradient, *buffers)]
             scratch = np.empty((2, min(parameter.size, BLOCK)), parameter.dtype)
             for start in range(0, parameter.size, BLOCK):
@@ -97,6 +113,7 @@ class _Optimizer:
             "steps", "lr", and buffers by the names of their parameters: "momentum.0.weight".
         """
         state = {"steps": np.array(self.steps), "lr": np.array(self.lr)}
+        state.update({f"steps.{name}": np.array(count) for name, count in self._counts.items()})
         for kind, arrays in self._buffers.items():
             state.update({f"{kind}.{name}": array.copy() for name, array in arrays.items()})
         return state
@@ -110,25 +127,42 @@ class _Optimizer:
 
         Raises
         ------
-        ValueError
-            If keys or shapes do not fit; nothing is changed then.
+        TypeError, ValueError
+            If keys, shapes or dtypes do not fit; nothing is changed then.
         """
         function = f"{type(self).__name__}.load_state_dict"
+        if not isinstance(state_dict, Mapping):
+            kind = type(state_dict).__name__
+            raise TypeError(f"{function}: state_dict is a {kind}: it must be a mapping of names to arrays")
         own = self.state_dict()
+        if self._counts and "steps" in state_dict:  # a state of before each parameter had a count
+            state_dict = {**{f"steps.{name}": state_dict["steps"] for name in self._counts}, **state_dict}
         wrong = sorted(own.keys() ^ state_dict.keys())
         if wrong:
             raise ValueError(f"{function}: {wrong[0]!r} and {len(wrong) - 1} more keys: missing, or unexpected")
+        values = {name: _real(function, repr(name), state_dict[name], array.dtype) for name, array in own.items()}
         for name, array in own.items():
-            if np.shape(state_dict[name]) != array.shape:
-                shape = np.shape(state_dict[name])
-                raise ValueError(f"{function}: {name!r} has shape {shape}: it must be {array.shape}")
-        self.steps, self.lr = int(state_dict["steps"]), float(state_dict["lr"])
+            if values[name].shape != array.shape:
+                raise ValueError(f"{function}: {name!r} has shape {values[name].shape}: it must be {array.shape}")
+        if values["steps"] < 0:
+            raise ValueError(f"{function}: steps {values['steps']}: it must be at least 0")
+        self.lr = number(function, "lr", values["lr"], 0)
+        self.steps = int(values["steps"])
+        self._counts = {name: int(values[f"steps.{name}"]) for name in self._counts}
         for kind, arrays in self._buffers.items():
             for name, array in arrays.items():
-                array[...] = state_dict[f"{kind}.{name}"]
+                array[...] = values[f"{kind}.{name}"]
 
 
-class SGD(_Optimizer):
+def _real(function: str, name: str, value: Any, dtype: np.dtype) -> np.ndarray:
+    """``value`` as an array of ``dtype``; TypeError unless it holds real numbers, of a whole kind where that is asked."""
+    array = as_array(function, name, value)
+    if array.dtype.kind not in ("fiu" if dtype.kind == "f" else "iu"):
+        raise TypeError(f"{function}: {name} has dtype {array.dtype}: it must hold {dtype} numbers")
+    return array.astype(dtype, copy=False)
+
+
+class SGD(Optimizer):
     r"""Stochastic gradient descent, with momentum if wanted.
 
     Parameters
@@ -195,7 +229,7 @@ class SGD(_Optimizer):
         parameter -= first
 
 
-class Adam(_Optimizer):
+class Adam(Optimizer):
     r"""Adam (Kingma and Ba, arXiv 1412.6980).
 
     Parameters
@@ -219,6 +253,8 @@ class Adam(_Optimizer):
         m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
         w \leftarrow w - \eta \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
+    t counts the steps in which the parameter had a gradient.
+
     Examples
     --------
     >>> import numpy as np, fastconv
@@ -229,6 +265,7 @@ class Adam(_Optimizer):
     """
 
     _buffer_names = ("mean", "square")
+    _counts_each = True
     _decoupled: ClassVar[bool] = False
 
     def __init__(
@@ -263,10 +300,10 @@ class Adam(_Optimizer):
         square *= beta2
         square += second
         np.sqrt(square, out=second)
-        second /= (1 - beta2**self.steps) ** 0.5
+        second /= (1 - beta2**self._count) ** 0.5
         second += self.eps
         np.divide(mean, second, out=second)
-        second *= self.lr / (1 - beta1**self.steps)
+        second *= self.lr / (1 - beta1**self._count)
         parameter -= second
 
 

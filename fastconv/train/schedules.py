@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from fastconv._problem import integer
 from fastconv.layers._base import count, number
 
 
@@ -37,7 +39,7 @@ class StepSchedule:
         self.gamma = number("StepSchedule", "gamma", gamma, 0)
 
     def __call__(self, step: int) -> float:
-        return self.lr * self.gamma ** (step // self.step_size)
+        return self.lr * self.gamma ** (_checked("StepSchedule", step) // self.step_size)
 
 
 class CosineSchedule:
@@ -72,7 +74,7 @@ class CosineSchedule:
         self.min_lr = number("CosineSchedule", "min_lr", min_lr, 0)
 
     def __call__(self, step: int) -> float:
-        return _cosine(self.lr, self.min_lr, min(1.0, step / self.total_steps))
+        return _cosine(self.lr, self.min_lr, min(1.0, _checked("CosineSchedule", step) / self.total_steps))
 
 
 class OneCycleSchedule:
@@ -121,13 +123,20 @@ class OneCycleSchedule:
         self.final_div_factor = number(function, "final_div_factor", final_div_factor, 1)
 
     def __call__(self, step: int) -> float:
+        step = _checked("OneCycleSchedule", step)
         initial = self.max_lr / self.div_factor
         top, last = self.pct_start * self.total_steps - 1, self.total_steps - 1
         if step <= top:
             return _cosine(initial, self.max_lr, step / top if top > 0 else 1.0)
-        top = max(0.0, top)
         down = min(1.0, (step - top) / (last - top)) if last > top else 1.0
         return _cosine(self.max_lr, initial / self.final_div_factor, down)
+
+
+def _checked(function: str, step: Any) -> int:
+    step = integer(function, "step", step)
+    if step < 0:
+        raise ValueError(f"{function}: step {step}: it must be at least 0")
+    return step
 
 
 def _cosine(start: float, end: float, part: float) -> float:
