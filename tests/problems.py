@@ -111,6 +111,12 @@ CASES = [
     *(Conv(f"depth-{n}", 1, n, 1, 2, 3, 1, 1, double=n == 769) for n in (511, 512, 513, 767, 768, 769)),
     Conv("depth-43x9", 1, 43, 4, 5, 9, 3, 3, padding=1),  # 387: blocks end inside a channel
     Conv("depth-86x9-strided", 2, 86, 5, 5, 7, 3, 3, stride=2, padding=1),  # 774
+    # Rows of two planes in one vector, the last plane alone; columns that end inside a vector
+    Conv("depthwise-planes-7", 3, 5, 7, 7, 5, 3, 3, padding=1, groups=5),
+    Conv("depthwise-planes-3", 3, 5, 6, 3, 10, 3, 3, padding=1, groups=5, double=True),
+    Conv("depthwise-planes-stride2", 3, 3, 13, 14, 3, 3, 3, stride=2, padding=1, groups=3),
+    Conv("depthwise-columns-stride2", 2, 2, 9, 63, 2, 3, 3, stride=2, padding=1, groups=2, double=True),
+    Conv("depthwise-one-row", 3, 2, 1, 9, 2, 3, 3, padding=1, groups=2),
 ]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two problems of one name"
