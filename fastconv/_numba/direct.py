@@ -1,7 +1,8 @@
 """Convolution by its definition, and its two gradients. Formula and shapes: fastconv/_reference/direct.py.
 
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that padding
-meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one before.
+meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one
+before; in depthwise layers, with AVX-512, it is a part of one.
 
 The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
 conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
