@@ -2,13 +2,14 @@
 
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that
 padding meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the
-one before.
+one before; in depthwise layers, with AVX-512, it is a part of one.
 
 The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
 conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
 grad_input with a larger stride   DEPTH + KW + channels*KH*KW / DEPTH + 2
 grad_input, weight not finite     KH*KW + OCG + 2
-grad_weight                       FLUSH + FLUSH + N*OH*ceil(OW / VL) / (FLUSH * FLUSH / 2) + VL + CHUNKS + 1
+grad_weight                       FLUSH + FLUSH + N*OH*ceil(OW / VL) / (FLUSH * FLUSH / 2) + log2(VL) + CHUNKS + 1
+grad_weight, 3x3 by columns       FLUSH + FLUSH + runs / FLUSH + log2(VL) + CHUNKS + 1; a run: a column of a band or of images
 """
 
 from cython.parallel cimport prange, threadid
@@ -32,10 +33,7 @@ cdef enum:
     DEPTH = 256      # products after which a partial sum is put aside
     FLUSH = 64       # vectors after which grad_weight's partial sums are put aside
     TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
-    # Elements of image rows that the columns of a depthwise layer share; the next rows are fetched meanwhile, results too:
-    # two bands of both are a first-level cache
-    BAND = 2048
-    TOGETHER = 2048  # elements of depthwise planes, images and results, whose columns are taken in turns
+    TOGETHER = 4096  # elements of depthwise planes, images and results, whose columns are taken in turns
     SPREAD = 1 << 16  # elements of an image whose cells are spread in a copy: half of a second-level cache
     CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
 
@@ -45,10 +43,24 @@ cdef extern from *:
     #include <immintrin.h>
     #endif
     #define DIRECT static inline __attribute__((always_inline))
+    /* With AVX-512 any order of lanes costs one instruction, and some lanes are loaded and stored as fast as all. */
+    enum { DIRECT_ORDERED = FASTCONV_VL == 16 };
+    /* Elements of the rows, images and results, that the columns of a depthwise layer share; the next rows are fetched
+       meanwhile: two bands are a first-level cache, of 32 KB before AVX-512, of 48 with it. */
+    enum { DIRECT_BAND = FASTCONV_VL == 16 ? 6400 : 4096 };
     #define DIRECT_SELDOM(condition) __builtin_expect(!!(condition), 0)
 
     #define DIRECT_HELPERS(S, type, vec, VL) \\
-    DIRECT type sum_lanes_##S(vec v) { type sum = v[0]; for (int i = 1; i < VL; i++) sum += v[i]; return sum; } \\
+    DIRECT vec either_##S(vec a, vec b) { return (vec)((simd_i##S)a | (simd_i##S)b); } \\
+    /* v where the sign bit of `lanes` is set, else zero */ \\
+    DIRECT vec chosen_##S(vec v, vec lanes) { return (vec)((simd_i##S)v & ((simd_i##S)lanes < 0)); } \\
+    DIRECT type sum_lanes_##S(vec v) \\
+    { \\
+        type lanes[VL]; \\
+        __builtin_memcpy(lanes, &v, sizeof v); \\
+        for (int half = VL / 2; half; half /= 2) for (int i = 0; i < half; i++) lanes[i] += lanes[i + half]; \\
+        return lanes[0]; \\
+    } \\
     /* Lane i: row[column + i * stride]; zero where that column is outside [0, extent). */ \\
     DIRECT vec gather_##S(const type *row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) \\
     { \\
@@ -111,7 +123,12 @@ cdef extern from *:
     DIRECT_INSIDE(d, double, vd, 2, long long, 0, 1)
     #endif
 
+    /* join_lanes: p[i] where the sign bit is set, elsewhere v, whose other lanes are zeros. */
     #if defined(__AVX512F__) && FASTCONV_VL == 16
+    DIRECT vf join_lanes_f(vf v, const float *p, vf inside)
+    { return (vf)_mm512_mask_loadu_ps((__m512)v, _mm512_movepi32_mask((__m512i)inside), p); }
+    DIRECT vd join_lanes_d(vd v, const double *p, vd inside)
+    { return (vd)_mm512_mask_loadu_pd((__m512d)v, _mm512_movepi64_mask((__m512i)inside), p); }
     DIRECT vf load_lanes_f(const float *p, vf inside)
     { return (vf)_mm512_maskz_loadu_ps(_mm512_movepi32_mask((__m512i)inside), p); }
     DIRECT vd load_lanes_d(const double *p, vd inside)
@@ -139,23 +156,36 @@ cdef extern from *:
     DIRECT_LOAD_LANES(f, float, vf, VL_FLOAT)
     DIRECT_LOAD_LANES(d, double, vd, VL_DOUBLE)
     #endif
+    #if !defined(__AVX512F__) || FASTCONV_VL != 16
+    DIRECT vf join_lanes_f(vf v, const float *p, vf inside)
+    { return (vf)((simd_if)v | (simd_if)load_lanes_f(p, inside)); }
+    DIRECT vd join_lanes_d(vd v, const double *p, vd inside)
+    { return (vd)((simd_id)v | (simd_id)load_lanes_d(p, inside)); }
+    #endif
 
-    /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (128-bit lanes stay
-       where they are); in_order and out_of_order lead from that order to the natural one and back. Two vectors as one
-       alternating pair: zip_low, zip_high. */
+    /* Two vectors in a row: their even or odd elements, in an order that costs one instruction (with AVX2 128-bit lanes
+       stay where they are); in_order and out_of_order lead from that order to the natural one and back. Two vectors as
+       one alternating pair: zip_low, zip_high. The lower half of one, the upper half of the other: halves. Every lane
+       from the next one, or from the one before, round in a circle: following, preceding. */
     #define DIRECT_SHUFFLE(S, name, ...) \\
     DIRECT v##S name##_##S(v##S a, v##S b) { return SIMD_SHUFFLE_##S(a, b, __VA_ARGS__); }
     #if FASTCONV_VL == 16
-    DIRECT_SHUFFLE(f, even, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30)
-    DIRECT_SHUFFLE(f, odd, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31)
-    DIRECT_SHUFFLE(f, in_order, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)
-    DIRECT_SHUFFLE(f, out_of_order, 0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
+    DIRECT_SHUFFLE(f, even, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+    DIRECT_SHUFFLE(f, odd, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+    DIRECT_SHUFFLE(f, in_order, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+    DIRECT_SHUFFLE(f, out_of_order, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+    DIRECT_SHUFFLE(f, halves, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31)
+    DIRECT_SHUFFLE(f, following, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0)
+    DIRECT_SHUFFLE(f, preceding, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
     DIRECT_SHUFFLE(f, zip_low, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
     DIRECT_SHUFFLE(f, zip_high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-    DIRECT_SHUFFLE(d, even, 0, 8, 2, 10, 4, 12, 6, 14)
-    DIRECT_SHUFFLE(d, odd, 1, 9, 3, 11, 5, 13, 7, 15)
-    DIRECT_SHUFFLE(d, in_order, 0, 2, 4, 6, 1, 3, 5, 7)
-    DIRECT_SHUFFLE(d, out_of_order, 0, 4, 1, 5, 2, 6, 3, 7)
+    DIRECT_SHUFFLE(d, even, 0, 2, 4, 6, 8, 10, 12, 14)
+    DIRECT_SHUFFLE(d, odd, 1, 3, 5, 7, 9, 11, 13, 15)
+    DIRECT_SHUFFLE(d, in_order, 0, 1, 2, 3, 4, 5, 6, 7)
+    DIRECT_SHUFFLE(d, out_of_order, 0, 1, 2, 3, 4, 5, 6, 7)
+    DIRECT_SHUFFLE(d, halves, 0, 1, 2, 3, 12, 13, 14, 15)
+    DIRECT_SHUFFLE(d, following, 1, 2, 3, 4, 5, 6, 7, 0)
+    DIRECT_SHUFFLE(d, preceding, 7, 0, 1, 2, 3, 4, 5, 6)
     DIRECT_SHUFFLE(d, zip_low, 0, 8, 1, 9, 2, 10, 3, 11)
     DIRECT_SHUFFLE(d, zip_high, 4, 12, 5, 13, 6, 14, 7, 15)
     #elif FASTCONV_VL == 8
@@ -163,12 +193,18 @@ cdef extern from *:
     DIRECT_SHUFFLE(f, odd, 1, 3, 9, 11, 5, 7, 13, 15)
     DIRECT_SHUFFLE(f, in_order, 0, 1, 4, 5, 2, 3, 6, 7)
     DIRECT_SHUFFLE(f, out_of_order, 0, 1, 4, 5, 2, 3, 6, 7)
+    DIRECT_SHUFFLE(f, halves, 0, 1, 2, 3, 12, 13, 14, 15)
+    DIRECT_SHUFFLE(f, following, 1, 2, 3, 4, 5, 6, 7, 0)
+    DIRECT_SHUFFLE(f, preceding, 7, 0, 1, 2, 3, 4, 5, 6)
     DIRECT_SHUFFLE(f, zip_low, 0, 8, 1, 9, 2, 10, 3, 11)
     DIRECT_SHUFFLE(f, zip_high, 4, 12, 5, 13, 6, 14, 7, 15)
     DIRECT_SHUFFLE(d, even, 0, 4, 2, 6)
     DIRECT_SHUFFLE(d, odd, 1, 5, 3, 7)
     DIRECT_SHUFFLE(d, in_order, 0, 2, 1, 3)
     DIRECT_SHUFFLE(d, out_of_order, 0, 2, 1, 3)
+    DIRECT_SHUFFLE(d, halves, 0, 1, 6, 7)
+    DIRECT_SHUFFLE(d, following, 1, 2, 3, 0)
+    DIRECT_SHUFFLE(d, preceding, 3, 0, 1, 2)
     DIRECT_SHUFFLE(d, zip_low, 0, 4, 1, 5)
     DIRECT_SHUFFLE(d, zip_high, 2, 6, 3, 7)
     #else
@@ -176,17 +212,40 @@ cdef extern from *:
     DIRECT_SHUFFLE(f, odd, 1, 3, 5, 7)
     DIRECT_SHUFFLE(f, in_order, 0, 1, 2, 3)
     DIRECT_SHUFFLE(f, out_of_order, 0, 1, 2, 3)
+    DIRECT_SHUFFLE(f, halves, 0, 1, 6, 7)
+    DIRECT_SHUFFLE(f, following, 1, 2, 3, 0)
+    DIRECT_SHUFFLE(f, preceding, 3, 0, 1, 2)
     DIRECT_SHUFFLE(f, zip_low, 0, 4, 1, 5)
     DIRECT_SHUFFLE(f, zip_high, 2, 6, 3, 7)
     DIRECT_SHUFFLE(d, even, 0, 2)
     DIRECT_SHUFFLE(d, odd, 1, 3)
     DIRECT_SHUFFLE(d, in_order, 0, 1)
     DIRECT_SHUFFLE(d, out_of_order, 0, 1)
+    DIRECT_SHUFFLE(d, halves, 0, 3)
+    DIRECT_SHUFFLE(d, following, 1, 0)
+    DIRECT_SHUFFLE(d, preceding, 1, 0)
     DIRECT_SHUFFLE(d, zip_low, 0, 2)
     DIRECT_SHUFFLE(d, zip_high, 1, 3)
     #endif
+    #if defined(__AVX512F__) && FASTCONV_VL == 16
+    /* two loads */
+    DIRECT vf fill_halves_f(const float *low, const float *high)
+    { return (vf)_mm512_mask_broadcastss_ps(_mm512_set1_ps(*low), 0xff00, _mm_load_ss(high)); }
+    DIRECT vd fill_halves_d(const double *low, const double *high)
+    { return (vd)_mm512_mask_broadcastsd_pd(_mm512_set1_pd(*low), 0xf0, _mm_load_sd(high)); }
+    #else
+    DIRECT vf fill_halves_f(const float *low, const float *high) { return halves_f(vset_f(*low), vset_f(*high)); }
+    DIRECT vd fill_halves_d(const double *low, const double *high) { return halves_d(vset_d(*low), vset_d(*high)); }
+    #endif
     """
+    enum:
+        ORDERED "DIRECT_ORDERED"
+        BAND "DIRECT_BAND"
     bint seldom "DIRECT_SELDOM"(bint condition) nogil
+    vf either_f(vf a, vf b) nogil
+    vd either_d(vd a, vd b) nogil
+    vf chosen_f(vf v, vf lanes) nogil
+    vd chosen_d(vd v, vd lanes) nogil
     float sum_lanes_f(vf v) nogil
     double sum_lanes_d(vd v) nogil
     void store_lanes_f(float* p, vf v, Py_ssize_t first, Py_ssize_t last) nogil
@@ -197,6 +256,8 @@ cdef extern from *:
     vd inside_d(Py_ssize_t column, Py_ssize_t extent) nogil
     vf load_lanes_f(const float* p, vf inside) nogil
     vd load_lanes_d(const double* p, vd inside) nogil
+    vf join_lanes_f(vf v, const float* p, vf inside) nogil
+    vd join_lanes_d(vd v, const double* p, vd inside) nogil
     vf even_f(vf a, vf b) nogil
     vd even_d(vd a, vd b) nogil
     vf odd_f(vf a, vf b) nogil
@@ -205,6 +266,12 @@ cdef extern from *:
     vd in_order_d(vd a, vd b) nogil
     vf out_of_order_f(vf a, vf b) nogil
     vd out_of_order_d(vd a, vd b) nogil
+    vf fill_halves_f(const float* low, const float* high) nogil
+    vd fill_halves_d(const double* low, const double* high) nogil
+    vf following_f(vf a, vf b) nogil
+    vd following_d(vd a, vd b) nogil
+    vf preceding_f(vf a, vf b) nogil
+    vd preceding_d(vd a, vd b) nogil
     vf zip_low_f(vf a, vf b) nogil
     vd zip_low_d(vd a, vd b) nogil
     vf zip_high_f(vf a, vf b) nogil
@@ -240,6 +307,36 @@ cdef inline vec odd(vec a, vec b) noexcept nogil:
         return odd_f(a, b)
     else:
         return odd_d(a, b)
+
+
+cdef inline vec either(vec a, vec b) noexcept nogil:
+    """Lanes that `inside` names in a or in b."""
+    if vec is vf:
+        return either_f(a, b)
+    else:
+        return either_d(a, b)
+
+
+cdef inline vec chosen(vec v, vec lanes) noexcept nogil:
+    """v in those lanes, zeros elsewhere."""
+    if vec is vf:
+        return chosen_f(v, lanes)
+    else:
+        return chosen_d(v, lanes)
+
+
+cdef inline vec following(vec v) noexcept nogil:
+    if vec is vf:
+        return following_f(v, v)
+    else:
+        return following_d(v, v)
+
+
+cdef inline vec preceding(vec v) noexcept nogil:
+    if vec is vf:
+        return preceding_f(v, v)
+    else:
+        return preceding_d(v, v)
 
 
 cdef inline vec zip_low(vec a, vec b) noexcept nogil:
@@ -281,6 +378,24 @@ cdef inline void load_lanes(vec* out, const real* p, vec lanes, bint plain) noex
         out[0] = load_lanes_d(<const double*> p, lanes)
 
 
+cdef inline vec join_lanes(vec v, const real* p, vec lanes) noexcept nogil:
+    """The lanes of p that `inside` names, beside those of v."""
+    if vec is vf:
+        return join_lanes_f(v, <const float*> p, lanes)
+    else:
+        return join_lanes_d(v, <const double*> p, lanes)
+
+
+cdef inline void fill_halves(vec* out, const real* low, const real* high, bint pair) noexcept nogil:
+    """The lower half of the lanes one value, the upper another; the first alone if not ``pair``."""
+    if not pair:
+        fill(out, low[0])
+    elif vec is vf:
+        out[0] = fill_halves_f(<const float*> low, <const float*> high)
+    else:
+        out[0] = fill_halves_d(<const double*> low, <const double*> high)
+
+
 cdef inline void load(vec* out, const real* row, Py_ssize_t column, Py_ssize_t extent, bint plain) noexcept nogil:
     """Columns column .. of a row; with ``plain`` all of them exist, else those outside [0, extent) are zero."""
     cdef vec lanes
@@ -317,15 +432,16 @@ cdef inline void load_columns(
 cdef inline void store(
     real* out, vec value, Py_ssize_t first, Py_ssize_t last, bint accumulate, real act_min, real act_max
 ) noexcept nogil:
-    """The epilogue: lanes [first, last) of a row, which starts at ``out``."""
-    cdef vec low, high, old
+    """The epilogue: lanes [first, last), of which lane 0 would go to ``out``."""
+    cdef vec low, high, old, lanes
     if accumulate:
-        load(&old, out, 0, last, False)
+        inside(&lanes, -first, last - first)
+        load_lanes(&old, out, lanes, False)
         value = value + old
     fill(&low, act_min)
     fill(&high, act_max)
     value = vmin(high, vmax(low, value))
-    if last - first == <Py_ssize_t> (sizeof(vec) // sizeof(real)):
+    if not ORDERED and last - first == <Py_ssize_t> (sizeof(vec) // sizeof(real)):
         (<vec*> out)[0] = value
     elif vec is vf:
         store_lanes_f(<float*> out, value, first, last)
@@ -454,28 +570,71 @@ cdef inline void depthwise_products(
     sums[kh // stride] = sum if kh == 0 else sums[kh // stride] + sum
 
 
+cdef inline void depthwise_load(
+    vec* x,               # OUT  K: the image under each column of the kernel
+    const real* row,      # IN   an image row, from the first tap's column on
+    const real* other,    # IN   where its second vector is
+    const vec* lanes,     # IN   for each load: lanes in the row; not looked at if `plain`
+    int K, int stride, bint plain, bint pair,
+) noexcept nogil:
+    cdef:
+        int kw, j
+        vec a, b
+    if stride == 1 and pair:
+        # Zeros stand beside each row: its neighbours come from there
+        load_lanes(&a, row, lanes[0], False)
+        x[1] = join_lanes(a, other, lanes[1])
+        x[0], x[2] = preceding(x[1]), following(x[1])
+    elif stride == 1:
+        for kw in range(K):
+            load_lanes(&x[kw], row + kw, lanes[kw], plain)
+    elif ORDERED:
+        load_lanes(&a, row, lanes[0], plain)
+        load_lanes(&b, other, lanes[1], plain)
+        x[0], x[1] = even(a, b), odd(a, b)
+        for kw in range(2, K):
+            x[kw] = following(x[kw - 2])
+    else:
+        for kw in range(K):
+            j = kw - 1 if kw % 2 == 0 and kw > 0 else kw
+            load_lanes(&a, row + j, lanes[j], plain)
+            load_lanes(&b, other + j, lanes[K + j], plain)
+            x[kw] = odd(a, b) if j < kw else even(a, b)
+
+
+cdef inline void depthwise_lanes(
+    vec* lanes,           # OUT  for each load of `depthwise_load`
+    Py_ssize_t column, Py_ssize_t beside, Py_ssize_t IW,
+    int K, int stride, bint pair,
+) noexcept nogil:
+    cdef:
+        int i
+    if pair and stride == 1:
+        inside(&lanes[0], column, min(IW, column - beside))
+        inside(&lanes[1], column + beside, IW)
+    elif ORDERED and stride == 2:
+        inside(&lanes[0], column, IW)
+        inside(&lanes[1], column + beside, IW)
+    else:
+        for i in range(K * stride):
+            inside(&lanes[i], column + i % K + i // K * beside, IW)
+
+
 cdef inline void depthwise_step(
     vec* sums,            # INOUT  of the output rows that have begun, the youngest first
     const real* row,      # IN   an image row, whose number modulo stride is `phase` at the first tap of an output row
+    const real* other,
     const vec* taps,      # IN   K x K
     const vec* shift,
-    const vec* lanes,     # IN   for each load: lanes in the row; not looked at if `plain`
-    Py_ssize_t column, int K, int stride, int phase, bint plain,
+    const vec* lanes,
+    int K, int stride, int phase, bint plain, bint pair,
 ) noexcept nogil:
     # Each vector that is loaded serves all output rows that it belongs to. The kernel rows are written out: a compiler
     # does not unroll a loop as long as that, and then keeps no sum in a register.
     cdef:
-        int kw, j
+        int j
         vec[7] x
-        vec a, b
-    for kw in range(K):
-        if stride == 1:
-            load_lanes(&x[kw], row + column + kw, lanes[kw], plain)
-        else:
-            j = kw - 1 if kw % 2 == 0 and kw > 0 else kw
-            load_lanes(&a, row + column + j, lanes[j], plain)
-            load_lanes(&b, row + column + j + sizeof(vec) // sizeof(real), lanes[K + j], plain)
-            x[kw] = odd(a, b) if j < kw else even(a, b)
+    depthwise_load(&x[0], row, other, lanes, K, stride, plain, pair)
     if phase == 0:
         for j in range((K - 1) // stride, 0, -1):
             sums[j] = sums[j - 1]
@@ -494,8 +653,21 @@ cdef struct Planes:
     Py_ssize_t IH, IW, OW
     Py_ssize_t to_image, to_out   # to the next image, to the next plane of results
     Py_ssize_t ahead, out_ahead   # to what is fetched into the cache meanwhile: images, results
-    Py_ssize_t start, to_kh, to_kw  # steps through the weight
-    bint accumulate
+    bint turned, accumulate       # the filter's cells from the last to the first
+
+
+cdef inline void next_plane(
+    const Planes* p, Py_ssize_t* plane, Py_ssize_t* f, Py_ssize_t* in_group, const real** image, real** out
+) noexcept nogil:
+    plane[0] += 1
+    out[0] += p.to_out
+    f[0] += 1
+    in_group[0] += 1
+    if in_group[0] == p.F:  # filters of one group read one image
+        in_group[0] = 0
+        image[0] += p.to_image
+        if f[0] == p.filters:
+            f[0] = 0
 
 
 cdef inline void depthwise_column(
@@ -509,64 +681,177 @@ cdef inline void depthwise_column(
     real* out,            # OUT  a vector of each row
     Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column,  # image row and column at the first tap
     const real* limit,    # beyond which a vector may not start; before, what it writes too far is written again
-    Py_ssize_t skip,      # else: lanes that have been written already
-    int K, int stride, bint plain, vec* unused,
+    Py_ssize_t skip, Py_ssize_t end,  # else: the lanes to write
+    int K, int stride, bint plain, bint pair, vec* unused,
 ) noexcept nogil:
     # One vector wide, down the rows of a plane: every image row is loaded once, and no output row has to be one of a
-    # block. The planes' columns are taken in turns: masks and the like serve many rows.
+    # block. The planes' columns are taken in turns: masks and the like serve many rows. A pair: two planes whose rows are
+    # half a vector.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = p.IH, IW = p.IW, OW = p.OW, in_group = f % p.F
-        Py_ssize_t ahead = p.ahead, out_ahead = p.out_ahead, _plane, _oh, ih
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), half = VL // 2, IH = p.IH, IW = p.IW, OW = p.OW
+        Py_ssize_t ahead = p.ahead, out_ahead = p.out_ahead, in_group = f % p.F, plane = 0, _oh, ih
+        Py_ssize_t beside = VL if not pair else -half if stride == 1 else 0, to_other = beside, out_other = 0, other_end = half
         bint accumulate = p.accumulate
-        int kh, kw, i
+        int i
         vec[49] taps
         vec[7] sums
-        vec[10] lanes
+        vec[14] lanes
         vec shift, low, high, value
+        real zero = 0
+        const real* shifts = &zero
+        const real* other_shift = &zero
         const real* filter
+        const real* second
+        const real* begin
+        const real* outside
         const real* row
+        const real* other
         real* to
     fill(&low, act_min)
     fill(&high, act_max)
-    for i in range(K * stride):
-        inside(&lanes[i], column + i % K + i // K * VL, IW)
-    for _plane in range(p.count):
-        filter = weight + f * K * K + p.start
-        for kh in range(K):
-            for kw in range(K):
-                fill(&taps[kh * K + kw], filter[kh * p.to_kh + kw * p.to_kw])
-        fill(&shift, bias[f] if bias != NULL else 0)
+    if pair and stride == 1:
+        column += 1  # only the middle tap is loaded
+    depthwise_lanes(&lanes[0], column, beside, IW, K, stride, pair)
+    outside = zeros + column
+    while plane < p.count:
+        filter = second = weight + f * K * K
+        if bias != NULL:
+            shifts = other_shift = bias + f
+        begin, to = image, out
+        next_plane(p, &plane, &f, &in_group, &image, &out)
+        if pair:
+            to_other, out_other, other_end = beside, 0, half
+            if plane < p.count:
+                second = weight + f * K * K
+                if bias != NULL:
+                    other_shift = bias + f
+                to_other, out_other, other_end = image - begin + beside, out - to - half, half + OW
+                next_plane(p, &plane, &f, &in_group, &image, &out)
+        if p.turned:
+            for i in range(K * K):
+                fill_halves(&taps[i], filter + K * K - 1 - i, second + K * K - 1 - i, pair)
+        else:
+            for i in range(K * K):
+                fill_halves(&taps[i], filter + i, second + i, pair)
+        fill_halves(&shift, shifts, other_shift, pair)
         for i in range(7):
             sums[i] = shift
         ih = top
+        begin += top * IW + column
         for i in range(K - stride):
-            row = image + ih * IW if 0 <= ih < IH else zeros
-            depthwise_step(&sums[0], row, &taps[0], &shift, &lanes[0], column, K, stride, i % stride, plain)
+            row = begin if <size_t> ih < <size_t> IH else outside
+            other = begin + to_other if <size_t> ih < <size_t> IH else outside + beside
+            depthwise_step(&sums[0], row, other, &taps[0], &shift, &lanes[0], K, stride, i % stride, plain, pair)
             ih += 1
-        to = out
+            begin += IW
         for _oh in range(n_rows):
-            prefetch(to + out_ahead)
+            if not pair:  # whole planes lie one behind the other
+                prefetch(to + out_ahead)
             for i in range(1, stride + 1):
-                row = image + ih * IW if 0 <= ih < IH else zeros
-                prefetch(row + column + ahead)
-                depthwise_step(&sums[0], row, &taps[0], &shift, &lanes[0], column, K, stride, i % stride, plain)
+                row = begin if <size_t> ih < <size_t> IH else outside
+                other = begin + to_other if <size_t> ih < <size_t> IH else outside + beside
+                if not pair:
+                    prefetch(begin + ahead)
+                    if ORDERED and stride == 2:  # a column of two cache lines
+                        prefetch(begin + ahead + VL)
+                depthwise_step(&sums[0], row, other, &taps[0], &shift, &lanes[0], K, stride, i % stride, plain, pair)
                 ih += 1
+                begin += IW
             value = sums[(K - 1) // stride]
             if stride == 2:
                 value = in_order(value)
-            if seldom(to > limit):
-                store(to, value, skip, min(OW, VL), accumulate, act_min, act_max)
+            if ORDERED or seldom(to > limit):
+                store(to, value, skip, end, accumulate, act_min, act_max)
+                if pair:
+                    store(to + out_other, value, half, other_end, accumulate, act_min, act_max)
             else:
                 (<vec*> to)[0] = vmin(high, vmax(low, value))
             to += OW
-        out += p.to_out
-        f += 1
-        in_group += 1
-        if in_group == p.F:  # filters of one group read one image
-            in_group = 0
-            image += p.to_image
-            if f == p.filters:
-                f = 0
+
+
+cdef inline void depthwise_column_of(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, const real* limit,
+    Py_ssize_t skip, Py_ssize_t end, int K, int stride, bint pair, vec* unused,
+) noexcept nogil:
+    cdef Py_ssize_t VL = sizeof(vec) // sizeof(real)
+    if ORDERED and (K == 3 or stride == 2) and pair:
+        depthwise_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                         K, stride, False, True, unused)
+    elif not ORDERED and column >= 0 and column + K + stride * (VL - 1) <= p.IW:
+        depthwise_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                         K, stride, True, False, unused)
+    else:
+        depthwise_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                         K, stride, False, False, unused)
+
+
+cdef void depthwise_3_1(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, const real* limit,
+    Py_ssize_t skip, Py_ssize_t end, bint pair, vec* unused,
+) noexcept nogil:
+    depthwise_column_of(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                        3, 1, pair, unused)
+
+
+cdef void depthwise_5_1(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, const real* limit,
+    Py_ssize_t skip, Py_ssize_t end, bint pair, vec* unused,
+) noexcept nogil:
+    depthwise_column_of(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                        5, 1, pair, unused)
+
+
+cdef void depthwise_7_1(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, const real* limit,
+    Py_ssize_t skip, Py_ssize_t end, bint pair, vec* unused,
+) noexcept nogil:
+    depthwise_column_of(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                        7, 1, pair, unused)
+
+
+cdef void depthwise_3_2(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, const real* limit,
+    Py_ssize_t skip, Py_ssize_t end, bint pair, vec* unused,
+) noexcept nogil:
+    depthwise_column_of(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                        3, 2, pair, unused)
+
+
+cdef void depthwise_5_2(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, const real* limit,
+    Py_ssize_t skip, Py_ssize_t end, bint pair, vec* unused,
+) noexcept nogil:
+    depthwise_column_of(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                        5, 2, pair, unused)
+
+
+cdef inline void depthwise_columns(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, const real* limit,
+    Py_ssize_t skip, Py_ssize_t end, Py_ssize_t K, Py_ssize_t stride, bint pair, vec* unused,
+) noexcept nogil:
+    """`depthwise_column` with constants for kernel extent and stride. A function each: fewer registers are spilled."""
+    if K == 3 and stride == 1:
+        depthwise_3_1(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                      pair, unused)
+    elif K == 5 and stride == 1:
+        depthwise_5_1(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                      pair, unused)
+    elif K == 7 and stride == 1:
+        depthwise_7_1(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                      pair, unused)
+    elif K == 3 and stride == 2:
+        depthwise_3_2(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                      pair, unused)
+    else:
+        depthwise_5_2(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
+                      pair, unused)
 
 
 cdef inline void spread_image(
@@ -592,7 +877,16 @@ cdef inline void spread_image(
             column += VL
 
 
-cdef inline void depthwise_planes(
+cdef bint in_pairs(
+    Py_ssize_t K, Py_ssize_t stride, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t pad_left, Py_ssize_t half
+) noexcept nogil:
+    # Whether rows of two planes, with what `depthwise_load` takes from beside them, are one vector.
+    if stride == 2:
+        return ORDERED and OW + (K - 1) // 2 <= half
+    return ORDERED and K == 3 and OW < half and pad_left > 0 and IW + pad_left <= half
+
+
+cdef void depthwise_planes(
     const Conv* conv,
     const real* input,    # IN   from the first plane's image on
     const real* zeros,
@@ -604,24 +898,27 @@ cdef inline void depthwise_planes(
     Py_ssize_t n_planes,
     Py_ssize_t first, Py_ssize_t last,
     real* scratch,        # copies of images whose cells are spread
-    int K, int stride, vec* unused,
+    vec* unused,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), reach = K + stride * (VL - 1), OW = conv.OW, F = conv.F
-        Py_ssize_t pad_top = conv.pad_top, pad_left = conv.pad_left, in_group = f % F
-        Py_ssize_t band, oh, ow, block, n_rows, top, column, i
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), K = conv.K, stride = conv.stride_w, OW = conv.OW, F = conv.F
+        Py_ssize_t pad_top = conv.pad_top, pad_left = conv.pad_left, in_group = f % F, width = VL, half = VL // 2
+        Py_ssize_t band, oh, ow, block, n_rows, i
+        bint pair
         const real* image
         const real* limit
-        real* to
         Planes p
     p.filters, p.F, p.OW, p.to_out, p.accumulate = conv.G * F, F, OW, conv.OH * OW, conv.accumulate
-    p.start, p.to_kh, p.to_kw = conv.start, conv.to_kh, conv.to_kw
+    p.turned = conv.to_kw < 0
     p.IH, p.IW = conv.IH, conv.IW
     if conv.cells:
         p.IH, p.IW, pad_top, pad_left = conv.height, conv.cells, 0, 0
         scratch = <real*> ((<size_t> scratch + 63) // 64 * 64)
     p.to_image = p.IH * p.IW
-    band = ceil_div(last - first, max(ceil_div((last - first) * stride * p.IW, BAND), 1))
+    if ORDERED and stride == 2:
+        width -= (K - 1) // 2  # lanes whose last taps are in the two vectors that are loaded
+    pair = in_pairs(K, stride, p.IW, OW, pad_left, half)
+    band = ceil_div(last - first, max(ceil_div((last - first) * (stride * p.IW + OW), BAND), 1))
     if band < last - first:
         p.ahead, p.out_ahead = band * stride * p.IW, band * OW
     else:
@@ -638,19 +935,13 @@ cdef inline void depthwise_planes(
         oh = first
         while oh < last:
             n_rows = min(band, last - oh)
-            top = oh * stride - pad_top
             ow = 0
             while ow < OW:
-                block = min(ow, max(OW - VL, 0))
-                column = block * stride - pad_left
-                to = out + (oh - first) * OW + block
-                if column >= 0 and column + reach <= p.IW:
-                    depthwise_column(&p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit,
-                                     ow - block, K, stride, True, unused)
-                else:
-                    depthwise_column(&p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit,
-                                     ow - block, K, stride, False, unused)
-                ow += VL
+                block = ow if ORDERED else min(ow, max(OW - VL, 0))
+                depthwise_columns(&p, image, zeros, weight, bias, f, act_min, act_max, out + (oh - first) * OW + block,
+                                  n_rows, oh * stride - pad_top, block * stride - pad_left, limit, ow - block,
+                                  min(OW - block, width), K, stride, pair, unused)
+                ow += width
             oh += n_rows
         n_planes -= p.count
         out += p.count * p.to_out
@@ -658,30 +949,6 @@ cdef inline void depthwise_planes(
         in_group += p.count
         input += in_group // F * conv.IH * conv.IW
         in_group %= F
-
-
-cdef void depthwise_rows(
-    const Conv* conv, const real* input, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
-    real act_min, real act_max, real* out, Py_ssize_t n_planes, Py_ssize_t first, Py_ssize_t last, real* scratch,
-    vec* unused,
-) noexcept nogil:
-    """`depthwise_planes` with constants for kernel extent and stride."""
-    if conv.stride_h == 2:
-        if conv.K == 3:
-            depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
-                             3, 2, unused)
-        else:
-            depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
-                             5, 2, unused)
-    elif conv.K == 3:
-        depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
-                         3, 1, unused)
-    elif conv.K == 5:
-        depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
-                         5, 1, unused)
-    else:
-        depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch,
-                         7, 1, unused)
 
 
 cdef inline void filters_block(
@@ -825,8 +1092,8 @@ cdef void conv_rows(
             shift[i] = bias[f + i] if bias != NULL and f + i < n_filters else 0
         if conv.K:
             i = 1
-            depthwise_rows(conv, image, zeros, weight - conv.start, bias + f if bias != NULL else NULL, 0, act_min,
-                           act_max, out, 1, first, last, NULL, unused)
+            depthwise_planes(conv, image, zeros, weight - conv.start, bias + f if bias != NULL else NULL, 0, act_min,
+                             act_max, out, 1, first, last, NULL, unused)
         elif f + FILTERS <= n_filters:
             i = FILTERS
             if wide:
@@ -912,9 +1179,9 @@ cdef void conv_task(
         const real* filters
     if conv.K and not conv.pool_KH and chunks == 1:  # units are whole planes
         unit = task * conv.batch
-        depthwise_rows(conv, input + unit // conv.F * conv.IH * conv.IW, zeros, weight, bias, unit % (conv.G * conv.F),
-                       act_min, act_max, output + unit * plane, min(conv.batch, conv.units - unit), 0, conv.OH, rows,
-                       unused)
+        depthwise_planes(conv, input + unit // conv.F * conv.IH * conv.IW, zeros, weight, bias, unit % (conv.G * conv.F),
+                         act_min, act_max, output + unit * plane, min(conv.batch, conv.units - unit), 0, conv.OH, rows,
+                         unused)
         return
     for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
         first = unit % chunks * conv.chunk
@@ -1397,6 +1664,246 @@ cdef inline void grad_weight_block(
                 out[i] = out[i] + value if accumulate else value
 
 
+cdef inline void column_row(
+    vec* x, const real* row, const real* outside, Py_ssize_t ih, Py_ssize_t IH, Py_ssize_t to_other, Py_ssize_t beside,
+    const vec* lanes, int stride, bint plain, bint pair,
+) noexcept nogil:
+    cdef bint exists = <size_t> ih < <size_t> IH
+    depthwise_load(x, row if exists else outside, row + to_other if exists else outside + beside, lanes, 3, stride, plain,
+                   pair)
+
+
+cdef inline void column_grad(
+    vec* dy, const real* row, Py_ssize_t to_other, const vec* there, const vec* other_there, int stride, bint plain,
+    bint pair,
+) noexcept nogil:
+    load_lanes(dy, row, there[0], plain)
+    if pair:
+        dy[0] = join_lanes(dy[0], row + to_other, other_there[0])
+    if stride == 2:
+        dy[0] = out_of_order(dy[0])
+
+
+cdef inline void column_products(
+    vec* acc,             # INOUT  3 x 3
+    const vec* x, vec dy, int kh,
+) noexcept nogil:
+    cdef int kw
+    for kw in range(3):
+        acc[3 * kh + kw] = acc[3 * kh + kw] + x[kw] * dy
+
+
+cdef inline void column_sums(vec* sums, const vec* acc, vec there, int kh) noexcept nogil:
+    cdef int kw
+    for kw in range(3):
+        sums[3 * kh + kw] = sums[3 * kh + kw] + chosen(acc[3 * kh + kw], there)
+
+
+cdef inline void grad_weight_column(
+    const real* image,        # IN   the channel's plane in the first image
+    const real* grad_output,  # IN   the same, at the first row and column
+    const real* zeros,        # IN   IW of them
+    vec* sums,                # INOUT  3 x 3 taps
+    Py_ssize_t n_images, Py_ssize_t n_rows,
+    Py_ssize_t top, Py_ssize_t column,  # image row and column at the first tap
+    Py_ssize_t n_lanes,
+    const int64_t* geometry,
+    int stride, bint plain, bint pair, vec* unused,
+) noexcept nogil:
+    # As depthwise_column: down the rows of a plane, each loaded once, of the image and of grad_output. A row meets up to
+    # three rows of the other. A pair: two images whose rows are half a vector.
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OW = geometry[GEO_OW], VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t to_image = geometry[GEO_IC] * IH * IW, to_grad = geometry[GEO_OC] * geometry[GEO_OH] * OW
+        Py_ssize_t half = VL // 2, beside = VL if not pair else -half if stride == 1 else 0, ih, _oh
+        Py_ssize_t to_other = beside + to_image if pair else beside, grad_other = to_grad - half
+        Py_ssize_t ahead = IH * IW, grad_ahead = geometry[GEO_OH] * OW  # the next channel's rows, or the next band's
+        vec[9] acc
+        vec[6] lanes
+        vec[3] x
+        vec dy, older, oldest, there, other_there
+        const real* row
+        const real* dy_row
+        const real* outside
+        int i
+    if n_rows < geometry[GEO_OH]:
+        ahead, grad_ahead = n_rows * stride * IW, n_rows * OW
+    if pair and stride == 1:
+        column += 1
+    depthwise_lanes(&lanes[0], column, beside, IW, 3, stride, pair)
+    inside(&there, 0, n_lanes)
+    inside(&other_there, -half, n_lanes)
+    outside = zeros + column
+    for i in range(3):  # loops of nine are not unrolled, and `acc` then is memory
+        fill(&acc[i], <real> 0)
+        fill(&acc[3 + i], <real> 0)
+        fill(&acc[6 + i], <real> 0)
+    while n_images > 0:
+        n_images -= 2 if pair else 1
+        ih = top
+        row = image + top * IW + column
+        dy_row = grad_output
+        image += 2 * to_image if pair else to_image
+        grad_output += 2 * to_grad if pair else to_grad
+        column_row(&x[0], row, outside, ih, IH, to_other, beside, &lanes[0], stride, plain, pair)
+        column_grad(&older, dy_row, grad_other, &there, &other_there, stride, plain, pair)
+        column_products(&acc[0], &x[0], older, 0)
+        if stride == 1:
+            ih += 1
+            row += IW
+            column_row(&x[0], row, outside, ih, IH, to_other, beside, &lanes[0], stride, plain, pair)
+            if n_rows > 1:
+                dy_row += OW
+                column_grad(&dy, dy_row, grad_other, &there, &other_there, stride, plain, pair)
+                column_products(&acc[0], &x[0], dy, 0)
+                column_products(&acc[0], &x[0], older, 1)
+                for _oh in range(2, n_rows):
+                    oldest, older = older, dy
+                    ih += 1
+                    row += IW
+                    dy_row += OW
+                    prefetch(row + ahead)
+                    prefetch(dy_row + grad_ahead)
+                    column_row(&x[0], row, outside, ih, IH, to_other, beside, &lanes[0], stride, plain, pair)
+                    column_grad(&dy, dy_row, grad_other, &there, &other_there, stride, plain, pair)
+                    column_products(&acc[0], &x[0], dy, 0)
+                    column_products(&acc[0], &x[0], older, 1)
+                    column_products(&acc[0], &x[0], oldest, 2)
+                oldest, older = older, dy
+                ih += 1
+                row += IW
+                column_row(&x[0], row, outside, ih, IH, to_other, beside, &lanes[0], stride, plain, pair)
+                column_products(&acc[0], &x[0], oldest, 2)
+            column_products(&acc[0], &x[0], older, 1)
+        else:
+            for _oh in range(1, n_rows):
+                prefetch(dy_row + grad_ahead)
+                prefetch(row + IW + ahead)
+                if ORDERED:  # a column of two cache lines
+                    prefetch(row + IW + ahead + VL)
+                column_row(&x[0], row + IW, outside, ih + 1, IH, to_other, beside, &lanes[0], stride, plain, pair)
+                column_products(&acc[0], &x[0], older, 1)
+                ih += 2
+                row += 2 * IW
+                prefetch(row + ahead)
+                if ORDERED:
+                    prefetch(row + ahead + VL)
+                dy_row += OW
+                column_row(&x[0], row, outside, ih, IH, to_other, beside, &lanes[0], stride, plain, pair)
+                column_grad(&dy, dy_row, grad_other, &there, &other_there, stride, plain, pair)
+                column_products(&acc[0], &x[0], older, 2)
+                column_products(&acc[0], &x[0], dy, 0)
+                older = dy
+            ih += 1
+            row += IW
+            column_row(&x[0], row, outside, ih, IH, to_other, beside, &lanes[0], stride, plain, pair)
+            column_products(&acc[0], &x[0], older, 1)
+        column_row(&x[0], row + IW, outside, ih + 1, IH, to_other, beside, &lanes[0], stride, plain, pair)
+        column_products(&acc[0], &x[0], older, 2)
+    # Lanes behind the row's last output are zeros in grad_output alone
+    if pair:
+        there = either(there, other_there)
+    if stride == 2:
+        there = out_of_order(there)
+    column_sums(sums, &acc[0], there, 0)
+    column_sums(sums, &acc[0], there, 1)
+    column_sums(sums, &acc[0], there, 2)
+
+
+cdef inline void grad_weight_column_of(
+    const real* image, const real* grad_output, const real* zeros, vec* sums, Py_ssize_t n_images, Py_ssize_t n_rows,
+    Py_ssize_t top, Py_ssize_t column, Py_ssize_t n_lanes, const int64_t* geometry, int stride, bint pair, vec* unused,
+) noexcept nogil:
+    cdef Py_ssize_t VL = sizeof(vec) // sizeof(real)
+    if ORDERED and pair:
+        grad_weight_column(image, grad_output, zeros, sums, n_images, n_rows, top, column, n_lanes, geometry, stride,
+                           False, True, unused)
+    elif not ORDERED and n_lanes == VL and column >= 0 and column + 3 + stride * (VL - 1) <= geometry[GEO_IW]:
+        grad_weight_column(image, grad_output, zeros, sums, n_images, n_rows, top, column, n_lanes, geometry, stride,
+                           True, False, unused)
+    else:
+        grad_weight_column(image, grad_output, zeros, sums, n_images, n_rows, top, column, n_lanes, geometry, stride,
+                           False, False, unused)
+
+
+# Functions of their own: fewer registers are spilled.
+cdef void grad_weight_column_1(
+    const real* image, const real* grad_output, const real* zeros, vec* sums, Py_ssize_t n_images, Py_ssize_t n_rows,
+    Py_ssize_t top, Py_ssize_t column, Py_ssize_t n_lanes, const int64_t* geometry, bint pair, vec* unused,
+) noexcept nogil:
+    grad_weight_column_of(image, grad_output, zeros, sums, n_images, n_rows, top, column, n_lanes, geometry, 1, pair,
+                          unused)
+
+
+cdef void grad_weight_column_2(
+    const real* image, const real* grad_output, const real* zeros, vec* sums, Py_ssize_t n_images, Py_ssize_t n_rows,
+    Py_ssize_t top, Py_ssize_t column, Py_ssize_t n_lanes, const int64_t* geometry, bint pair, vec* unused,
+) noexcept nogil:
+    grad_weight_column_of(image, grad_output, zeros, sums, n_images, n_rows, top, column, n_lanes, geometry, 2, pair,
+                          unused)
+
+
+cdef inline void grad_weight_columns(
+    const real* image,
+    const real* grad_output,
+    const real* zeros,
+    real* out,                # OUT  3 x 3 taps
+    Py_ssize_t first, Py_ssize_t last,
+    bint accumulate,
+    const int64_t* geometry,
+    int stride, vec* unused,
+) noexcept nogil:
+    # Runs of up to FLUSH vectors, of one column of some images or of a band of one; FLUSH runs make a partial sum.
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
+        Py_ssize_t to_image = geometry[GEO_IC] * IH * IW, to_grad = geometry[GEO_OC] * OH * OW
+        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), width = VL - 1 if ORDERED and stride == 2 else VL
+        Py_ssize_t band = max(min(BAND // max(stride * IW + OW, 1), FLUSH), 1)
+        Py_ssize_t n, oh, ow, n_rows, n_images, flushes = 0
+        bint pair = in_pairs(3, stride, IW, OW, pad_left, VL // 2), paired
+        const real* x
+        const real* dy
+        vec[9] partial, total
+        real value
+        int i
+    for i in range(9):
+        fill(&partial[i], <real> 0)
+        fill(&total[i], <real> 0)
+    while first < last:
+        n, oh = first // OH, first % OH
+        n_rows = min(OH - oh, last - first)
+        n_images = 1
+        if n_rows > band:
+            n_rows = ceil_div(n_rows, ceil_div(n_rows, band))
+        elif n_rows == OH:
+            n_images = min(max(FLUSH // OH, 1) * (2 if pair else 1), (last - first) // OH)
+        paired = pair and n_images > 1
+        if paired:
+            n_images -= n_images % 2
+        x = image + n * to_image
+        dy = grad_output + n * to_grad + oh * OW
+        ow = 0
+        while ow < OW:
+            if stride == 1:
+                grad_weight_column_1(x, dy + ow, zeros, &partial[0], n_images, n_rows, oh - pad_top, ow - pad_left,
+                                     min(OW - ow, width), geometry, paired, unused)
+            else:
+                grad_weight_column_2(x, dy + ow, zeros, &partial[0], n_images, n_rows, 2 * oh - pad_top,
+                                     2 * ow - pad_left, min(OW - ow, width), geometry, paired, unused)
+            ow += width
+            flushes += 1
+            if flushes == FLUSH:
+                flushes = 0
+                for i in range(9):
+                    total[i] = total[i] + partial[i]
+                    fill(&partial[i], <real> 0)
+        first += n_rows * n_images
+    for i in range(9):
+        value = sum_lanes(total[i] + partial[i], out)
+        out[i] = out[i] + value if accumulate else value
+
+
 cdef inline void grad_weight_units(
     Py_ssize_t task,
     const Sum* s,
@@ -1412,6 +1919,10 @@ cdef inline void grad_weight_units(
         Py_ssize_t G = geometry[GEO_G], C = geometry[GEO_IC] // G, F = geometry[GEO_OC] // G
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], taps = KH * KW
         Py_ssize_t unit, chunk, group, c, f, end, first, last, kh, kw, H, T
+        bint columns = (
+            mode != GATHER and KH == KW == 3 and geometry[GEO_DIL_H] == geometry[GEO_DIL_W] == 1
+            and geometry[GEO_STRIDE_H] == geometry[GEO_STRIDE_W]
+        )
         const real* image
         const real* grads
         real* out
@@ -1427,6 +1938,10 @@ cdef inline void grad_weight_units(
             grads = grad_output + (group * F + f) * geometry[GEO_OH] * geometry[GEO_OW]
             out = grad_weight + ((chunk * G + group) * F + f) * C * taps + c * taps
             kh = 0
+            if columns and f + FILTERS > end:
+                grad_weight_columns(image, grads, zeros, out, first, last, accumulate, geometry,
+                                    1 if mode == MASKED else 2, unused)
+                kh = KH
             while kh < KH:
                 H = 1
                 kw = 0

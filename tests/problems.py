@@ -120,6 +120,12 @@ CASES = [
     Conv("whole-rows-48-dilated", 1, 2, 12, 48, 4, 3, 3, padding=2, dilation=2),
     Conv("whole-rows-64-groups", 1, 6, 7, 64, 6, 3, 2, padding=((1, 1), (0, 1)), groups=2),
     Conv("whole-rows-110-strided", 1, 3, 17, 220, 5, 7, 7, stride=2, padding=3),
+    # Rows of two planes in one vector, the last plane alone; columns that end inside a vector
+    Conv("depthwise-planes-7", 3, 5, 7, 7, 5, 3, 3, padding=1, groups=5),
+    Conv("depthwise-planes-3", 3, 5, 6, 3, 10, 3, 3, padding=1, groups=5, double=True),
+    Conv("depthwise-planes-stride2", 3, 3, 13, 14, 3, 3, 3, stride=2, padding=1, groups=3),
+    Conv("depthwise-columns-stride2", 2, 2, 9, 63, 2, 3, 3, stride=2, padding=1, groups=2, double=True),
+    Conv("depthwise-one-row", 3, 2, 1, 9, 2, 3, 3, padding=1, groups=2),
 ]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two problems of one name"

@@ -52,7 +52,13 @@ def test_any_geometry(engine, case):
     convolution.check_any(engine, STEM, case)
 
 
-@pytest.mark.parametrize("name", ["article", "crop-and-pad", "depthwise", "pixels-49", "rows-3", "batch-empty"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "article", "crop-and-pad", "depthwise", "depthwise-planes-7", "depthwise-planes-3", "depthwise-planes-stride2",
+        "depthwise-columns-stride2", "pixels-49", "rows-3", "batch-empty",
+    ],
+)  # fmt: skip
 def test_epilogue(engine, name, dtype):
     convolution.check_epilogue(engine, STEM, BY_NAME[name], dtype)
 
@@ -77,7 +83,13 @@ def test_fused_pool(engine, name, window, stride, pads, indices, dtype):
     convolution.check_fused_pool(engine, STEM, BY_NAME[name], dtype, window, stride, pads, indices)
 
 
-@pytest.mark.parametrize("name", ["same-3x3", "crop-and-pad", "groups2", "depthwise-stride2", "rows-17", "filters-7"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "same-3x3", "crop-and-pad", "groups2", "depthwise-stride2", "depthwise-planes-7", "depthwise-planes-stride2",
+        "depthwise-columns-stride2", "depthwise-wide", "rows-17", "filters-7",
+    ],
+)  # fmt: skip
 def test_non_finite(engine, name):
     convolution.check_non_finite(engine, STEM, BY_NAME[name], "float32")
 

@@ -1,13 +1,15 @@
 """Convolution by its definition, and its two gradients. Formula and shapes: fastconv/_reference/direct.py.
 
 Vectors lie along an output row. Image rows are read in place; a row outside the image is one row of zeros, so that padding
-meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one before.
+meets the weight as the definition says; columns outside are masked off. The last vector of a row overlaps the one
+before; in depthwise layers, with AVX-512, it is a part of one.
 
 The longest chains of additions, bias and `accumulate` included, for tolerances; channels: ICG, for grad_input OCG.
 conv2d, grad_input with stride 1  max(KH*KW, DEPTH) + ceil(channels / max(DEPTH // (KH*KW), 1)) + 2
 grad_input with a larger stride   DEPTH + KW + channels*KH*KW / DEPTH + 2
 grad_input, weight not finite     KH*KW + OCG + 2
-grad_weight                       FLUSH + FLUSH + N*OH*ceil(OW / VL) / (FLUSH * FLUSH / 2) + VL + CHUNKS + 1
+grad_weight                       FLUSH + FLUSH + N*OH*ceil(OW / VL) / (FLUSH * FLUSH / 2) + log2(VL) + CHUNKS + 1
+grad_weight, 3x3 by columns       FLUSH + FLUSH + runs / FLUSH + log2(VL) + CHUNKS + 1; a run: a column of a band or of images
 
 Below the arrays of a task everything is an address (see _simd.py): ``dtype`` is the element type, ``size`` its bytes.
 """
@@ -18,8 +20,10 @@ from functools import lru_cache
 import numpy as np
 
 from fastconv._numba._common import ceil_div, clamp
-from fastconv._numba._direct_simd import load_inside, store_lanes, zip_high, zip_low
-from fastconv._numba._pool_simd import apart, even, odd, untangle
+from fastconv._numba._direct_simd import (
+    ORDERED, apart, even, first_lanes, following, halves, join_inside, load_inside, odd, preceding, store_lanes, untangle,
+    zip_high, zip_low,
+)  # fmt: skip
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
@@ -35,10 +39,10 @@ from fastconv._problem import (
 FILTERS = 4  # filters that share each loaded vector of pixels
 DEPTH = 256  # products after which a partial sum is put aside
 FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
-# Elements of image rows that the columns of a depthwise layer share; the next rows are fetched meanwhile, results too:
-# two bands of both are a first-level cache
-BAND = 2048
-TOGETHER = 2048  # elements of depthwise planes, images and results, whose columns are taken in turns
+# Elements of the rows, images and results, that the columns of a depthwise layer share; the next rows are fetched meanwhile:
+# two bands are a first-level cache, of 32 KB before AVX-512, of 48 with it
+BAND = 6400 if ORDERED else 4096
+TOGETHER = 4096  # elements of depthwise planes, images and results, whose columns are taken in turns
 SPREAD = 1 << 16  # elements of an image whose cells are spread in a copy: half of a second-level cache
 TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
 CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
@@ -51,13 +55,15 @@ CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 def sum_lanes(v, dtype):
     lane = local(16, dtype)
     store(address(lane), 0, v)
-    total = lane[0]
-    for i in range(1, lanes(dtype)):
-        total += lane[i]
-    return total
+    half = lanes(dtype) // 2
+    while half > 0:
+        for i in range(half):
+            lane[i] += lane[i + half]
+        half //= 2
+    return lane[0]
 
 
-# How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _pool_simd);
+# How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _direct_simd);
 # every stride-th one. A mode is a constant of each compiled function.
 PLAIN, MASKED, PAIRS, GATHER = range(4)
 
@@ -91,11 +97,11 @@ def load_columns(row, column, stride, extent, mode, dtype):
 
 @helper
 def epilogue(out, value, first, last, accumulate, act_min, act_max, dtype):
-    """Lanes [first, last) of a row, which starts at ``out``."""
+    """Lanes [first, last), of which lane 0 would go to ``out``."""
     if accumulate:
-        value = value + load_inside(out, 0, last, dtype)
+        value = value + load_inside(out + first * itemsize(dtype), -first, last - first, dtype)
     value = vmin(broadcast(act_max), vmax(broadcast(act_min), value))
-    if last - first == lanes(dtype):
+    if not ORDERED and last - first == lanes(dtype):
         store(out, 0, value)
     else:
         store_lanes(out, value, first, last)
@@ -215,9 +221,22 @@ Planes = namedtuple(
     "IH IW OW "
     "to_image to_out "  # to the next image, to the next plane of results
     "ahead out_ahead "  # to what is fetched into the cache meanwhile: images, results
-    "start to_kh to_kw "  # steps through the weight
-    "accumulate",
+    "turned accumulate",  # the filter's cells from the last to the first
 )
+
+
+@helper
+def next_plane(p, plane, f, in_group, image, out, size):
+    plane += 1
+    out += p.to_out * size
+    f += 1
+    in_group += 1
+    if in_group == p.F:  # filters of one group read one image
+        in_group = 0
+        image += p.to_image * size
+        if f == p.filters:
+            f = 0
+    return plane, f, in_group, image, out
 
 
 def depthwise_column(
@@ -234,50 +253,94 @@ def depthwise_column(
     top,  # image row and column at the first tap
     column,
     limit,  # beyond which a vector may not start; before, what it writes too far is written again
-    skip,  # else: lanes that have been written already
+    skip,  # else: the lanes to write
+    end,
     dtype,
     K,
     stride,
     mode,  # PLAIN or MASKED
+    pair,
 ):
     # One vector wide, down the rows of a plane: every image row is loaded once, and no output row has to be one of a
-    # block. The planes' columns are taken in turns: masks and the like serve many rows.
+    # block. The planes' columns are taken in turns: masks and the like serve many rows. A pair: two planes whose rows are
+    # half a vector.
     outlined()
     x: registers[K]
     tap: registers[K, K]
     sums: registers[K]  # of the output rows that have begun, the youngest first
     size, VL = itemsize(dtype), lanes(dtype)
+    half, plane = VL // 2, 0
     IH, IW, OW, in_group = p.IH, p.IW, p.OW, f % p.F
     accumulate, ahead, out_ahead = p.accumulate != 0, (column + p.ahead) * size, p.out_ahead * size
     low, high = broadcast(act_min), broadcast(act_max)
-    for _ in range(p.count):
-        filter = weight + (f * K * K + p.start) * size
+    while plane < p.count:
+        filter = second = weight + f * K * K * size
+        shift = other_shift = get(bias, f, dtype) if bias != 0 else dtype.type(0)
+        begin, to = image, out
+        plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out, size)
+        if pair:
+            to_other, out_other, other_end = 0, 0, half
+            if plane < p.count:
+                second = weight + f * K * K * size
+                if bias != 0:
+                    other_shift = get(bias, f, dtype)
+                to_other, out_other, other_end = image - begin, out - to - half * size, half + OW
+                plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out, size)
+        first, step = (K * K - 1, -1) if p.turned else (0, 1)
         for kh in unroll(K):
             for kw in unroll(K):
-                tap[kh, kw] = broadcast(get(filter, kh * p.to_kh + kw * p.to_kw, dtype))
-        shift = broadcast(get(bias, f, dtype) if bias != 0 else dtype.type(0))
+                at = first + (kh * K + kw) * step
+                tap[kh, kw] = broadcast(get(filter, at, dtype))
+                if pair:
+                    tap[kh, kw] = halves(tap[kh, kw], broadcast(get(second, at, dtype)))
+        shift = broadcast(shift)
+        if pair:
+            shift = halves(shift, broadcast(other_shift))
         for i in unroll(K):
             sums[i] = shift
-        ih, to = top, out
+        ih = top
+        begin += top * IW * size
         # Rows that only begin outputs one by one, then, in a loop, those that also complete one
         for i in unroll(K - stride + 1):
             for _ in range(n_rows if i == K - stride else 1):
                 rolled()
-                if i == K - stride:
+                if i == K - stride and pair == 0:  # whole planes lie one behind the other
                     prefetch(to + out_ahead)
                 for j in unroll(stride if i == K - stride else 1):
-                    row = image + ih * IW * size if 0 <= ih < IH else zeros
-                    if i == K - stride:
-                        prefetch(row + ahead)
-                    for kw in unroll(K):
-                        if stride == 1:
+                    row = begin if 0 <= ih < IH else zeros
+                    if i == K - stride and pair == 0:
+                        prefetch(begin + ahead)
+                        if ORDERED and stride == 2:  # a column of two cache lines
+                            prefetch(begin + ahead + VL * size)
+                    if pair:
+                        other = begin + to_other if 0 <= ih < IH else zeros
+                    if stride == 1 and pair:
+                        # Zeros stand beside each row: its neighbours come from there
+                        a = load_inside(row, column + 1, min(IW, column + 1 + half), dtype)
+                        x[1] = join_inside(a, other, column + 1 - half, IW)
+                        x[0] = preceding(x[1])
+                        x[2] = following(x[1])
+                    elif stride == 1:
+                        for kw in unroll(K):
                             x[kw] = load_columns(row, column + kw, 1, IW, mode, dtype)
-                        elif kw % 2 == 0 and kw > 0:
-                            x[kw] = odd(a, b)
+                    elif ORDERED:
+                        a = load_inside(row, column, IW, dtype)
+                        if pair:
+                            b = load_inside(other, column, IW, dtype)
                         else:
-                            a = load_columns(row, column + kw, 1, IW, mode, dtype)
-                            b = load_columns(row, column + kw + VL, 1, IW, mode, dtype)
-                            x[kw] = even(a, b)
+                            b = load_inside(row, column + VL, IW, dtype)
+                        x[0] = even(a, b)
+                        x[1] = odd(a, b)
+                        for kw in unroll(K - 2):
+                            x[kw + 2] = following(x[kw])
+                    else:
+                        for kw in unroll(K):
+                            if kw % 2 == 0 and kw > 0:
+                                x[kw] = odd(a, b)
+                            else:
+                                a = load_columns(row, column + kw, 1, IW, mode, dtype)
+                                b = load_columns(row, column + kw + VL, 1, IW, mode, dtype)
+                                x[kw] = even(a, b)
                     if (i + j) % stride == 0:
                         for r in unroll((K - 1) // stride):
                             sums[(K - 1) // stride - r] = sums[(K - 1) // stride - r - 1]
@@ -295,34 +358,63 @@ def depthwise_column(
                             else:
                                 sums[(K - 1 - back) // stride] = sums[(K - 1 - back) // stride] + total
                     ih += 1
+                    begin += IW * size
                 if i == K - stride:
                     value = sums[(K - 1) // stride]
                     if stride == 2:
                         value = untangle(value)
-                    if to > limit:
-                        epilogue(to, value, skip, min(OW, VL), accumulate, act_min, act_max, dtype)
+                    if ORDERED:
+                        epilogue(to, value, skip, end, accumulate, act_min, act_max, dtype)
+                        if pair:
+                            epilogue(to + out_other, value, half, other_end, accumulate, act_min, act_max, dtype)
+                    elif to > limit:
+                        epilogue(to, value, skip, end, accumulate, act_min, act_max, dtype)
                     else:
                         store(to, 0, vmin(high, vmax(low, value)))
                     to += OW * size
-        out += p.to_out * size
-        f += 1
-        in_group += 1
-        if in_group == p.F:  # filters of one group read one image
-            in_group = 0
-            image += p.to_image * size
-            if f == p.filters:
-                f = 0
 
 
-# depthwise_<K>_<stride>_<mode>: in an unrolled function ``depthwise: registers[...]`` makes depthwise[...] its name
+# depthwise_<K>_<stride>_<mode>_<pair>: in an unrolled function ``depthwise: registers[...]`` makes depthwise[...] its name
 DEPTHWISE = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))  # K, stride
+DEPTHWISE_MODES = ((MASKED, 0), (MASKED, 1)) if ORDERED else ((MASKED, 0), (PLAIN, 0))  # mode, pair
+DEPTHWISE_COLUMNS = tuple(
+    (K, stride, mode, pair)
+    for K, stride in DEPTHWISE
+    for mode, pair in DEPTHWISE_MODES
+    if pair == 0 or K == 3 or stride == 2
+)
 globals().update(
     {
-        f"depthwise_{K}_{stride}_{mode}": helper(unrolled(depthwise_column, K=K, stride=stride, mode=mode))
-        for K, stride in DEPTHWISE
-        for mode in (PLAIN, MASKED)
+        f"depthwise_{K}_{stride}_{mode}_{pair}": helper(
+            unrolled(depthwise_column, K=K, stride=stride, mode=mode, pair=pair)
+        )
+        for K, stride, mode, pair in DEPTHWISE_COLUMNS
     }
 )
+
+
+def depthwise_columns(
+    p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end, K, stride, pair, dtype
+):  # fmt: skip
+    """`depthwise_column` with constants for kernel extent, stride, mode and pair."""
+    inlined()
+    depthwise: registers[8, 3, 2, 2]
+    mode = MASKED
+    if ORDERED == 0 and column >= 0 and column + K + stride * (lanes(dtype) - 1) <= p.IW:
+        mode = PLAIN
+    for i in unroll(len(DEPTHWISE_COLUMNS)):
+        if (
+            K == DEPTHWISE_COLUMNS[i][0]
+            and stride == DEPTHWISE_COLUMNS[i][1]
+            and mode == DEPTHWISE_COLUMNS[i][2]
+            and pair == DEPTHWISE_COLUMNS[i][3]
+        ):
+            depthwise[
+                DEPTHWISE_COLUMNS[i][0], DEPTHWISE_COLUMNS[i][1], DEPTHWISE_COLUMNS[i][2], DEPTHWISE_COLUMNS[i][3]
+            ](p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end, dtype)
+
+
+depthwise_columns = helper(unrolled(depthwise_columns))
 
 
 @helper
@@ -344,6 +436,15 @@ def spread_image(
             store(to, 2 * column + VL, zip_high(x, zero))
 
 
+@shared
+def in_pairs(K, stride, IW, OW, pad_left, half):
+    # Whether rows of two planes, with what is taken from beside them, are one vector.
+    if stride == 2:
+        return ORDERED and OW + (K - 1) // 2 <= half
+    return ORDERED and K == 3 and OW < half and pad_left > 0 and IW + pad_left <= half
+
+
+@helper
 def depthwise_planes(
     conv,
     input,  # IN   from the first plane's image on
@@ -359,20 +460,21 @@ def depthwise_planes(
     last,
     scratch,  # copies of images whose cells are spread
     dtype,
-    K,
-    stride,
 ):
-    depthwise: registers[8, 3, 2]
-    size, VL = itemsize(dtype), lanes(dtype)
-    reach = K + stride * (VL - 1)
+    outlined()
+    size, VL, K, stride = itemsize(dtype), lanes(dtype), conv.K, conv.stride_w
     OW, F = conv.OW, conv.F
     IH, IW, pad_top, pad_left, in_group = conv.IH, conv.IW, conv.pad_top, conv.pad_left, f % F
     filters, to_out = conv.G * F, conv.OH * OW
+    width, half = VL, VL // 2
     if conv.cells:
         IH, IW, pad_top, pad_left = conv.height, conv.cells, 0, 0
         scratch = (scratch + 63) // 64 * 64
     to_image = IH * IW
-    band = ceil_div(last - first, max(ceil_div((last - first) * stride * IW, BAND), 1))
+    if ORDERED and stride == 2:
+        width -= (K - 1) // 2  # lanes whose last taps are in the two vectors that are loaded
+    pair = 1 if in_pairs(K, stride, IW, OW, pad_left, half) else 0
+    band = ceil_div(last - first, max(ceil_div((last - first) * (stride * IW + OW), BAND), 1))
     if band < last - first:
         ahead, out_ahead = band * stride * IW, band * OW
     else:
@@ -381,10 +483,7 @@ def depthwise_planes(
     limit = 0 if conv.accumulate else out + ((n_planes - 1) * to_out + (last - first) * OW - VL) * size
     while n_planes > 0:
         count = min(conv.planes, n_planes)
-        p = Planes(
-            count, F, filters, IH, IW, OW, to_image, to_out, ahead, out_ahead, conv.start, conv.to_kh, conv.to_kw,
-            conv.accumulate,
-        )  # fmt: skip
+        p = Planes(count, F, filters, IH, IW, OW, to_image, to_out, ahead, out_ahead, conv.to_kw < 0, conv.accumulate)
         image = input
         if conv.cells:
             image = scratch
@@ -393,21 +492,15 @@ def depthwise_planes(
         oh = first
         while oh < last:
             n_rows = min(band, last - oh)
-            top = oh * stride - pad_top
             ow = 0
             while ow < OW:
-                block = min(ow, max(OW - VL, 0))
-                column = block * stride - pad_left
-                to = out + ((oh - first) * OW + block) * size
-                if column >= 0 and column + reach <= IW:
-                    depthwise[K, stride, PLAIN](
-                        p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit, ow - block, dtype,
-                    )  # fmt: skip
-                else:
-                    depthwise[K, stride, MASKED](
-                        p, image, zeros, weight, bias, f, act_min, act_max, to, n_rows, top, column, limit, ow - block, dtype,
-                    )  # fmt: skip
-                ow += VL
+                block = ow if ORDERED else min(ow, max(OW - VL, 0))
+                depthwise_columns(
+                    p, image, zeros, weight, bias, f, act_min, act_max, out + ((oh - first) * OW + block) * size, n_rows,
+                    oh * stride - pad_top, block * stride - pad_left, limit, ow - block, min(OW - block, width), K, stride,
+                    pair, dtype,
+                )  # fmt: skip
+                ow += width
             oh += n_rows
         n_planes -= count
         out += count * to_out * size
@@ -415,28 +508,6 @@ def depthwise_planes(
         in_group += count
         input += in_group // F * conv.IH * conv.IW * size
         in_group %= F
-
-
-# planes_<K>_<stride>
-globals().update(
-    {f"planes_{K}_{stride}": helper(unrolled(depthwise_planes, K=K, stride=stride)) for K, stride in DEPTHWISE}
-)
-
-
-def depthwise_rows(
-    conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch, dtype
-):  # fmt: skip
-    """`depthwise_planes` with constants for kernel extent and stride."""
-    outlined()
-    planes: registers[8, 3]
-    for i in unroll(len(DEPTHWISE)):
-        if conv.K == DEPTHWISE[i][0] and conv.stride_w == DEPTHWISE[i][1]:
-            planes[DEPTHWISE[i][0], DEPTHWISE[i][1]](
-                conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, scratch, dtype
-            )
-
-
-depthwise_rows = helper(unrolled(depthwise_rows))
 
 
 def filters_block(
@@ -605,7 +676,7 @@ def conv_rows(
     while f < n_filters:
         n = 1
         if conv.K:
-            depthwise_rows(
+            depthwise_planes(
                 conv, image, zeros, weight - conv.start * size, bias, np.int64(0), act_min, act_max, out, np.int64(1), first,
                 last, zeros, dtype,
             )  # fmt: skip
@@ -687,7 +758,7 @@ def conv_units(
     plane = conv.rows * (geometry[GEO_POOL_OW] if conv.pool_KH else conv.OW)
     if conv.K and conv.pool_KH == 0 and chunks == 1:  # units are whole planes
         unit = task * conv.batch
-        depthwise_rows(
+        depthwise_planes(
             conv, input + unit // conv.F * conv.IH * conv.IW * size, zeros, weight, bias, unit % (conv.G * conv.F), act_min,
             act_max, output + unit * plane * size, min(conv.batch, conv.units - unit), np.int64(0), conv.OH, rows, dtype,
         )  # fmt: skip
@@ -1196,9 +1267,249 @@ def grad_weight_block(
 
 
 @helper
+def column_row(row, zeros, column, ih, IH, IW, to_other, dtype, stride, mode, pair):
+    """The image under each column of the kernel."""
+    inlined()
+    exists = 0 <= ih < IH
+    if not exists:
+        row = zeros
+    other = row + to_other if exists else zeros
+    VL = lanes(dtype)
+    half = VL // 2
+    if stride == 1 and pair:
+        # Zeros stand beside each row: its neighbours come from there
+        middle = load_inside(row, column + 1, min(IW, column + 1 + half), dtype)
+        middle = join_inside(middle, other, column + 1 - half, IW)
+        return preceding(middle), middle, following(middle)
+    if stride == 1:
+        return (
+            load_columns(row, column, 1, IW, mode, dtype),
+            load_columns(row, column + 1, 1, IW, mode, dtype),
+            load_columns(row, column + 2, 1, IW, mode, dtype),
+        )
+    a = load_columns(row, column, 1, IW, mode, dtype)
+    if pair:
+        b = load_inside(other, column, IW, dtype)
+    else:
+        b = load_columns(row, column + VL, 1, IW, mode, dtype)
+    if ORDERED:
+        return even(a, b), odd(a, b), following(even(a, b))
+    c, d = load_columns(row, column + 1, 1, IW, mode, dtype), load_columns(row, column + 1 + VL, 1, IW, mode, dtype)
+    return even(a, b), even(c, d), odd(c, d)
+
+
+@helper
+def column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair):
+    inlined()
+    dy = load(grad, 0, dtype) if mode == PLAIN else load_inside(grad, 0, n_lanes, dtype)
+    if pair:
+        dy = join_inside(dy, grad + to_grad, -(lanes(dtype) // 2), n_lanes)
+    return apart(dy) if stride == 2 else dy
+
+
+def grad_weight_column(
+    image,  # IN   the channel's plane in the first image
+    grad_output,  # IN   the same, at the first row and column
+    zeros,  # IN   IW of them
+    sums,  # INOUT  3 x 3 taps
+    n_images,
+    n_rows,
+    top,  # image row and column at the first tap
+    column,
+    n_lanes,
+    geometry,
+    dtype,
+    stride,
+    mode,  # PLAIN or MASKED
+    pair,
+):
+    # As depthwise_column: down the rows of a plane, each loaded once, of the image and of grad_output. A row meets up to
+    # three rows of the other. A pair: two images whose rows are half a vector.
+    outlined()
+    acc: registers[9]
+    x: registers[3]
+    size, VL = itemsize(dtype), lanes(dtype)
+    IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
+    to_image, to_grad = geometry[GEO_IC] * IH * IW * size, geometry[GEO_OC] * geometry[GEO_OH] * OW * size
+    ahead, grad_ahead = IH * IW, geometry[GEO_OH] * OW  # the next channel's rows, or the next band's
+    if n_rows < geometry[GEO_OH]:
+        ahead, grad_ahead = n_rows * stride * IW, n_rows * OW
+    ahead, grad_ahead, line = (column + ahead) * size, grad_ahead * size, VL * size
+    for i in unroll(9):
+        acc[i] = broadcast(dtype.type(0))
+    while n_images > 0:
+        n_images -= 2 if pair else 1
+        ih = top
+        row, grad = image + top * IW * size, grad_output
+        image += 2 * to_image if pair else to_image
+        grad_output += 2 * to_grad if pair else to_grad
+        x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+        older = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
+        for kw in unroll(3):
+            acc[kw] = fma(x[kw], older, acc[kw])
+        if stride == 1:
+            ih += 1
+            row += IW * size
+            x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+            if n_rows > 1:
+                grad += OW * size
+                dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
+                for kw in unroll(3):
+                    acc[kw] = fma(x[kw], dy, acc[kw])
+                    acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
+                for _ in range(2, n_rows):
+                    rolled()
+                    oldest, older = older, dy
+                    ih += 1
+                    row += IW * size
+                    grad += OW * size
+                    prefetch(row + ahead)
+                    prefetch(grad + grad_ahead)
+                    x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+                    dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
+                    for kw in unroll(3):
+                        acc[kw] = fma(x[kw], dy, acc[kw])
+                        acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
+                        acc[6 + kw] = fma(x[kw], oldest, acc[6 + kw])
+                oldest, older = older, dy
+                ih += 1
+                row += IW * size
+                x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+                for kw in unroll(3):
+                    acc[6 + kw] = fma(x[kw], oldest, acc[6 + kw])
+            for kw in unroll(3):
+                acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
+        else:
+            for _ in range(1, n_rows):
+                rolled()
+                ih += 1
+                row += IW * size
+                grad += OW * size
+                prefetch(grad + grad_ahead)
+                prefetch(row + ahead)
+                if ORDERED:  # a column of two cache lines
+                    prefetch(row + ahead + line)
+                x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+                for kw in unroll(3):
+                    acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
+                ih += 1
+                row += IW * size
+                prefetch(row + ahead)
+                if ORDERED:
+                    prefetch(row + ahead + line)
+                x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+                dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
+                for kw in unroll(3):
+                    acc[6 + kw] = fma(x[kw], older, acc[6 + kw])
+                    acc[kw] = fma(x[kw], dy, acc[kw])
+                older = dy
+            ih += 1
+            row += IW * size
+            x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+            for kw in unroll(3):
+                acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
+        x[0], x[1], x[2] = column_row(
+            row + IW * size, zeros, column, ih + 1, IH, IW, to_image, dtype, stride, mode, pair
+        )  # fmt: skip
+        for kw in unroll(3):
+            acc[6 + kw] = fma(x[kw], older, acc[6 + kw])
+    # Lanes behind the row's last output are zeros in grad_output alone
+    for i in unroll(9):
+        value = untangle(acc[i]) if stride == 2 else acc[i]
+        if pair:
+            value = halves(first_lanes(value, n_lanes), first_lanes(value, VL // 2 + n_lanes))
+        else:
+            value = first_lanes(value, n_lanes)
+        store(sums, i * VL, load(sums, i * VL, dtype) + value)
+
+
+# column_<stride>_<mode>_<pair>
+globals().update(
+    {
+        f"column_{stride}_{mode}_{pair}": helper(unrolled(grad_weight_column, stride=stride, mode=mode, pair=pair))
+        for stride in (1, 2)
+        for mode, pair in DEPTHWISE_MODES
+    }
+)
+
+
+def grad_weight_column_of(
+    image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, stride, pair, dtype
+):  # fmt: skip
+    """`grad_weight_column` with constants for stride, mode and pair."""
+    column: registers[3, 2, 2]
+    mode, VL = MASKED, lanes(dtype)
+    if ORDERED == 0 and n_lanes == VL and at >= 0 and at + 3 + stride * (VL - 1) <= geometry[GEO_IW]:
+        mode = PLAIN
+    for s in unroll(2):
+        for m in unroll(2):
+            if stride == s + 1 and mode == DEPTHWISE_MODES[m][0] and pair == DEPTHWISE_MODES[m][1]:
+                column[s + 1, DEPTHWISE_MODES[m][0], DEPTHWISE_MODES[m][1]](
+                    image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, dtype
+                )
+
+
+grad_weight_column_of = helper(unrolled(grad_weight_column_of))
+
+
+@helper
+def grad_weight_columns(image, grad_output, zeros, out, first, last, accumulate, geometry, stride, dtype):
+    # Runs of up to FLUSH vectors, of one column of some images or of a band of one; FLUSH runs make a partial sum.
+    outlined()
+    size, VL = itemsize(dtype), lanes(dtype)
+    IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
+    to_image, to_grad = geometry[GEO_IC] * IH * IW, geometry[GEO_OC] * OH * OW
+    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    width = VL - 1 if ORDERED and stride == 2 else VL
+    band = max(min(BAND // max(stride * IW + OW, 1), FLUSH), 1)
+    pair, flushes = in_pairs(3, stride, IW, OW, pad_left, VL // 2), 0
+    memory = local(288, dtype)
+    partial = address(memory)
+    total = partial + 144 * size
+    clear(partial, 288 * size)
+    while first < last:
+        n, oh = first // OH, first % OH
+        n_rows = min(OH - oh, last - first)
+        n_images = 1
+        if n_rows > band:
+            n_rows = ceil_div(n_rows, ceil_div(n_rows, band))
+        elif n_rows == OH:
+            n_images = min(max(FLUSH // OH, 1) * (2 if pair else 1), (last - first) // OH)
+        paired = 0
+        if pair and n_images > 1:
+            paired = 1
+            n_images -= n_images % 2
+        x, dy = image + n * to_image * size, grad_output + (n * to_grad + oh * OW) * size
+        ow = 0
+        while ow < OW:
+            grad_weight_column_of(
+                x, dy + ow * size, zeros, partial, n_images, n_rows, stride * oh - pad_top, stride * ow - pad_left,
+                min(OW - ow, width), geometry, stride, paired, dtype,
+            )  # fmt: skip
+            ow += width
+            flushes += 1
+            if flushes == FLUSH:
+                flushes = 0
+                for i in range(9):
+                    store(total, i * VL, load(total, i * VL, dtype) + load(partial, i * VL, dtype))
+                clear(partial, 144 * size)
+        first += n_rows * n_images
+    for i in range(9):
+        value = sum_lanes(load(total, i * VL, dtype) + load(partial, i * VL, dtype), dtype)
+        if accumulate:
+            value += get(out, i, dtype)
+        put(out, i, value)
+
+
+@helper
 def grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, dtype):
     G, KH, KW, size = geometry[GEO_G], geometry[GEO_KH], geometry[GEO_KW], itemsize(dtype)
     C, F, taps = geometry[GEO_IC] // G, geometry[GEO_OC] // G, KH * KW
+    stride = geometry[GEO_STRIDE_W]
+    columns = (
+        KH == 3 and KW == 3 and geometry[GEO_DIL_H] == 1 and geometry[GEO_DIL_W] == 1 and stride <= 2
+        and geometry[GEO_STRIDE_H] == stride
+    )  # fmt: skip
     for unit in range(task * s.batch, min((task + 1) * s.batch, s.units * s.chunks)):
         chunk = unit // s.units
         first, last = chunk * s.chunk, min((chunk + 1) * s.chunk, s.rows)
@@ -1211,6 +1522,9 @@ def grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulat
             dy = grad_output + (group * F + f) * geometry[GEO_OH] * geometry[GEO_OW] * size
             out = grad_weight + (((chunk * G + group) * F + f) * C + c) * taps * size
             kh = np.int64(0)
+            if columns and f + FILTERS > end:
+                grad_weight_columns(x, dy, zeros, out, first, last, accumulate, geometry, stride, dtype)
+                kh = KH
             while kh < KH:
                 H = 1
                 kw = np.int64(0)
