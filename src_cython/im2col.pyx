@@ -963,7 +963,7 @@ cdef inline void turn_filters(
     """VL depths of MR filters turned, 4 or 2 filters at once."""
     # From the last filters to the first: what a square that holds two of them writes too much is overwritten.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), i = (_MR - 1) // quad * quad, j
+        Py_ssize_t quad = 16 // sizeof(real), i = (_MR - 1) // quad * quad, j
         vec[4] z
     while i >= 0:
         for j in range(quad):
