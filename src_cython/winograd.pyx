@@ -41,6 +41,7 @@ cdef enum:
     PANEL_CHUNKS = 4           # tasks that a matrix product is split into
     LINE = 16                  # elements between slabs, so that their distances are no multiples of a page
     MOST_CELLS = 64            # T * T
+    TURNED = 16                # channels of a weight that are turned at a time
 
 cdef extern from *:
     """
@@ -771,16 +772,18 @@ cdef void turn_filters(
     Py_ssize_t OCG,
 ) noexcept nogil:
     """Filters of the adjoint convolution: channels and filters change places, taps their order."""
+    # Some channels at a time: rows of whole powers of two would push each other's cache lines out between two channels.
     cdef:
-        Py_ssize_t c, f, i
+        Py_ssize_t block, c, f, i
         const real* taps
         real* target
-    for c in range(ICG):
+    for block in range(ceil_div(ICG, TURNED)):
         for f in range(filters):
-            taps = weight + (c * OCG + f) * 9
-            target = turned + (f * ICG + c) * 9
-            for i in range(9):
-                target[i] = taps[8 - i]
+            for c in range(block * TURNED, min(block * TURNED + TURNED, ICG)):
+                taps = weight + (c * OCG + f) * 9
+                target = turned + (f * ICG + c) * 9
+                for i in range(9):
+                    target[i] = taps[8 - i]
 
 
 cdef void pack_weight_task(

@@ -47,7 +47,8 @@ CONVS = ["one-cell", "same-3x3", "crop-and-pad", "dilation-3x2", "stride-beyond-
          "depthwise-stride2", "multiplier2", "rows-9", "rows-17", "pixels-17", "filters-9", "batch-empty",
          "no-channels", "no-filters", "no-rows", "padding-beyond-kernel", "strided-rows-17"]
 if engine.backend == "cython":
-    CONVS += ["filters-49", "pixels-97", "depth-385", "depth-769", "depth-43x9", "plane-14x14", "first-layer"]
+    CONVS += ["filters-49", "pixels-97", "depth-385", "depth-769", "depth-43x9", "plane-14x14", "first-layer",
+              "lone-50", "flat-15x17", "whole-rows-31", "depthwise-planes-7", "depthwise-columns-stride2"]
 wrong = []
 for name in CONVS:
     case = BY_NAME[name]

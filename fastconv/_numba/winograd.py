@@ -56,6 +56,7 @@ FEW_TILES = 100  # planes of fewer share their phases
 SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
 PANEL_CHUNKS = 4  # tasks that a matrix product is split into
 LINE = 16  # elements between slabs, so that their distances are no multiples of a page
+TURNED = 16  # channels of a weight that are turned at a time
 MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors
 TAPS = 36 * VL_FLOAT  # and of 4 channels of 3 x 3
 
@@ -724,12 +725,14 @@ def turn_filters(
     dtype,
 ):
     """Filters of the adjoint convolution: channels and filters change places, taps their order."""
+    # Some channels at a time: rows of whole powers of two would push each other's cache lines out between two channels.
     size = itemsize(dtype)
-    for c in range(ICG):
+    for block in range(ceil_div(ICG, TURNED)):
         for f in range(filters):
-            taps, target = weight + (c * OCG + f) * 9 * size, turned + (f * ICG + c) * 9 * size
-            for i in range(9):
-                put(target, i, get(taps, 8 - i, dtype))
+            for c in range(block * TURNED, min(block * TURNED + TURNED, ICG)):
+                taps, target = weight + (c * OCG + f) * 9 * size, turned + (f * ICG + c) * 9 * size
+                for i in range(9):
+                    put(target, i, get(taps, 8 - i, dtype))
 
 
 @task
