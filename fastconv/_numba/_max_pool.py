@@ -13,8 +13,8 @@ import numpy as np
 
 from fastconv._numba._jit import VL_FLOAT, helper, shared
 from fastconv._numba._pool_simd import (
-    add_cells, even, fold_max, has_flags, insert, lanes_outside, larger, load_cells, load_inside, next_even, not_negative,
-    note_nan, odd, pick, ramp, store_cells, store_first, store_halves, takes, untangle,
+    add_cells, even, fold_max, has_flags, insert, lanes_outside, larger, load_cells, load_inside, next_even, no_flags,
+    not_negative, note_nan, odd, pick, ramp, store_cells, store_first, store_halves, takes, untangle,
 )  # fmt: skip
 from fastconv._numba._simd import broadcast, get, inlined, itemsize, lanes, load, local, outlined, put, store, vmax
 from fastconv._problem import (
@@ -494,7 +494,7 @@ def max_strided(
     width = OW + VL // 2 if pairs else (blocks - 1) * windows + VL
     reach = (2 * IW + VL if pairs else 2 * width) - pad_left
     hides = pad_left > 0 or (OW - 1) * 2 - pad_left + K > IW
-    y, flags, oh, count, row = output + oh_first * OW * element, ramp(0, 0, dtype), oh_first, oh_last - oh_first, 0
+    y, flags, oh, count, row = output + oh_first * OW * element, no_flags(dtype), oh_first, oh_last - oh_first, 0
     rows = to_row = planes * count
     from_row = min(max(pad_left, 0), 1)
     while to_row > from_row and (
@@ -600,7 +600,7 @@ def max_sliding(
     # first to_row rows, counted through all planes, have room for that.
     inlined()
     IH, IW, OW, pad_left = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT]
-    VL, element, flags = lanes(dtype), itemsize(dtype), ramp(0, 0, dtype)
+    VL, element, flags = lanes(dtype), itemsize(dtype), no_flags(dtype)
     count, blocks, row, oh = oh_last - oh_first, (OW + VL - 1) // VL, 0, oh_first
     rows = planes * count
     to_row = min(whole_vectors(room, blocks * VL, OW), rows)
@@ -740,7 +740,7 @@ def max_common(
     crosses = (OW - 1) * stride - pad_left + K > IW
     oldest, newer = ring, ring + 2 * size * element
     y, where = output + oh_first * OW * element, indices + oh_first * OW * 8
-    flags = ramp(0, 0, dtype)
+    flags = no_flags(dtype)
     oh = oh_first
     while oh < oh_last:
         # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
