@@ -134,6 +134,9 @@ def store_halves(typingctx, address, vector, step):
     def codegen(context, builder, signature, arguments):
         at, value, step = arguments
         count = vector.count // 2
+        if VECTOR_BYTES == 64:
+            # Whole, in a register: of two halves the compiler would permute each, at twice the price
+            value = builder.asm(ir.FunctionType(value.type, [value.type]), "", "=x,0", [value], side_effect=False)
         for first in (0, count):
             mask = ir.VectorType(ir.IntType(32), count)(list(range(first, first + count)))
             half = builder.shuffle_vector(value, value, mask)
