@@ -16,7 +16,9 @@ from fastconv._numba._pool_simd import (
     add_cells, even, fold_max, has_flags, insert, lanes_outside, larger, load_cells, load_inside, next_even, no_flags,
     not_negative, note_nan, odd, pick, ramp, store_cells, store_first, store_halves, takes, untangle,
 )  # fmt: skip
-from fastconv._numba._simd import broadcast, get, inlined, itemsize, lanes, load, local, outlined, put, store, vmax
+from fastconv._numba._simd import (
+    broadcast, get, inlined, itemsize, lanes, load, local, outlined, put, rolled, store, vmax,
+)  # fmt: skip
 from fastconv._problem import (
     GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
     GEO_STRIDE_W,
@@ -171,6 +173,7 @@ def max_of_columns(flags, low, high, K):
     return value, note_nan(flags, between, value)
 
 
+# Loops stay rolled: rows and vectors are few, and whether one is left over is guessed wrongly as often as the loop ends.
 # First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum.
 @helper
 def max_strided_block(
@@ -222,6 +225,7 @@ def max_strided_pairs(
         x2 = x + below2 * element if K == 3 else x
         row = rows
         while row > 0:
+            rolled()
             low1, high1 = load(x1, 0, dtype), load(x1 + down, 0, dtype)
             flags = note_nan(flags, low1, high1)
             if K == 3:
@@ -265,6 +269,7 @@ def max_strided_column(
         x2 = x + below2 * element if K == 3 else x
         row = rows
         while row > 0:
+            rolled()
             low1, high1 = load(x1, 0, dtype), load(x1, VL, dtype)
             flags = note_nan(flags, low1, high1)
             if K == 3:
@@ -310,6 +315,7 @@ def max_strided_rows(
             to += windows * element
         block = between
         while block > 0:
+            rolled()
             flags = max_strided_block(
                 flags, first, first, at, below1, below2, to, VL, 0, IW, True, False, False, K, dtype
             )
