@@ -13,10 +13,12 @@ import numpy as np
 
 from fastconv._numba._jit import VL_FLOAT, helper, shared
 from fastconv._numba._pool_simd import (
-    add_cells, even, fold_max, has_flags, insert, lanes_outside, larger, load_cells, load_inside, next_even, not_negative,
-    note_nan, odd, pick, ramp, store_cells, store_first, store_halves, takes, untangle,
+    add_cells, even, fold_max, has_flags, insert, lanes_outside, larger, load_cells, load_inside, next_even, no_flags,
+    not_negative, note_nan, odd, pick, ramp, store_cells, store_first, store_halves, takes, untangle,
 )  # fmt: skip
-from fastconv._numba._simd import broadcast, get, inlined, itemsize, lanes, load, local, outlined, put, store, vmax
+from fastconv._numba._simd import (
+    broadcast, get, inlined, itemsize, lanes, load, local, outlined, put, rolled, store, vmax,
+)  # fmt: skip
 from fastconv._problem import (
     GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
     GEO_STRIDE_W,
@@ -171,6 +173,7 @@ def max_of_columns(flags, low, high, K):
     return value, note_nan(flags, between, value)
 
 
+# Loops stay rolled: rows and vectors are few, and whether one is left over is guessed wrongly as often as the loop ends.
 # First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum.
 @helper
 def max_strided_block(
@@ -222,6 +225,7 @@ def max_strided_pairs(
         x2 = x + below2 * element if K == 3 else x
         row = rows
         while row > 0:
+            rolled()
             low1, high1 = load(x1, 0, dtype), load(x1 + down, 0, dtype)
             flags = note_nan(flags, low1, high1)
             if K == 3:
@@ -265,6 +269,7 @@ def max_strided_column(
         x2 = x + below2 * element if K == 3 else x
         row = rows
         while row > 0:
+            rolled()
             low1, high1 = load(x1, 0, dtype), load(x1, VL, dtype)
             flags = note_nan(flags, low1, high1)
             if K == 3:
@@ -310,6 +315,7 @@ def max_strided_rows(
             to += windows * element
         block = between
         while block > 0:
+            rolled()
             flags = max_strided_block(
                 flags, first, first, at, below1, below2, to, VL, 0, IW, True, False, False, K, dtype
             )
@@ -494,7 +500,7 @@ def max_strided(
     width = OW + VL // 2 if pairs else (blocks - 1) * windows + VL
     reach = (2 * IW + VL if pairs else 2 * width) - pad_left
     hides = pad_left > 0 or (OW - 1) * 2 - pad_left + K > IW
-    y, flags, oh, count, row = output + oh_first * OW * element, ramp(0, 0, dtype), oh_first, oh_last - oh_first, 0
+    y, flags, oh, count, row = output + oh_first * OW * element, no_flags(dtype), oh_first, oh_last - oh_first, 0
     rows = to_row = planes * count
     from_row = min(max(pad_left, 0), 1)
     while to_row > from_row and (
@@ -600,7 +606,7 @@ def max_sliding(
     # first to_row rows, counted through all planes, have room for that.
     inlined()
     IH, IW, OW, pad_left = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT]
-    VL, element, flags = lanes(dtype), itemsize(dtype), ramp(0, 0, dtype)
+    VL, element, flags = lanes(dtype), itemsize(dtype), no_flags(dtype)
     count, blocks, row, oh = oh_last - oh_first, (OW + VL - 1) // VL, 0, oh_first
     rows = planes * count
     to_row = min(whole_vectors(room, blocks * VL, OW), rows)
@@ -740,7 +746,7 @@ def max_common(
     crosses = (OW - 1) * stride - pad_left + K > IW
     oldest, newer = ring, ring + 2 * size * element
     y, where = output + oh_first * OW * element, indices + oh_first * OW * 8
-    flags = ramp(0, 0, dtype)
+    flags = no_flags(dtype)
     oh = oh_first
     while oh < oh_last:
         # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors

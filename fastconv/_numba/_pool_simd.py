@@ -19,7 +19,8 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     ramp(first, step, dtype)                              cells: lane i is first + i * step
     add_cells(a, b), load_cells(address, offset, dtype)   cells; `store` of _simd writes them
     not_negative(cells)                                   cells, 0 for those below it
-    note_nan(cells, a, b), has_flags(cells)               cells with flags where a or b is NaN; whether there is one
+    no_flags(dtype)                                       flags of lanes, none set: a mask with AVX-512, cells without
+    note_nan(flags, a, b), has_flags(flags)               flags, set where a or b is NaN besides; whether one is set
     store_cells(address, offset, cells, base, count)      the first ``count`` cells + base, as 64 bits
     load_indices(address, offset, dtype)                  int64 indices as cells, apart
     apart(v), zip_pieces_low(a, b), zip_pieces_high(a, b) pairs of 64 bits, ordered so that the lower and upper halves of all
@@ -133,6 +134,9 @@ def store_halves(typingctx, address, vector, step):
     def codegen(context, builder, signature, arguments):
         at, value, step = arguments
         count = vector.count // 2
+        if VECTOR_BYTES == 64:
+            # Whole, in a register: of two halves the compiler would permute each, at twice the price
+            value = builder.asm(ir.FunctionType(value.type, [value.type]), "", "=x,0", [value], side_effect=False)
         for first in (0, count):
             mask = ir.VectorType(ir.IntType(32), count)(list(range(first, first + count)))
             half = builder.shuffle_vector(value, value, mask)
@@ -335,22 +339,35 @@ def not_negative(typingctx, cells):
     return cells(cells), codegen
 
 
-@_with_python(lambda cells, a, b: cells | -(np.isnan(a) | np.isnan(b)).astype(cells.dtype))
-def note_nan(typingctx, cells, a, b):
+# As cells, each note would take a slow transfer from a mask register; without those, masks are cells themselves
+@_with_python(lambda dtype: np.zeros(lanes(dtype), f"i{np.dtype(dtype).itemsize}"))
+def no_flags(typingctx, dtype):
+    vector = _vector(_element(dtype))
+    flags = Vector(types.boolean, vector.count) if VECTOR_BYTES == 64 else _cells(vector)
+    return flags(dtype), lambda context, builder, signature, arguments: context.get_value_type(flags)(None)
+
+
+@_with_python(lambda flags, a, b: flags | -(np.isnan(a) | np.isnan(b)).astype(flags.dtype))
+def note_nan(typingctx, flags, a, b):
     def codegen(context, builder, signature, arguments):
+        if VECTOR_BYTES == 32:  # by name: CPUs that have masks as well would compare into one
+            kind = "ps" if a.dtype == types.float32 else "pd"
+            unordered = ir.IntType(8)(3)
+            nan = _call(builder, f"llvm.x86.avx.cmp.{kind}.256", arguments[1].type, [*arguments[1:], unordered])
+            return builder.or_(arguments[0], builder.bitcast(nan, arguments[0].type))
         nan = builder.fcmp_unordered("uno", arguments[1], arguments[2])
-        return builder.or_(arguments[0], builder.sext(nan, arguments[0].type))
+        return builder.or_(arguments[0], nan if flags.dtype == types.boolean else builder.sext(nan, arguments[0].type))
 
-    return cells(cells, a, b), codegen
+    return flags(flags, a, b), codegen
 
 
-@_with_python(lambda cells: bool(np.any(cells)))
-def has_flags(typingctx, cells):
+@_with_python(lambda flags: bool(np.any(flags)))
+def has_flags(typingctx, flags):
     def codegen(context, builder, signature, arguments):
-        bits = ir.IntType(VECTOR_BYTES * 8)
+        bits = ir.IntType(flags.count if flags.dtype == types.boolean else VECTOR_BYTES * 8)
         return builder.icmp_unsigned("!=", builder.bitcast(arguments[0], bits), bits(0))
 
-    return types.boolean(cells), codegen
+    return types.boolean(flags), codegen
 
 
 def _python_load_indices(address: int, offset: int, dtype: Any) -> np.ndarray:
