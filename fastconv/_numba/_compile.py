@@ -17,9 +17,9 @@ from numba.extending import intrinsic
 
 from fastconv._numba import _store
 
-# A NumPy array's C structure: what heads every object, then `char *data; int nd; npy_intp *dimensions;`. All of NumPy's
-# ABI rests on it.
-_DATA = object.__basicsize__
+# C structures, on which NumPy's ABI and CPython's rest: what heads every object, then an array's `char *data; int nd;
+# npy_intp *dimensions;` or a float's `double ob_fval;`.
+_DATA = _VALUE = object.__basicsize__
 _DIMENSIONS = _DATA + 16
 
 _WORD = ir.IntType(64)
@@ -68,15 +68,15 @@ def _array_reader(array_type: types.Array) -> Any:
 
 
 def _number_reader(number: types.Number) -> Any:
-    """f(table, position): the number that stands there, an int64 or a float64, as ``number``."""
+    """f(table, position): the float that stands there as ``number``; what counts something is far below 2**53."""
 
     @intrinsic
     def read(typingctx, table, position):
         def codegen(context, builder, signature, arguments):
-            offset = builder.mul(arguments[1], _WORD(8))
+            item = _word_at(builder, arguments[0], builder.mul(arguments[1], _WORD(8)))
+            value = _word_at(builder, item, _VALUE, ir.DoubleType())
             if number == types.int64:
-                return _word_at(builder, arguments[0], offset)
-            value = _word_at(builder, arguments[0], offset, ir.DoubleType())
+                return builder.fptosi(value, _WORD)
             return builder.fptrunc(value, ir.FloatType()) if number == types.float32 else value
 
         return number(types.int64, types.int64), codegen

@@ -10,6 +10,7 @@ following(v), preceding(v)                  every lane from the next one, from t
 halves(a, b)                                the lower half of a, the upper one of b
 zip_low(a, b), zip_high(a, b)               the lower, the upper half of a and b, in turns
 first_lanes(v, count)                       v in the first ``count`` lanes, zeros behind
+within(i, extent)                           0 <= i < extent by one comparison, which a branch may take to be nearly always true
 
 ORDERED says that the CPU has AVX-512: any order of lanes costs one instruction, and some lanes are loaded and stored as fast
 as all.
@@ -101,3 +102,12 @@ def first_lanes(typingctx, v, count):
         return builder.select(mask, value, value.type(None))
 
     return v(v, types.int64), codegen
+
+
+@_with_python(lambda i, extent: 0 <= i < extent)
+def within(typingctx, i, extent):
+    def codegen(context, builder, signature, arguments):
+        inside = builder.icmp_unsigned("<", *arguments)
+        return _call(builder, "llvm.expect.i1", inside.type, [inside, inside.type(1)])
+
+    return types.boolean(types.int64, types.int64), codegen

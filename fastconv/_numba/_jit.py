@@ -19,8 +19,8 @@ NUMBA_DISABLE_JIT=1 the same code runs as Python.
 
 A task is compiled once for each dtype, by `_compile`, and kept by `_store`; a later process loads it without importing
 Numba. The machine code of a task is ``entry(first, last, worker, table)``: tasks first ... last - 1 by one worker. The
-table holds a word for each argument: the object of an array, whose address and extents the entry reads itself, or a
-number. Several threads are Numba's, by `_parallel`.
+table is the tuple of the arguments as it lies in memory: arrays, whose addresses and extents the entry reads itself, and
+numbers, all of them floats. So a call packs nothing. Several threads are Numba's, by `_parallel`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import inspect
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -78,8 +77,9 @@ def _compiler() -> Any:
     return importlib.import_module("fastconv._numba._compile")
 
 
-# Words travel as pointers, which ctypes and struct convert in half the time: a good part of what a small layer takes
-_ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, ctypes.c_char_p)
+# Words travel as pointers, which ctypes converts in half the time: a good part of what a small layer takes
+_ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
+_ITEMS = tuple.__basicsize__  # from the start of a tuple to its items
 tasks: list[Task] = []  # of all modules imported so far
 
 
@@ -95,7 +95,6 @@ class Task:
         kinds = list(self.kinds.values())
         self._dtype_from = next(i for i, kind in enumerate(kinds) if kind.dtype == "real" and kind.ndim)
         self._numbers = [i for i, kind in enumerate(kinds) if not kind.ndim]
-        self._pack = struct.Struct("".join("P" if kind.ndim else "d" if kind == real else "q" for kind in kinds)).pack
         self._entries: dict[np.dtype, Callable[..., None]] = {}
         tasks.append(self)
 
@@ -128,13 +127,10 @@ class Task:
                 self.function(task, *worker, *values)
             return
         entry = self._entries.get(dtype) or self.entry(dtype)
-        if self._numbers:
-            words = list(map(id, arguments))
-            for i in self._numbers:
-                words[i] = arguments[i]
-            table = self._pack(*words)
-        else:
-            table = self._pack(*map(id, arguments))
+        for i in self._numbers:
+            if type(arguments[i]) is not float:
+                arguments = (*arguments[:i], float(arguments[i]), *arguments[i + 1 :])
+        table = id(arguments) + _ITEMS
         if n_threads > 1 and n_tasks > 1:
             importlib.import_module("fastconv._numba._parallel").run(n_tasks, n_threads, entry, table)
         else:

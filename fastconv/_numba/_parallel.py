@@ -84,15 +84,14 @@ def layer() -> str | None:
         return None
 
 
-def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: bytes) -> None:
+def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int) -> None:
     """Run tasks 0 ... n_tasks - 1 on up to ``n_threads`` threads, whoever is free next."""
     loop = _driver or driver()
     n_workers = min(n_threads, n_tasks, numba.config.NUMBA_NUM_THREADS)
-    words = ctypes.create_string_buffer(table, len(table))
     before = numba.get_num_threads()  # of this Python thread: the user's own setting
     numba.set_num_threads(n_workers)
     try:
         with nullcontext() if layer() in ("omp", "tbb") else _one_at_a_time:
-            loop(n_tasks, n_workers, ctypes.cast(entry, ctypes.c_void_p).value, ctypes.addressof(words))
+            loop(n_tasks, n_workers, ctypes.cast(entry, ctypes.c_void_p).value, table)
     finally:
         numba.set_num_threads(before)
