@@ -33,8 +33,9 @@ cdef enum:
     _KC = 256
     MOST_POOLED = 4096         # of a block of rows that a pool reads, which a panel of filters must hold in cache
     MOST_PIXELS = 1536         # of a block
-    THREAD_TASKS = 4           # tasks a thread: with fewer, filters are split into chunks as well
-    CHUNK_FILTERS = 64         # the smallest chunk: a pixel's columns are packed again for each
+    THREAD_TASKS = 4           # strips of a fused pool for each thread, tasks where nothing is packed
+    CHUNK_FILTERS = 64         # the smallest chunk of filters: a pixel's columns are packed again for each
+    IDLE = 8                   # filters are split into chunks where threads would wait 1/IDLE of the time or more
     IN_PLACE_CELLS = 32 * BLOCK_PIXELS      # of a block that is read in place, or of its copied rows: a first-level cache
     SPARE = 16                 # tiles of whole rows may waste 1/SPARE of their lanes
     MOST_PLACES = 2048         # >= vectors of such a block
@@ -133,8 +134,10 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     b.strips = ceil_div(b.blocks, b.strip)
     b.chunks = 1
     tasks = images * b.strips
-    if n_threads > 1 and 0 < tasks < THREAD_TASKS * n_threads:
+    if b.in_place and n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
         b.chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), b.OCG // CHUNK_FILTERS), 1)
+    while not b.in_place and b.chunks < b.OCG // CHUNK_FILTERS and is_idle(tasks * b.chunks, n_threads):
+        b.chunks += 1
     b.chunk_panels = ceil_div(b.panels, b.chunks)
 
     b.rows = 0
@@ -155,6 +158,12 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         + b.chunk_panels * _MR * b.carried_rows * b.OW
     )
     return b
+
+
+cdef inline bint is_idle(Py_ssize_t tasks, Py_ssize_t n_threads) noexcept nogil:
+    """Whether threads that share tasks of one size wait for the last for 1/IDLE of the time or more."""
+    cdef Py_ssize_t turns = ceil_div(tasks, n_threads) * n_threads
+    return (turns - tasks) * IDLE >= turns and turns > tasks
 
 
 cdef inline bint is_paired(const Blocking* b, const int64_t* geometry) noexcept nogil:

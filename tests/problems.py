@@ -114,6 +114,7 @@ CASES = [
     *(Conv(f"lone-{n}", 1, 43, 1, n, 9, 1, 1, double=n in (49, 50)) for n in (49, 50, 51, 52)),  # past the last vector
     Conv("flat-15x17", 1, 80, 15, 17, 9, 1, 1, double=True),  # planes read in place, in several blocks
     Conv("flat-filters-137", 2, 5, 9, 11, 137, 1, 1),
+    Conv("strided-filters-137", 1, 3, 7, 9, 137, 3, 3, stride=2, padding=1),  # enough to be split between threads
     # Rows of the map that vectors fill, or nearly: read from the copied rows, in several blocks
     Conv("whole-rows-31", 1, 28, 20, 31, 9, 3, 3, padding=1, double=True),
     Conv("whole-rows-32-stride4", 1, 10, 31, 127, 5, 5, 5, stride=4, padding=2, double=True),

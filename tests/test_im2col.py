@@ -81,6 +81,8 @@ def test_central_differences(engine, name, rng):
         "tall",
         "whole-rows-31",
         "flat-15x17",
+        "flat-filters-137",
+        "strided-filters-137",
     ],
 )
 def test_threads_do_not_change_bits(engine, name):

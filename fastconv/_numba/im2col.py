@@ -51,8 +51,9 @@ LONE_VECTORS = 1 if MR == 8 else 3
 IN_PLACE_FILTERS = 2048 if VL_FLOAT == 16 else 128
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
 MOST_PIXELS = 1536  # of a block
-THREAD_TASKS = 4  # tasks a thread: with fewer, filters are split into chunks as well
-CHUNK_FILTERS = 64  # the smallest chunk: a pixel's columns are packed again for each
+THREAD_TASKS = 4  # strips of a fused pool for each thread, tasks where nothing is packed
+CHUNK_FILTERS = 64  # the smallest chunk of filters: a pixel's columns are packed again for each
+IDLE = 8  # filters are split into chunks where threads would wait 1/IDLE of the time or more
 IN_PLACE_CELLS = 32 * BLOCK_PIXELS  # of a block that is read in place, or of its copied rows: a first-level cache
 SPARE = 16  # tiles of whole rows may waste 1/SPARE of their lanes
 MOST_PLACES = 2048  # >= vectors of such a block
@@ -82,6 +83,13 @@ Blocking = namedtuple(
     "phases phase_width row_width rows channels "  # of the copied input
     "copy_elements b_elements lone_elements c_elements ring_elements elements",  # scratch of a worker
 )
+
+
+@shared
+def is_idle(tasks, n_threads):
+    """Whether threads that share tasks of one size wait for the last for 1/IDLE of the time or more."""
+    turns = ceil_div(tasks, n_threads) * n_threads
+    return (turns - tasks) * IDLE >= turns and turns > tasks
 
 
 @shared
@@ -168,8 +176,10 @@ def blocking(geometry, n_threads):
     strips = ceil_div(blocks, strip)
     chunks = 1
     tasks = images * strips
-    if n_threads > 1 and 0 < tasks < THREAD_TASKS * n_threads:
+    if in_place > 0 and n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
         chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), OCG // CHUNK_FILTERS), 1)
+    while in_place == 0 and chunks < OCG // CHUNK_FILTERS and is_idle(tasks * chunks, n_threads):
+        chunks += 1
     chunk_panels = ceil_div(panels, chunks)
 
     rows = 0
