@@ -134,10 +134,11 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     b.strips = ceil_div(b.blocks, b.strip)
     b.chunks = 1
     tasks = images * b.strips
-    if b.in_place and n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
+    if not b.in_place:
+        while b.chunks < b.OCG // CHUNK_FILTERS and is_idle(tasks * b.chunks, n_threads):
+            b.chunks += 1
+    elif n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
         b.chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), b.OCG // CHUNK_FILTERS), 1)
-    while not b.in_place and b.chunks < b.OCG // CHUNK_FILTERS and is_idle(tasks * b.chunks, n_threads):
-        b.chunks += 1
     b.chunk_panels = ceil_div(b.panels, b.chunks)
 
     b.rows = 0
@@ -963,13 +964,13 @@ def packed_weight_size(const int64_t[::1] geometry):
     return geometry[GEO_G] * b.panels * b.K * _MR
 
 
-cdef inline void turn_filters(
+cdef inline void transpose_filters(
     const real* row,                  # IN   MR filters, step apart: depth after depth
     Py_ssize_t step,
     real* target,                     # OUT  [VL][MR], and two elements more where MR is not made of squares
     vec* unused,
 ) noexcept nogil:
-    """VL depths of MR filters turned, 4 or 2 filters at once."""
+    """VL depths of MR filters, from filter by filter to depth by depth: 4 or 2 filters at once."""
     # From the last filters to the first: what a square that holds two of them writes too much is overwritten.
     cdef:
         Py_ssize_t quad = 16 // sizeof(real), i = (_MR - 1) // quad * quad, j
@@ -1003,7 +1004,7 @@ cdef void pack_weight_task(
         target = &packed[((g * b.K + k_from) * b.panels + panel * kc) * _MR]
         k = k_from
         while not turned and filters == _MR and k + VL < k_from + kc:  # before the last depths: squares write too much
-            turn_filters(row + k, step, target, unused)
+            transpose_filters(row + k, step, target, unused)
             target += VL * _MR
             k += VL
         for k in range(k, k_from + kc):

@@ -176,10 +176,11 @@ def blocking(geometry, n_threads):
     strips = ceil_div(blocks, strip)
     chunks = 1
     tasks = images * strips
-    if in_place > 0 and n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
+    if in_place == 0:
+        while chunks < OCG // CHUNK_FILTERS and is_idle(tasks * chunks, n_threads):
+            chunks += 1
+    elif n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
         chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), OCG // CHUNK_FILTERS), 1)
-    while in_place == 0 and chunks < OCG // CHUNK_FILTERS and is_idle(tasks * chunks, n_threads):
-        chunks += 1
     chunk_panels = ceil_div(panels, chunks)
 
     rows = 0
@@ -909,14 +910,14 @@ def packed_weight_size(geometry):
     return int(geometry[GEO_G]) * b.panels * b.K * MR
 
 
-def turn_filters(
+def transpose_filters(
     row,  # IN   MR filters, step apart: depth after depth
     step,
     target,  # OUT  [VL][MR], and two elements more where MR is not made of squares
     dtype,
     quads,  # of filters
 ):
-    """VL depths of MR filters turned, 4 filters at once."""
+    """VL depths of MR filters, from filter by filter to depth by depth: 4 filters at once."""
     # From the last filters to the first: what a square that holds two of them writes too much is overwritten.
     z: registers[4]
     quad = 16 // itemsize(dtype)
@@ -930,7 +931,7 @@ def turn_filters(
                 store_lanes(target, j % quad * MR + i, quad * MR, z[j])
 
 
-turn_filters = helper(unrolled(turn_filters, quads=-(-MR // 4)))
+transpose_filters = helper(unrolled(transpose_filters, quads=-(-MR // 4)))
 
 
 @task
@@ -954,7 +955,7 @@ def pack_weight_task(
         target = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
         k = k_from
         while not turned and filters == MR and k + VL < k_from + kc:  # before the last depths: squares write too much
-            turn_filters(row + k * size, step, target, dtype)
+            transpose_filters(row + k * size, step, target, dtype)
             target += VL * MR * size
             k += VL
         for k in range(k, k_from + kc):
