@@ -6,12 +6,23 @@ import numpy as np
 
 from fastconv import _arena, _backends
 from fastconv._algorithms import NO_IMAGE, NO_INDICES
-from fastconv._problem import PoolProblem
+from fastconv._algorithms.winograd import TILE_OF_FIVE
+from fastconv._problem import ConvProblem, PoolProblem
 
 from . import _common
 from ._common import Data
 
-WINOGRAD_TILE = 4  # what "auto" takes for most planes
+WINOGRAD_TILE = 4  # what "auto" takes for most planes, of 3 x 3 kernels
+
+
+def tile_of(problem: ConvProblem) -> int:
+    """Winograd's tile for this layer; other kernels do not read it."""
+    return TILE_OF_FIVE.get(problem.stride_h, 0) if problem.KH == 5 else WINOGRAD_TILE
+
+
+def stem_of(algorithm: str) -> str:
+    """The kernels that compute it: winograd's for "winograd_5x5"."""
+    return algorithm.partition("_")[0]
 
 
 class _Kernel(_common.Timed):
@@ -36,11 +47,11 @@ class _Kernel(_common.Timed):
 
     def packed_weight(self, algorithm):
         """The weight as an algorithm's forward reads it."""
-        weight = self.data.weight
-        if algorithm == "direct":
+        weight, stem = self.data.weight, stem_of(algorithm)
+        if stem == "direct":
             return weight
-        packed = np.empty(getattr(self.k, algorithm).packed_weight_size(self.geometry), weight.dtype)
-        self.bind(algorithm, "pack_weight", weight, packed)
+        packed = np.empty(getattr(self.k, stem).packed_weight_size(self.geometry), weight.dtype)
+        self.bind(stem, "pack_weight", weight, packed)
         return packed
 
 
@@ -55,11 +66,11 @@ class Conv2d(_Kernel):
         self.prepare(kernel, shape, threads)
         problem = _common.conv_problem(shape, self.dtype)
         _common.require_algorithm(algorithm, problem)
-        self.geometry = problem.geometry(tile=WINOGRAD_TILE)
+        self.geometry = problem.geometry(tile=tile_of(problem))
         weight = self.packed_weight(algorithm)
         output = np.empty(problem.output_shape, weight.dtype)
         self.bind(
-            algorithm, "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
+            stem_of(algorithm), "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
             output, NO_IMAGE[self.dtype], NO_INDICES,
         )  # fmt: skip
 
@@ -82,11 +93,11 @@ class Unit(_Kernel):
         )
         problem = replace(problem, pool=pool)
         _common.require_algorithm(algorithm, problem)
-        self.geometry = problem.geometry(tile=WINOGRAD_TILE)
+        self.geometry = problem.geometry(tile=tile_of(problem))
         weight = self.packed_weight(algorithm)
         pooled = np.empty(shape.output_shape, weight.dtype)
         self.bind(
-            algorithm, "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
+            stem_of(algorithm), "conv2d", self.data.input, weight, self.data.bias, problem.act_min, problem.act_max,
             NO_IMAGE[self.dtype], pooled, NO_INDICES,
         )  # fmt: skip
 
@@ -104,7 +115,7 @@ class _Gradient(_Kernel):
         problem = _common.conv_problem(shape, self.dtype)
         if algorithm == "winograd":
             _common.require_algorithm(algorithm, problem)
-        self.geometry = problem.geometry(tile=WINOGRAD_TILE)
+        self.geometry = problem.geometry(tile=tile_of(problem))
 
 
 class Conv2dGradInput(_Gradient):

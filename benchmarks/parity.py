@@ -12,14 +12,14 @@ from typing import Any
 
 from fastconv import _backends
 
-from . import bench_kernels, shapes
+from . import _common, bench_kernels, shapes
 from ._timing import cpus_for
 from .shapes import CLASSES, Shape
 
 # What is timed: the class of bench_kernels whose call it is, its parameter between back end and shape, for which layers
 OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], str]] = {
-    **{f"forward {name}": (bench_kernels.Conv2d, (name,), "conv") for name in ("im2col", "direct", "winograd")},
-    **{f"unit {name}": (bench_kernels.Unit, (name,), "unit") for name in ("im2col", "direct", "winograd")},
+    **{f"forward {name}": (bench_kernels.Conv2d, (name,), "conv") for name in _common.FORWARD},
+    **{f"unit {name}": (bench_kernels.Unit, (name,), "unit") for name in _common.FORWARD},
     "pack im2col": (bench_kernels.PackWeight, (), "conv"),
     **{f"grad_input {name}": (bench_kernels.Conv2dGradInput, (name,), "conv") for name in ("im2col", "direct")},
     **{

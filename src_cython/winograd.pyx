@@ -23,9 +23,9 @@ from cython.parallel cimport prange, threadid
 from libc.string cimport memcpy, memset
 
 from common cimport (
-    GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
-    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, GEO_TURNED, Operands, VL_FLOAT,
-    ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf, vmax, vmin, vset_d, vset_f,
+    GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
+    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED, Operands,
+    VL_FLOAT, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf, vmax, vmin, vset_d, vset_f,
 )
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
@@ -41,6 +41,7 @@ cdef enum:
     PANEL_CHUNKS = 4           # tasks that a matrix product is split into
     LINE = 16                  # elements between slabs, so that their distances are no multiples of a page
     MOST_CELLS = 64            # T * T
+    MOST_TAPS = 25             # of a kernel
     TURNED = 16                # channels of a weight that are turned at a time
 
 cdef extern from *:
@@ -93,112 +94,114 @@ cdef inline vec constant(double value, vec* unused) noexcept nogil:
 
 # --------------------------------------------------------------------------------------- one-dimensional transforms
 
-# Points come in pairs, so B^T, A^T and G split into even and odd parts. With h = m / 2 pairs of points p_i, everything
-# follows from the polynomials prod (x^2 - p_l^2) over all l, and over all but one. m is a constant at each call:
-# coefficients become constants too.
+# Points come in pairs, so B^T, A^T and G split into even and odd parts. With h = T / 2 - 1 pairs of points p_i, everything
+# follows from the polynomials prod (x^2 - p_l^2) over all l, and over all but one. T, m and r = T - m + 1 are constants at
+# each call: coefficients become constants too.
 
 
-cdef inline double point(int m, int i) noexcept nogil:
+cdef inline double point(int T, int i) noexcept nogil:
     """The positive points of WINOGRAD_POINTS."""
-    if m == 2:
+    if T == 4:
         return 1
-    if m == 4:
+    if T == 6:
         return 0.625 if i == 0 else 1.5
     return 0.5 if i == 0 else 1 if i == 1 else 2
 
 
-POINTS = {m: tuple([point(m, i) for i in range(m // 2)]) for m in (2, 4, 6)}
+POINTS = {T - 2: tuple([point(T, i) for i in range(T // 2 - 1)]) for T in (4, 6, 8)}
 
 
-cdef inline double square(int m, int i) noexcept nogil:
-    return point(m, i) * point(m, i)
+cdef inline double square(int T, int i) noexcept nogil:
+    return point(T, i) * point(T, i)
 
 
-cdef inline double all_pairs(int m, int k) noexcept nogil:
+cdef inline double all_pairs(int T, int k) noexcept nogil:
     """Coefficient of x^(2k) of prod (x^2 - p_l^2), k < h."""
-    if m == 2:
-        return -square(m, 0)
-    if m == 4:
-        return square(m, 0) * square(m, 1) if k == 0 else -(square(m, 0) + square(m, 1))
+    if T == 4:
+        return -square(T, 0)
+    if T == 6:
+        return square(T, 0) * square(T, 1) if k == 0 else -(square(T, 0) + square(T, 1))
     if k == 0:
-        return -square(m, 0) * square(m, 1) * square(m, 2)
+        return -square(T, 0) * square(T, 1) * square(T, 2)
     if k == 1:
-        return square(m, 0) * square(m, 1) + square(m, 0) * square(m, 2) + square(m, 1) * square(m, 2)
-    return -(square(m, 0) + square(m, 1) + square(m, 2))
+        return square(T, 0) * square(T, 1) + square(T, 0) * square(T, 2) + square(T, 1) * square(T, 2)
+    return -(square(T, 0) + square(T, 1) + square(T, 2))
 
 
-cdef inline double other_pairs(int m, int i, int k) noexcept nogil:
+cdef inline double other_pairs(int T, int i, int k) noexcept nogil:
     """Coefficient of x^(2k) of prod (x^2 - p_l^2) over l != i, k < h - 1."""
-    if m == 4:
-        return -square(m, 1 - i)
+    if T == 6:
+        return -square(T, 1 - i)
     if k == 0:
-        return square(m, (i + 1) % 3) * square(m, (i + 2) % 3)
-    return -(square(m, (i + 1) % 3) + square(m, (i + 2) % 3))
+        return square(T, (i + 1) % 3) * square(T, (i + 2) % 3)
+    return -(square(T, (i + 1) % 3) + square(T, (i + 2) % 3))
 
 
-cdef inline double scale(int m, int i) noexcept nogil:
+cdef inline double scale(int T, int i) noexcept nogil:
     """1 / prod (p_i - p_l) over all other points; of point 0 for i < 0."""
     if i < 0:
-        return 1 / all_pairs(m, 0)
-    if m == 2:
-        return 1 / (2 * square(m, i))
-    if m == 4:
-        return 1 / (2 * square(m, i) * (square(m, i) - square(m, 1 - i)))
+        return 1 / all_pairs(T, 0)
+    if T == 4:
+        return 1 / (2 * square(T, i))
+    if T == 6:
+        return 1 / (2 * square(T, i) * (square(T, i) - square(T, 1 - i)))
     return 1 / (
-        2 * square(m, i) * (square(m, i) - square(m, (i + 1) % 3)) * (square(m, i) - square(m, (i + 2) % 3))
+        2 * square(T, i) * (square(T, i) - square(T, (i + 1) % 3)) * (square(T, i) - square(T, (i + 2) % 3))
     )
 
 
-cdef inline void input_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
+cdef inline void input_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int T) noexcept nogil:
     """out = B^T cells: T vectors, ``step`` vectors apart."""
     cdef:
         vec[8] x
         vec even, odd, c
-        int i, k, h = m // 2
-    for i in range(m + 2):
+        int i, k, h = T // 2 - 1
+    for i in range(T):
         x[i] = cells[i * step]
-    even = x[m]
-    odd = x[m + 1]
+    even = x[T - 2]
+    odd = x[T - 1]
     for k in range(h):
-        c = constant(all_pairs(m, h - 1 - k), &even)
+        c = constant(all_pairs(T, h - 1 - k), &even)
         even = even + c * x[2 * (h - 1 - k)]
         odd = odd + c * x[2 * (h - 1 - k) + 1]
     out[0] = even
-    out[(m + 1) * out_step] = odd
+    out[(T - 1) * out_step] = odd
     for i in range(h):
-        even = x[m]
-        odd = x[m - 1]
+        even = x[T - 2]
+        odd = x[T - 3]
         for k in range(h - 1):
-            c = constant(other_pairs(m, i, h - 2 - k), &even)
+            c = constant(other_pairs(T, i, h - 2 - k), &even)
             even = even + c * x[2 * (h - 2 - k) + 2]
             odd = odd + c * x[2 * (h - 2 - k) + 1]
-        c = constant(point(m, i), &even)
+        c = constant(point(T, i), &even)
         out[(2 * i + 1) * out_step] = even + c * odd
         out[(2 * i + 2) * out_step] = even - c * odd
 
 
-cdef inline double power(int m, int i, int k) noexcept nogil:
+cdef inline double power(int T, int i, int k) noexcept nogil:
     """point ** k."""
     if k == 0:
         return 1
     if k == 1:
-        return point(m, i)
+        return point(T, i)
     if k == 2:
-        return square(m, i)
+        return square(T, i)
     if k == 3:
-        return square(m, i) * point(m, i)
+        return square(T, i) * point(T, i)
     if k == 4:
-        return square(m, i) * square(m, i)
-    return square(m, i) * square(m, i) * point(m, i)
+        return square(T, i) * square(T, i)
+    return square(T, i) * square(T, i) * point(T, i)
 
 
-cdef inline void output_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
+cdef inline void output_1d(
+    const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int T, int m,
+) noexcept nogil:
     """out = A^T cells: m vectors from T."""
     cdef:
         vec[3] sum
         vec[3] difference
         vec total
-        int i, k, h = m // 2
+        int i, k, h = T // 2 - 1
     for i in range(h):
         sum[i] = cells[(2 * i + 1) * step] + cells[(2 * i + 2) * step]
         difference[i] = cells[(2 * i + 1) * step] - cells[(2 * i + 2) * step]
@@ -206,72 +209,83 @@ cdef inline void output_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize
         if k == 0:
             total = cells[0] + sum[0]
         elif k == m - 1:
-            total = cells[(m + 1) * step] + constant(power(m, 0, k), &total) * difference[0]
+            total = cells[(T - 1) * step] + constant(power(T, 0, k), &total) * difference[0]
         elif k % 2:
-            total = constant(power(m, 0, k), &total) * difference[0]
+            total = constant(power(T, 0, k), &total) * difference[0]
         else:
-            total = constant(power(m, 0, k), &total) * sum[0]
+            total = constant(power(T, 0, k), &total) * sum[0]
         for i in range(1, h):
             if k % 2:
-                total = total + constant(power(m, i, k), &total) * difference[i]
+                total = total + constant(power(T, i, k), &total) * difference[i]
             else:
-                total = total + constant(power(m, i, k), &total) * sum[i]
+                total = total + constant(power(T, i, k), &total) * sum[i]
         out[k * out_step] = total
 
 
-cdef inline void weight_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
-    """out = G cells: T vectors from 3."""
+cdef inline void weight_1d(
+    const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int T, int r,
+) noexcept nogil:
+    """out = G cells: T vectors from r."""
     cdef:
-        vec x0 = cells[0], x1 = cells[step], x2 = cells[2 * step], even, c
-        int i
-    out[0] = constant(scale(m, -1), &even) * x0
-    for i in range(m // 2):
-        even = x0 + constant(square(m, i), &even) * x2
-        even = constant(scale(m, i), &even) * even
-        c = constant(point(m, i) * scale(m, i), &even)
-        out[(2 * i + 1) * out_step] = even + c * x1
-        out[(2 * i + 2) * out_step] = even - c * x1
-    out[(m + 1) * out_step] = x2
+        vec[5] x
+        vec even, odd, c
+        int i, k
+    for k in range(r):
+        x[k] = cells[k * step]
+    out[0] = constant(scale(T, -1), &even) * x[0]
+    for i in range(T // 2 - 1):
+        even = x[0]
+        odd = x[1]
+        for k in range(2, r):
+            if k % 2:
+                odd = odd + constant(power(T, i, k - 1), &even) * x[k]
+            else:
+                even = even + constant(power(T, i, k), &even) * x[k]
+        even = constant(scale(T, i), &even) * even
+        c = constant(point(T, i) * scale(T, i), &even)
+        out[(2 * i + 1) * out_step] = even + c * odd
+        out[(2 * i + 2) * out_step] = even - c * odd
+    out[(T - 1) * out_step] = x[r - 1]
 
 
-cdef inline void grad_output_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
-    """out = A cells: T vectors from m."""
+cdef inline void grad_output_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int T) noexcept nogil:
+    """out = A cells: T vectors from m = T - 2."""
     cdef:
         vec[6] x
         vec even, odd
-        int i, k
+        int i, k, m = T - 2
     for k in range(m):
         x[k] = cells[k * step]
     out[0] = x[0]
-    out[(m + 1) * out_step] = x[m - 1]
+    out[(T - 1) * out_step] = x[m - 1]
     for i in range(m // 2):
         even = x[0]
-        odd = constant(point(m, i), &even) * x[1]
+        odd = constant(point(T, i), &even) * x[1]
         for k in range(2, m):
             if k % 2:
-                odd = odd + constant(power(m, i, k), &even) * x[k]
+                odd = odd + constant(power(T, i, k), &even) * x[k]
             else:
-                even = even + constant(power(m, i, k), &even) * x[k]
+                even = even + constant(power(T, i, k), &even) * x[k]
         out[(2 * i + 1) * out_step] = even + odd
         out[(2 * i + 2) * out_step] = even - odd
 
 
-cdef inline void grad_weight_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int m) noexcept nogil:
+cdef inline void grad_weight_1d(const vec* cells, Py_ssize_t step, vec* out, Py_ssize_t out_step, int T) noexcept nogil:
     """out = G^T cells: 3 vectors from T."""
     cdef:
         vec x0, x1, x2, sum, difference
         int i
-    x0 = constant(scale(m, -1), &x0) * cells[0]
-    x2 = cells[(m + 1) * step]
-    for i in range(m // 2):
-        sum = constant(scale(m, i), &sum) * (cells[(2 * i + 1) * step] + cells[(2 * i + 2) * step])
+    x0 = constant(scale(T, -1), &x0) * cells[0]
+    x2 = cells[(T - 1) * step]
+    for i in range(T // 2 - 1):
+        sum = constant(scale(T, i), &sum) * (cells[(2 * i + 1) * step] + cells[(2 * i + 2) * step])
         difference = cells[(2 * i + 1) * step] - cells[(2 * i + 2) * step]
         x0 = x0 + sum
-        x2 = x2 + constant(square(m, i), &sum) * sum
+        x2 = x2 + constant(square(T, i), &sum) * sum
         if i == 0:
-            x1 = constant(point(m, i) * scale(m, i), &sum) * difference
+            x1 = constant(point(T, i) * scale(T, i), &sum) * difference
         else:
-            x1 = x1 + constant(point(m, i) * scale(m, i), &sum) * difference
+            x1 = x1 + constant(point(T, i) * scale(T, i), &sum) * difference
     out[0] = x0
     out[out_step] = x1
     out[2 * out_step] = x2
@@ -281,8 +295,9 @@ cdef inline void grad_weight_1d(const vec* cells, Py_ssize_t step, vec* out, Py_
 
 
 cdef struct Blocking:
-    Py_ssize_t ICG, OCG, OH, OW, m, T, VL, NR
-    Py_ssize_t channel_blocks, panels, chunk_panels         # of VL channels, of NR filters; panels of a task
+    Py_ssize_t ICG, OCG, K, S, OH, OW, m, r, T, VL, NR       # kernels of K x K, stride S: r x r taps for each of S * S phases
+    Py_ssize_t image_blocks, channel_blocks                 # of VL channels, and these of all phases
+    Py_ssize_t panels, chunk_panels                         # of NR filters; panels of a task
     Py_ssize_t tile_rows, tile_columns                      # of a plane
     bint shared                                             # several images at once, phase by phase
     Py_ssize_t images, rows, columns, tiles                 # of a block: images, rows and columns of tiles, tiles
@@ -310,11 +325,15 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     b.OCG = geometry[GEO_OC] // G
     b.OH = geometry[GEO_OH]
     b.OW = geometry[GEO_OW]
+    b.K = geometry[GEO_KH]
+    b.S = geometry[GEO_STRIDE_H]
     b.m = geometry[GEO_TILE]
-    b.T = b.m + 2
+    b.r = ceil_div(b.K, b.S)
+    b.T = b.m + b.r - 1
     b.VL = VL
     b.NR = _NV * VL
-    b.channel_blocks = ceil_div(b.ICG, VL)
+    b.image_blocks = ceil_div(b.ICG, VL)
+    b.channel_blocks = b.S * b.S * b.image_blocks
     b.panels = ceil_div(b.OCG, b.NR)
     b.chunk_panels = max(ceil_div(b.panels, PANEL_CHUNKS), 1)
     b.tile_rows = ceil_div(b.OH, b.m)
@@ -325,7 +344,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     b.pooled_rows = 0
     b.map_elements = 0
     if b.shared:
-        b.images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (b.ICG + b.OCG), 1))
+        b.images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (b.S * b.S * b.ICG + b.OCG), 1))
         b.images = max(min(b.images, geometry[GEO_N]), 1)
         b.rows = b.tile_rows
         b.columns = b.tile_columns
@@ -333,7 +352,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
         b.row_blocks = 1
     else:
         b.images = 1
-        most = MOST_TILES_DEEP if max(b.ICG, b.OCG) > DEEP else MOST_TILES
+        most = MOST_TILES_DEEP if max(b.S * b.S * b.ICG, b.OCG) > DEEP else MOST_TILES
         b.columns = max(ceil_div(b.tile_columns, max(ceil_div(b.tile_columns, most), 1)), 1)
         b.rows = max(most // b.columns, 1)
         b.row_blocks = ceil_div(b.tile_rows, b.rows)
@@ -353,7 +372,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     b.u_elements = cells * b.u_step
     b.v_elements = cells * b.v_step
     b.m_elements = cells * b.m_step
-    b.copy_elements = lines((b.rows * b.m + 2) * (b.columns * b.m + 2) * VL)
+    b.copy_elements = lines((b.rows * b.m + b.r - 1) * (b.columns * b.m + b.r - 1) * b.S * VL)
     b.worker_elements = b.copy_elements + b.map_elements + lines(pool_ring_size(geometry))
     b.worker_elements += 0 if b.shared else b.v_elements + b.m_elements
     return b
@@ -368,6 +387,7 @@ cdef void copy_rows(
     Py_ssize_t planes,
     Py_ssize_t plane,           # from one plane to the next
     Py_ssize_t IW,              # from one row to the next
+    Py_ssize_t row_step,        # rows from one that is copied to the next
     Py_ssize_t top,
     Py_ssize_t left,
     Py_ssize_t height,
@@ -385,7 +405,7 @@ cdef void copy_rows(
     first = min(max(-left, 0), width)
     last = min(max(column_end - left, first), width)
     for row in range(height):
-        ih = top + row
+        ih = top + row * row_step
         target = copied + row * width * VL
         if ih < 0 or ih >= row_end or first == last:
             memset(target, 0, width * VL * sizeof(real))
@@ -413,26 +433,27 @@ cdef void copy_rows(
 
 
 cdef inline void transform_input(
-    const real* copied,         # IN
+    const real* copied,         # IN   first column of the phase
     real* v,                    # OUT  [xi][...][tile][VL], first tile
     Py_ssize_t v_step,          # from one xi to the next
     const Block* at,
-    int m,
+    const Blocking* b,
+    int T,
     vec* unused,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), width = at.columns * m + 2, row, column
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), S = b.S, width = (at.columns * b.m + b.r - 1) * S, row, column
         Py_ssize_t step = v_step // VL
-        int i, T = m + 2
+        int i
         const vec* source
         vec[MOST_CELLS] half
     for row in range(at.rows):
         for column in range(at.columns):
-            source = <const vec*> (copied + (row * width + column) * m * VL)
+            source = <const vec*> (copied + (row * width + column * S) * b.m * VL)
             for i in range(T):
-                input_1d(source + i, width, &half[i], T, m)
+                input_1d(source + i * S, width, &half[i], T, T)
             for i in range(T):
-                input_1d(&half[i * T], 1, <vec*> v + i * T * step, step, m)
+                input_1d(&half[i * T], 1, <vec*> v + i * T * step, step, T)
             v += VL
 
 
@@ -447,20 +468,24 @@ cdef void input_block(
     const int64_t* geometry,
     vec* unused,
 ) noexcept nogil:
+    # A stride leaves S * S images of every S-th row and column: each is so many channels more, with a kernel of its own.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = geometry[GEO_IH], IW = geometry[GEO_IW], S = b.S, row, column
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-    copy_rows(
-        image + block * VL * IH * IW, copied, min(b.ICG - block * VL, VL), IH * IW, IW, at.row - pad_top,
-        at.column - pad_left, at.rows * b.m + 2, at.columns * b.m + 2, min(IH, b.OH + 2 - pad_top),
-        min(IW, b.OW + 2 - pad_left), unused,
-    )
-    if b.m == 2:
-        transform_input(<const real*> copied, v, v_step, at, 2, unused)
-    elif b.m == 4:
-        transform_input(<const real*> copied, v, v_step, at, 4, unused)
-    else:
-        transform_input(<const real*> copied, v, v_step, at, 6, unused)
+        Py_ssize_t row_end = min(IH, (b.OH - 1) * S + b.K - pad_top), column_end = min(IW, (b.OW - 1) * S + b.K - pad_left)
+    for row in range(S):
+        copy_rows(
+            image + block * VL * IH * IW, copied, min(b.ICG - block * VL, VL), IH * IW, IW, S, at.row * S + row - pad_top,
+            at.column * S - pad_left, at.rows * b.m + b.r - 1, (at.columns * b.m + b.r - 1) * S, row_end, column_end, unused,
+        )
+        for column in range(S):
+            if b.T == 4:
+                transform_input(<const real*> copied + column * VL, v, v_step, at, b, 4, unused)
+            elif b.T == 6:
+                transform_input(<const real*> copied + column * VL, v, v_step, at, b, 6, unused)
+            else:
+                transform_input(<const real*> copied + column * VL, v, v_step, at, b, 8, unused)
+            v += b.image_blocks * b.tiles * VL
 
 
 # ------------------------------------------------------------------------------------------------- matrix product
@@ -565,7 +590,7 @@ cdef void multiply(
 cdef void sum_again(
     real* y,                    # IN/OUT  [m * m][VL]
     const real* image,          # IN   channels of one group of one image
-    const real* weight,         # IN   filters (ICG, 3, 3)
+    const real* weight,         # IN   filters (ICG, K, K)
     Py_ssize_t filters,
     Py_ssize_t oh_from,
     Py_ssize_t ow_from,
@@ -574,7 +599,7 @@ cdef void sum_again(
 ) noexcept nogil:
     """Tiles with a value that is not finite, by the definition: filter by filter."""
     cdef:
-        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], m = b.m, VL = b.VL
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], m = b.m, VL = b.VL, K = b.K
         Py_ssize_t i, j, c, kh, kw, ih, iw, oc
         real total
         const real* w
@@ -587,17 +612,17 @@ cdef void sum_again(
         for i in range(m):
             for j in range(m):
                 total = 0
-                w = weight + oc * b.ICG * 9
+                w = weight + oc * b.ICG * K * K
                 for c in range(b.ICG):
-                    for kh in range(3):
-                        ih = oh_from + i + kh - geometry[GEO_PAD_TOP]
-                        for kw in range(3):
-                            iw = ow_from + j + kw - geometry[GEO_PAD_LEFT]
+                    for kh in range(K):
+                        ih = (oh_from + i) * b.S + kh - geometry[GEO_PAD_TOP]
+                        for kw in range(K):
+                            iw = (ow_from + j) * b.S + kw - geometry[GEO_PAD_LEFT]
                             if 0 <= ih < IH and 0 <= iw < IW:
-                                total = total + w[kh * 3 + kw] * image[(c * IH + ih) * IW + iw]
+                                total = total + w[kh * K + kw] * image[(c * IH + ih) * IW + iw]
                             else:
-                                total = total + w[kh * 3 + kw] * 0
-                    w += 9
+                                total = total + w[kh * K + kw] * 0
+                    w += K * K
                 y[(i * m + j) * VL + oc] = total
 
 
@@ -651,12 +676,13 @@ cdef inline void transform_output(
     const Block* at,
     const Blocking* b,
     const int64_t* geometry,
+    int T,
     int m,
     vec* unused,
 ) noexcept nogil:
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), step = b.m_step // VL, OW = b.OW, row, column, oh, ow, oc, p
-        int i, j, T = m + 2
+        int i, j
         const vec* cells
         real* target
         real value
@@ -673,9 +699,9 @@ cdef inline void transform_output(
             cells = <const vec*> c
             c += _NV * VL
             for i in range(T):
-                output_1d(cells + i * step, T * step, &half[i], T, m)
+                output_1d(cells + i * step, T * step, &half[i], T, T, m)
             for i in range(m):
-                output_1d(&half[i * T], 1, &y[i * m], 1, m)
+                output_1d(&half[i * T], 1, &y[i * m], 1, T, m)
             sum = zero
             for i in range(m * m):
                 sum = sum + y[i] * zero
@@ -726,22 +752,27 @@ cdef void output_block(
         for i in range(VL):
             shifts[i] = bias[first + i] if bias != NULL and i < filters else 0
         cells = c + (panel * b.tiles + first_tile) * NR + first - panel * NR
-        w = weight + first * b.ICG * 9
+        w = weight + first * b.ICG * b.K * b.K
         planes = out + first * plane
-        if b.m == 2:
+        if b.T == 4:
             transform_output(
                 cells, image, w, <const real*> &shifts[0], filters, planes, plane, origin, row_end, accumulate, low,
-                high, at, b, geometry, 2, unused,
+                high, at, b, geometry, 4, 2, unused,
+            )
+        elif b.T == 8:
+            transform_output(
+                cells, image, w, <const real*> &shifts[0], filters, planes, plane, origin, row_end, accumulate, low,
+                high, at, b, geometry, 8, 6, unused,
             )
         elif b.m == 4:
             transform_output(
                 cells, image, w, <const real*> &shifts[0], filters, planes, plane, origin, row_end, accumulate, low,
-                high, at, b, geometry, 4, unused,
+                high, at, b, geometry, 6, 4, unused,
             )
         else:
             transform_output(
                 cells, image, w, <const real*> &shifts[0], filters, planes, plane, origin, row_end, accumulate, low,
-                high, at, b, geometry, 6, unused,
+                high, at, b, geometry, 6, 2, unused,
             )
 
 
@@ -751,25 +782,62 @@ cdef void output_block(
 def packed_weight_size(const int64_t[::1] geometry):
     """Elements of a packed weight: [G][xi][panel][channel][NV * VL] filled up with zeros, and the weight itself."""
     cdef Blocking b = blocking(&geometry[0], VL_FLOAT)
-    return geometry[GEO_G] * b.u_elements + geometry[GEO_OC] * b.ICG * 9
+    return geometry[GEO_G] * b.u_elements + geometry[GEO_OC] * b.ICG * b.K * b.K
 
 
-cdef inline void transform_weight(const vec* taps, real* u, Py_ssize_t step, int m, vec* unused) noexcept nogil:
+cdef inline void transform_weight(
+    const vec* taps,            # IN   (r, r)
+    real* u,                    # OUT  [xi], ``step`` vectors apart
+    Py_ssize_t step,
+    int T,
+    int r,
+    vec* unused,
+) noexcept nogil:
     cdef:
-        vec[24] half
-        int i, T = m + 2
-    for i in range(3):
-        weight_1d(taps + i, 3, &half[i], 3, m)
+        vec[30] half
+        int i
+    for i in range(r):
+        weight_1d(taps + i, r, &half[i], r, T, r)
     for i in range(T):
-        weight_1d(&half[i * 3], 1, <vec*> u + i * T * step, step, m)
+        weight_1d(&half[i * r], 1, <vec*> u + i * T * step, step, T, r)
+
+
+cdef inline void transform_phases(
+    const vec* taps,            # IN   (K, K)
+    real* u,                    # OUT  of the first phase
+    const Blocking* b,
+    vec* unused,
+) noexcept nogil:
+    """Kernels of every S-th row and column of one, filled up to r x r with zeros."""
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), step = b.u_step // VL, phase, kh, kw, i, r = b.r
+        vec[MOST_TAPS] own
+    for phase in range(b.S * b.S):
+        for i in range(r * r):
+            kh = i // r * b.S + phase // b.S
+            kw = i % r * b.S + phase % b.S
+            if kh < b.K and kw < b.K:
+                own[i] = taps[kh * b.K + kw]
+            else:
+                fill(&own[i], <real> 0)
+        if b.T == 4:
+            transform_weight(&own[0], u, step, 4, 3, unused)
+        elif b.T == 8:
+            transform_weight(&own[0], u, step, 8, 3, unused)
+        elif r == 3:
+            transform_weight(&own[0], u, step, 6, 3, unused)
+        else:
+            transform_weight(&own[0], u, step, 6, 5, unused)
+        u += b.image_blocks * VL * b.NR
 
 
 cdef void turn_filters(
-    const real* weight,         # IN   [channel][OCG][9], first filter
-    real* turned,               # OUT  [filter][ICG][9]
+    const real* weight,         # IN   [channel][OCG][n_taps], first filter
+    real* turned,               # OUT  [filter][ICG][n_taps]
     Py_ssize_t filters,
     Py_ssize_t ICG,
     Py_ssize_t OCG,
+    Py_ssize_t n_taps,
 ) noexcept nogil:
     """Filters of the adjoint convolution: channels and filters change places, taps their order."""
     # Some channels at a time: rows of whole powers of two would push each other's cache lines out between two channels.
@@ -780,10 +848,10 @@ cdef void turn_filters(
     for block in range(ceil_div(ICG, TURNED)):
         for f in range(filters):
             for c in range(block * TURNED, min(block * TURNED + TURNED, ICG)):
-                taps = weight + (c * OCG + f) * 9
-                target = turned + (f * ICG + c) * 9
-                for i in range(9):
-                    target[i] = taps[8 - i]
+                taps = weight + (c * OCG + f) * n_taps
+                target = turned + (f * ICG + c) * n_taps
+                for i in range(n_taps):
+                    target[i] = taps[n_taps - 1 - i]
 
 
 cdef void pack_weight_task(
@@ -795,47 +863,42 @@ cdef void pack_weight_task(
     bint turned,
     vec* unused,
 ) noexcept nogil:
-    # A task is one panel of filters. The 9 taps of 4 (or 2) channels are that many squares to transpose.
+    # A task is one panel of filters. The taps of 4 (or 2) channels are that many squares to transpose.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, quad = 16 // sizeof(real), run = 9 * quad
-        Py_ssize_t g = task // b.panels, panel = task % b.panels, K = b.ICG * 9, first, filters, channels, c, i, j, q, squares
-        Py_ssize_t step = b.u_step // VL, distance
-        real[36 * VL_FLOAT] edge
-        vec[36] taps
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, quad = 16 // sizeof(real), n_taps = b.K * b.K
+        Py_ssize_t g = task // b.panels, panel = task % b.panels, K = b.ICG * n_taps, run = n_taps * quad
+        Py_ssize_t first, filters, channels, c, i, j, q, squares, distance
+        real[4 * MOST_TAPS * VL_FLOAT] edge
+        vec[4 * MOST_TAPS] taps
         const real* source
         real* own = packed + G * b.u_elements + (g * b.OCG + panel * NR) * K
         real* u
     filters = min(b.OCG - panel * NR, NR)
     if turned:
-        turn_filters(weight + (g * b.ICG * b.OCG + panel * NR) * 9, own, filters, b.ICG, b.OCG)
+        turn_filters(weight + (g * b.ICG * b.OCG + panel * NR) * n_taps, own, filters, b.ICG, b.OCG, n_taps)
     else:
         memcpy(own, weight + (g * b.OCG + panel * NR) * K, filters * K * sizeof(real))
     u = packed + g * b.u_elements + panel * b.channel_blocks * VL * NR
-    for squares in range(b.channel_blocks * VL // quad):
+    for squares in range(b.image_blocks * VL // quad):
         c = squares * quad
         for i in range(_NV):
             first = panel * NR + i * VL
             filters = min(max(b.OCG - first, 0), VL)
             channels = min(max(b.ICG - c, 0), quad)
-            source = <const real*> own + i * VL * K + c * 9
+            source = <const real*> own + i * VL * K + c * n_taps
             distance = K
             if filters < VL or channels < quad:
                 memset(edge, 0, VL * run * sizeof(real))
                 for j in range(filters):
-                    memcpy(&edge[j * run], source + j * K, channels * 9 * sizeof(real))
+                    memcpy(&edge[j * run], source + j * K, channels * n_taps * sizeof(real))
                 source = <const real*> &edge[0]
                 distance = run
-            for q in range(9):
+            for q in range(n_taps):
                 for j in range(quad):
                     load_lanes(&taps[q * quad + j], source + q * quad + j * distance, quad * distance)
                 transpose(&taps[q * quad])
             for q in range(quad):
-                if b.m == 2:
-                    transform_weight(&taps[q * 9], u + ((c + q) * _NV + i) * VL, step, 2, unused)
-                elif b.m == 4:
-                    transform_weight(&taps[q * 9], u + ((c + q) * _NV + i) * VL, step, 4, unused)
-                else:
-                    transform_weight(&taps[q * 9], u + ((c + q) * _NV + i) * VL, step, 6, unused)
+                transform_phases(&taps[q * n_taps], u + ((c + q) * _NV + i) * VL, b, unused)
 
 
 def pack_weight(
@@ -845,7 +908,7 @@ def pack_weight(
     const int64_t[::1] geometry,
     int n_threads,
 ):
-    """weight (OC, ICG, 3, 3), turned (IC, OCG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
+    """weight (OC, ICG, K, K), turned (IC, OCG, K, K) -> packed, in the order in which this back end's conv2d reads it."""
     cdef:
         bint turned = geometry[GEO_TURNED] != 0
         Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
@@ -893,7 +956,7 @@ cdef void conv2d_task(
         bint accumulate = geometry[GEO_ACCUMULATE] and not b.pooled_rows
         const real* image = input + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
         const real* u = packed + g * b.u_elements
-        const real* weight = packed + G * b.u_elements + g * b.OCG * b.ICG * 9
+        const real* weight = packed + G * b.u_elements + g * b.OCG * b.ICG * b.K * b.K
         const real* shifts = bias + g * b.OCG if bias != NULL else NULL
         real* v = scratch
         real* c = v + b.v_elements
@@ -923,7 +986,7 @@ cdef void conv2d_task(
         while at.column < b.OW:
             at.columns = min(ceil_div(b.OW - at.column, b.m), b.columns)
             at.tiles = at.rows * at.columns
-            for block in range(b.channel_blocks):                                          # loop 1: channels
+            for block in range(b.image_blocks):                                            # loop 1: channels
                 input_block(
                     image, v + block * b.tiles * b.VL, b.v_step, block, copied, &at, b, geometry, unused
                 )
@@ -962,7 +1025,7 @@ cdef void input_task(
     const int64_t* geometry,
     vec* unused,
 ) noexcept nogil:
-    cdef Py_ssize_t n = task // b.channel_blocks, block = task % b.channel_blocks
+    cdef Py_ssize_t n = task // b.image_blocks, block = task % b.image_blocks
     input_block(
         input + n * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW],
         v + (block * b.tiles + n * at.tiles) * b.VL, b.v_step, block, copied, at, b, geometry, unused,
@@ -1049,10 +1112,10 @@ cdef void conv2d_of(const Operands* o, real low, real high, int n_threads, vec* 
         images = min(b.images, N - n)
         x_chunk = x + (n * G + g) * b.ICG * geo[GEO_IH] * geo[GEO_IW]
         u_chunk = u + g * b.u_elements
-        weight = u + G * b.u_elements + g * b.OCG * b.ICG * 9
+        weight = u + G * b.u_elements + g * b.OCG * b.ICG * b.K * b.K
         shifts_chunk = shifts + g * b.OCG if shifts != NULL else NULL
         out_chunk = out + (n * G + g) * b.OCG * b.OH * b.OW
-        n_tasks = images * b.channel_blocks
+        n_tasks = images * b.image_blocks
         for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
             input_task(task, x_chunk, v, scratch + threadid() * b.worker_elements, &at, &b, geo, unused)
         n_tasks = cells * ceil_div(b.panels, b.chunk_panels)
@@ -1150,21 +1213,21 @@ cdef inline void transform_grad_output(
     real* y,                    # OUT  [xi][...][tile][NV * VL], first tile
     Py_ssize_t y_step,
     const Block* at,
-    int m,
+    int T,
     vec* unused,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), width = at.columns * m, row, column, step = y_step // VL
-        int i, T = m + 2
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), m = T - 2, width = at.columns * m, row, column, step = y_step // VL
+        int i
         const vec* source
         vec[MOST_CELLS] half
     for row in range(at.rows):
         for column in range(at.columns):
             source = <const vec*> (copied + (row * width + column) * m * VL)
             for i in range(m):
-                grad_output_1d(source + i, width, &half[i], m, m)
+                grad_output_1d(source + i, width, &half[i], m, T)
             for i in range(T):
-                grad_output_1d(&half[i * m], 1, <vec*> y + i * T * step, step, m)
+                grad_output_1d(&half[i * m], 1, <vec*> y + i * T * step, step, T)
             y += _NV * VL
 
 
@@ -1193,16 +1256,16 @@ cdef void transform_task(
         return
     block -= b.channel_blocks
     copy_rows(
-        grad_output + (n * geometry[GEO_OC] + block * VL) * P, copied, min(b.OCG - block * VL, VL), P, b.OW, at.row, 0,
+        grad_output + (n * geometry[GEO_OC] + block * VL) * P, copied, min(b.OCG - block * VL, VL), P, b.OW, 1, at.row, 0,
         at.rows * b.m, at.columns * b.m, b.OH, b.OW, unused,
     )
     y += ((block // _NV * o.tiles + n * at.tiles) * _NV + block % _NV) * VL
-    if b.m == 2:
-        transform_grad_output(<const real*> copied, y, o.y_step, at, 2, unused)
-    elif b.m == 4:
+    if b.T == 4:
         transform_grad_output(<const real*> copied, y, o.y_step, at, 4, unused)
-    else:
+    elif b.T == 6:
         transform_grad_output(<const real*> copied, y, o.y_step, at, 6, unused)
+    else:
+        transform_grad_output(<const real*> copied, y, o.y_step, at, 8, unused)
 
 
 cdef inline void outer_tile(
@@ -1249,22 +1312,22 @@ cdef inline void transform_products(
     Py_ssize_t vectors,         # of filters
     Py_ssize_t ldd,
     Py_ssize_t d_step,
-    int m,
+    int T,
     vec* unused,
 ) noexcept nogil:
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), c, j, step = d_step // VL
-        int i, T = m + 2
+        int i
         const vec* cells
         vec[24] half
     for c in range(channels):
         for j in range(vectors):
             cells = <const vec*> (d + c * ldd + j * VL)
             for i in range(T):
-                grad_weight_1d(cells + i * step, T * step, &half[i], T, m)
+                grad_weight_1d(cells + i * step, T * step, &half[i], T, T)
             for i in range(3):
                 grad_weight_1d(
-                    &half[i * T], 1, <vec*> (results + (c * 9 + i * 3) * ldd + j * VL), ldd // VL, m
+                    &half[i * T], 1, <vec*> (results + (c * 9 + i * 3) * ldd + j * VL), ldd // VL, T
                 )
 
 
@@ -1306,12 +1369,12 @@ cdef void conv2d_grad_weight_task(
                     outer_tile(cells, filters_of, tiles, target, o.ldd, first, 1, unused)
     if not last:
         return
-    if b.m == 2:
-        transform_products(<const real*> d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, 2, unused)
-    elif b.m == 4:
+    if b.T == 4:
         transform_products(<const real*> d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, 4, unused)
-    else:
+    elif b.T == 6:
         transform_products(<const real*> d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, 6, unused)
+    else:
+        transform_products(<const real*> d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, 8, unused)
     store_filters(
         <const real*> scratch, grad_weight + (panel_from * NR * b.ICG + c_from) * 9, channels * 9, filters, o.ldd, K,
         geometry[GEO_ACCUMULATE] != 0, unused,

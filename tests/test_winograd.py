@@ -44,14 +44,50 @@ OWN = [
     Conv("groups-of-blocks", 2, 6, 41, 45, 8, 3, 3, padding=1, groups=2),
     *(Conv(f"channels-{n}", 1, n, 6, 7, n + 1, 3, 3, padding=1, double=n in (9, 17)) for n in (7, 9, 15, 16, 17, 33)),
 ]
+# 5 x 5: the same edges, and extents that leave the phases of a stride one row or column more and less.
+FIVE = [
+    *(Conv(f"five-{n}x{m}", 1, 3, n, m, 5, 5, 5, padding=2, double=n == 4) for n, m in ((1, 2), (2, 3), (4, 5), (9, 12))),
+    Conv("five-rows-of-blocks", 1, 3, 31, 47, 4, 5, 5, padding=2),
+    Conv("five-columns-of-blocks", 1, 2, 6, 120, 3, 5, 5, padding=((1, 1), (0, 2)), double=True),
+    Conv("five-groups", 2, 6, 23, 25, 8, 5, 5, padding=2, groups=2),
+    Conv("five-channels-17", 1, 17, 6, 7, 18, 5, 5, padding=1),
+    Conv("five-crop", 1, 2, 12, 13, 3, 5, 5, padding=-1),
+    *(Conv(f"strided-{n}x{m}", 1, 3, n, m, 5, 5, 5, stride=2, padding=2, double=n == 7)
+      for n, m in ((1, 2), (3, 4), (7, 8), (8, 9), (17, 20))),
+    Conv("strided-unpadded", 2, 4, 14, 15, 3, 5, 5, stride=2),
+    Conv("strided-rows-of-blocks", 1, 3, 85, 95, 4, 5, 5, stride=2, padding=1),
+    Conv("strided-columns-of-blocks", 1, 2, 9, 460, 3, 5, 5, stride=2, padding=((1, 3), (0, 2))),
+    Conv("strided-deep", 1, 33, 61, 91, 3, 5, 5, stride=2, padding=2),
+    Conv("strided-images", 9, 2, 23, 25, 7, 5, 5, stride=2, padding=(3, 1)),
+    Conv("strided-groups", 2, 6, 81, 85, 8, 5, 5, stride=2, padding=2, groups=2),
+    Conv("strided-channels-17", 1, 17, 12, 13, 18, 5, 5, stride=2, padding=2),
+    Conv("strided-crop", 1, 2, 17, 18, 3, 5, 5, stride=2, padding=-1, double=True),
+    Conv("strided-empty", 0, 2, 17, 18, 3, 5, 5, stride=2),
+]  # fmt: skip
 FITTING = [case for case in CASES if winograd.refusal(case.problem(), "forward") is None] + OWN
-NAMED = {case.name: case for case in FITTING}
-RUNS = [(case, "float32") for case in FITTING] + [(case, "float64") for case in FITTING if case.double]
+FITTING_FIVE = [case for case in CASES if winograd.FIVE.refusal(case.problem(), "forward") is None] + FIVE
+NAMED = {case.name: case for case in FITTING + FITTING_FIVE}
+
+
+def tiles_of(case):
+    return TILES if case.KH == 3 else (winograd.TILE_OF_FIVE[case.problem().stride_h],)
+
+
+def with_tiles(*names):
+    return pytest.mark.parametrize(("name", "tile"), [(name, tile) for name in names for tile in tiles_of(NAMED[name])])
+
+
+RUNS = [
+    (case, dtype, tile)
+    for case in FITTING + FITTING_FIVE
+    for dtype in ("float32", "float64")[: 1 + case.double]
+    for tile in tiles_of(case)
+]
 
 
 def exact_conv(problem, x, w):
     pads = (problem.pad_top, problem.pad_bottom, problem.pad_left, problem.pad_right)
-    return oracle.conv2d(x, w, pads=pads, groups=problem.G)
+    return oracle.conv2d(x, w, (problem.stride_h, problem.stride_w), pads, groups=problem.G)
 
 
 @functools.cache
@@ -65,13 +101,14 @@ def data_of(case, dtype):
     return found
 
 
-@tiles
-def test_matrices_are_exact(tile):
+@pytest.mark.parametrize(("tile", "taps"), [*((tile, 3) for tile in TILES), (2, 5)])
+def test_matrices_are_exact(tile, taps):
     """The identity that the algorithm rests on, for every pair of unit vectors; and what floats must hold."""
-    a_t, g, b_t = _matrices(tile)
-    for k, p in itertools.product(range(3), range(tile + 2)):
+    a_t, g, b_t = _matrices(tile, taps)
+    T = tile + taps - 1
+    for k, p in itertools.product(range(taps), range(T)):
         for i in range(tile):
-            value = sum(a_t[i][xi] * g[xi][k] * b_t[xi][p] for xi in range(tile + 2))
+            value = sum(a_t[i][xi] * g[xi][k] * b_t[xi][p] for xi in range(T))
             assert value == Fraction(p == i + k)
     for cell in itertools.chain(*a_t, *b_t):
         assert float(np.float32(float(cell))) == cell, "a coefficient of the image's is not exact"
@@ -85,15 +122,18 @@ def test_points_are_one_set(engine):
 
 def test_automatic_tiles_are_within_twice_the_bound_of_four():
     assert max(map(winograd_factor, winograd.CHOICES)) <= 2 * winograd_factor(4) < winograd_factor(6)
+    assert winograd_factor(winograd.TILE_OF_FIVE[1], 5) <= 2 * winograd_factor(4)
+    assert winograd_factor(winograd.TILE_OF_FIVE[2], 3) <= 2 * winograd_factor(4)
 
 
-@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=[f"{case.name}-{dtype}" for case, dtype in RUNS])
-@tiles
+@pytest.mark.parametrize(
+    ("case", "dtype", "tile"), RUNS, ids=[f"{case.name}-{dtype}-{tile}" for case, dtype, tile in RUNS]
+)
 def test_against_scipy(engine, case, dtype, tile):
     problem, what = case.problem(dtype), f"{engine.name} F({tile}) {case.name}"
     x, w, exact = data_of(case, dtype)["integers"]
     actual = convolution.conv2d(engine, STEM, problem, x, w, tile=tile)
-    if tile == 2:
+    if tile == 2 and case.KH == 3:
         assert_same(actual, exact.astype(dtype), what)
     assert_within(actual, exact, winograd_bound(problem, tile, x, w), what)
     x, w, exact = data_of(case, dtype)["normals"]
@@ -103,16 +143,16 @@ def test_against_scipy(engine, case, dtype, tile):
 
 
 @st.composite
-def fitting(draw):
+def fitting(draw, K=3, strides=(1,)):
     groups, small = draw(st.sampled_from((1, 1, 2, 3))), st.integers(1, 9)
     pads, extents = [], []
     for _ in "hw":
         extent, before = draw(st.integers(1, 30)), draw(st.integers(-2, 5))
-        least = max(3 - extent - before, -2)
+        least = max(K - extent - before, -2)
         extents.append(extent)
         pads.append((before, draw(st.integers(least, max(least, 5)))))
-    return Conv("random", draw(st.integers(0, 3)), groups * draw(small), *extents, groups * draw(small), 3, 3, 1,
-                tuple(pads), 1, groups)  # fmt: skip
+    return Conv("random", draw(st.integers(0, 3)), groups * draw(small), *extents, groups * draw(small), K, K,
+                draw(st.sampled_from(strides)), tuple(pads), 1, groups)  # fmt: skip
 
 
 @given(case=fitting())
@@ -126,13 +166,20 @@ def test_any_geometry(engine, case):
         assert_within(actual, exact, winograd_bound(problem, tile, x, w), f"F({tile}) {case}")
 
 
+@given(case=fitting(5, (1, 2)))
+def test_any_geometry_of_five(engine, case):
+    problem, (tile,) = case.problem(), tiles_of(case)
+    x, w = integers(problem.input_shape, "float32", 1), integers(problem.weight_shape, "float32", 2)
+    actual = convolution.conv2d(engine, STEM, problem, x, w, tile=tile)
+    assert_within(actual, exact_conv(problem, x, w), winograd_bound(problem, tile, x, w), f"{case}")
+
+
 @pytest.mark.parametrize("name", ["article", "groups2", "rows-9", "batch-empty", "no-channels", "crop"])
 def test_epilogue(engine, name, dtype):
     convolution.check_forward_epilogue(engine, STEM, BY_NAME[name], dtype, tile=2)
 
 
-@pytest.mark.parametrize("name", ["article", "same-3x3", "groups2", "channels-17", "rows-of-blocks"])
-@tiles
+@with_tiles("article", "same-3x3", "groups2", "channels-17", "rows-of-blocks", "five-rows-of-blocks", "strided-groups")
 def test_epilogue_rounding(engine, name, tile, dtype):
     """Bias, accumulate and clamp on whole and partial tiles: each adds a rounding."""
     problem = NAMED[name].problem(dtype)
@@ -159,9 +206,10 @@ def test_fused_pool(engine, name, window, stride, pads, indices, dtype):
     convolution.check_fused_pool(engine, STEM, BY_NAME[name], dtype, window, stride, pads, indices, tile=2)
 
 
-@pytest.mark.parametrize("name", ["rows-of-blocks", "columns-of-blocks", "groups-of-blocks", "plane-7x8"])
+@with_tiles(
+    "rows-of-blocks", "columns-of-blocks", "groups-of-blocks", "plane-7x8", "five-rows-of-blocks", "strided-groups"
+)
 @pytest.mark.parametrize("window", [2, 3, 5])
-@tiles
 def test_fused_pool_of_blocks(engine, name, window, tile):
     problem = NAMED[name].problem()
     x, w, exact = data_of(NAMED[name], "float32")["normals"]
@@ -187,8 +235,7 @@ def test_fused_pool_of_blocks(engine, name, window, tile):
     assert_within(found.astype("float32"), best, 2 * limit, f"{engine.name} F({tile}) indices")
 
 
-@pytest.mark.parametrize("name", ["same-3x3", "four-sides", "groups2", "channels-9", "crop"])
-@tiles
+@with_tiles("same-3x3", "four-sides", "groups2", "channels-9", "crop", "five-9x12", "strided-8x9", "strided-crop")
 def test_non_finite(engine, name, tile):
     """NaN and Inf appear exactly where the definition puts them."""
     problem = NAMED[name].problem()
@@ -218,8 +265,7 @@ HARD = {
 
 
 @pytest.mark.parametrize("kind", HARD)
-@pytest.mark.parametrize("name", ["article", "plane-11x13", "channels-17"])
-@tiles
+@with_tiles("article", "plane-11x13", "channels-17", "five-channels-17", "strided-17x20")
 def test_hard_data(engine, name, kind, tile, dtype):
     problem = NAMED[name].problem(dtype)
     x, w, _ = data_of(NAMED[name], dtype)["normals"]
@@ -228,20 +274,19 @@ def test_hard_data(engine, name, kind, tile, dtype):
     assert_within(actual, exact_conv(problem, x, w), winograd_bound(problem, tile, x, w), f"{engine.name} F({tile})")
 
 
-@tiles
-def test_a_transform_that_overflows_is_computed_again(engine, tile):
+@with_tiles("article", "five-9x12", "strided-17x20")
+def test_a_transform_that_overflows_is_computed_again(engine, name, tile):
     """Data near the largest float whose convolution is finite: exact to the last bit of a sum of products."""
-    problem = NAMED["article"].problem()
-    x, w, _ = data_of(NAMED["article"], "float32")["normals"]
+    problem = NAMED[name].problem()
+    x, w, _ = data_of(NAMED[name], "float32")["normals"]
     x = np.sign(x) * np.float32(2.0**127)
     w = np.sign(w) * np.float32(2.0**-7)
     actual = convolution.conv2d(engine, STEM, problem, x, w, tile=tile)
     assert_same(actual, exact_conv(problem, x, w).astype("float32"), f"{engine.name} F({tile})")
 
 
-@pytest.mark.parametrize("name", ["article", "plane-14x14", "batch5", "groups2", "chunks-of-images", "rows-of-blocks",
-                                  "many-filters", "columns-of-blocks"])  # fmt: skip
-@tiles
+@with_tiles("article", "plane-14x14", "batch5", "groups2", "chunks-of-images", "rows-of-blocks", "many-filters",
+            "columns-of-blocks", "five-columns-of-blocks", "strided-images", "strided-rows-of-blocks")  # fmt: skip
 def test_threads_do_not_change_bits(engine, name, tile):
     problem = NAMED[name].problem()
     x, w, _ = data_of(NAMED[name], "float32")["normals"]
@@ -350,6 +395,53 @@ def test_refusals(algorithm, problem, op, reason):
     assert fc.plan_conv2d(problem, backend="reference", op=op).algorithm != "winograd"
 
 
+@pytest.mark.parametrize(
+    ("problem", "op", "reason"),
+    [
+        (problem_of(), "forward", "the kernel is 3 x 3, it needs 5 x 5"),
+        (problem_of(weight=(6, 4, 5, 5), stride=3), "forward", "stride is 3, it needs 1 or 2"),
+        (problem_of(weight=(6, 4, 5, 5), stride=(1, 2)), "forward", r"stride is \(1, 2\), it needs 1 or 2"),
+        (problem_of(weight=(6, 4, 5, 5), stride=2), "grad_input", "stride is 2, it needs 1"),
+        (problem_of(weight=(6, 4, 5, 5), dilation=2), "forward", "dilation is 2, it needs 1"),
+        (problem_of(weight=(6, 4, 5, 5)), "grad_weight", "the kernel is 5 x 5, its gradient needs 3 x 3"),
+    ],
+)
+def test_refusals_of_five(problem, op, reason):
+    with pytest.raises(ValueError, match=rf"^winograd_5x5: {reason}$"):
+        fc.plan_conv2d(problem, "winograd_5x5", backend="reference", op=op)
+    assert fc.plan_conv2d(problem, backend="reference", op=op).algorithm != "winograd_5x5"
+
+
+@pytest.mark.parametrize(
+    "name", ["five-9x12", "five-groups", "five-crop", "strided-17x20", "strided-groups", "strided-empty"]
+)
+def test_forced_on_five(engine, name):
+    data, problem, (tile,) = (
+        solved(NAMED[name], "float32", "normals"),
+        NAMED[name].problem(bias=True),
+        tiles_of(NAMED[name]),
+    )
+    exact = data["conv"] + data["bias"][:, None, None]
+    limit = winograd_bound(problem, tile, data["x"], data["w"]).max(initial=0) + 1e-6 * (1 + abs(exact))
+    assert_within(fc.plan_conv2d(problem, "winograd_5x5")(data["x"], data["w"], data["bias"]), exact, limit, "forward")
+    if problem.stride_h == 1:
+        plan = fc.plan_conv2d(NAMED[name].problem(), "winograd_5x5", op="grad_input")
+        limit = winograd_factor(4) * 60 * 1.2e-7 * np.abs(data["w"]).sum() * abs(data["grad_output"]).max(initial=0)
+        back = plan(data["grad_output"], data["w"], None)
+        assert_within(back, data["grad_input"], np.full(back.shape, limit), "grad_input")
+
+
+@pytest.mark.parametrize(("stride", "tile"), [(1, "2 x 2"), (2, "4 x 4")])
+def test_auto_takes_winograd_for_deep_kernels_of_five(stride, tile):
+    problem = problem_of((1, 64, 27, 27), (192, 64, 5, 5), stride, 2)
+    plan = fc.plan_conv2d(problem, backend="reference", packed=True)
+    assert plan.algorithm == "winograd_5x5" and f"tile       {tile}" in plan.explain()
+    assert (
+        fc.plan_conv2d(problem_of((1, 3, 27, 27), (8, 3, 5, 5), stride, 2), backend="reference").algorithm
+        != "winograd_5x5"
+    )
+
+
 @pytest.mark.parametrize("algorithm", ["winograd", *winograd.FORCED])
 @pytest.mark.parametrize("name", ["same-3x3", "four-sides", "crop", "groups2", "padding-beyond-kernel", "batch-empty"])
 def test_forced(engine, name, algorithm):
@@ -392,10 +484,13 @@ def test_padding_modes(engine, mode):
     assert_same(actual, other)
 
 
-@pytest.mark.parametrize("algorithm", ["winograd", *winograd.FORCED])
-def test_a_weight_packed_before(engine, algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "K", "stride"),
+    [*((name, 3, 1) for name in ("winograd", *winograd.FORCED)), ("winograd_5x5", 5, 1), ("winograd_5x5", 5, 2)],
+)
+def test_a_weight_packed_before(engine, algorithm, K, stride):
     """The same bits as packing in the call, where the tile is the same."""
-    module, problem = _plan.ALGORITHMS[algorithm], problem_of((2, 16, 30, 30), (24, 16, 3, 3), 1, 1)
+    module, problem = _plan.ALGORITHMS[algorithm], problem_of((2, 16, 30, 30), (24, 16, K, K), stride, 1)
     x, w = normals(problem.input_shape, "float32", 1), normals(problem.weight_shape, "float32", 2)
     bias = np.zeros(0, "float32")
     packed = Guarded((module.packed_size(engine.k, problem),), "float32")
@@ -409,13 +504,13 @@ def test_a_weight_packed_before(engine, algorithm):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 17), (1, 17, 16), (3, 2, 9)])
-@pytest.mark.parametrize("tile", TILES)
-def test_a_turned_weight_is_packed_as_its_copy_would_be(engine, shape, tile):
+@pytest.mark.parametrize(("tile", "K"), [*((tile, 3) for tile in TILES), (2, 5)])
+def test_a_turned_weight_is_packed_as_its_copy_would_be(engine, shape, tile, K):
     """Filters and channels change places within each group, taps their order; the very same bytes."""
     G, OCG, ICG = shape
-    problem = problem_of((1, G * ICG, 4, 4), (G * OCG, ICG, 3, 3), 1, 1, groups=G)
-    given = normals((G * ICG, OCG, 3, 3), "float32", 1)
-    turned = given.reshape(G, ICG, OCG, 3, 3).swapaxes(1, 2)[..., ::-1, ::-1].reshape(problem.weight_shape)
+    problem = problem_of((1, G * ICG, 4, 4), (G * OCG, ICG, K, K), 1, 1, groups=G)
+    given = normals((G * ICG, OCG, K, K), "float32", 1)
+    turned = given.reshape(G, ICG, OCG, K, K).swapaxes(1, 2)[..., ::-1, ::-1].reshape(problem.weight_shape)
     packed = [
         convolution.weight_of(engine, STEM, each, problem, tile=tile, turned=flag)
         for each, flag in ((np.ascontiguousarray(turned), False), (given, True))

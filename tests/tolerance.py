@@ -37,11 +37,14 @@ reaches output i with the factor
 
     F[i, k] = sum over xi of |A^T[i, xi]| * |G[xi, k]| * (sum of row xi of |B^T|)
 
-so that in two dimensions no factor exceeds F^2, F the largest F[i, k]: 16 for tiles of 2, 175.4 of 4, 1565 of 6. Each
-term passes, twice, through at most T additions of the input transform, 3 and a rounded coefficient and its
-multiplication of the weight's, T of the output transform; and once through the sum over channels:
+so that in two dimensions no factor exceeds F^2, F the largest F[i, k]: 16 for tiles of 2, 175.4 of 4, 1565 of 6; and
+175.4 again for tiles of 2 of a 5 x 5 kernel. Each term passes, twice, through at most T additions of the input
+transform, r and a rounded coefficient and its multiplication of the weight's, T of the output transform; and once
+through the sum over channels, of which a stride S makes S * S of one:
 
-    |actual - exact| <= F^2 * (4 * T + 10 + ICG) * eps * sum over c of max|d_c| * sum|w_c|
+    |actual - exact| <= F^2 * (4 * T + 2 * r + 4 + S^2 * ICG) * eps * sum over c of max|d_c| * sum|w_c|
+
+with d_c all cells of the image that a tile's taps and their zeros meet.
 
 Underflow adds at most a smallest subnormal s where a value was rounded: to the image's part, as if max|d_c| were s, to
 the weight's, as if every |w_c| were, or to a product. "auto" takes a tile of 6 never, as its F^2 is 9 times that of 4.
@@ -97,36 +100,43 @@ def bound(chain, magnitude, dtype, terms=0, extra=0):
     return (chain + extra) * float(info.eps) * np.asarray(magnitude) + terms * float(info.smallest_subnormal)
 
 
-def winograd_factor(tile):
+def winograd_factor(tile, taps=3):
     """F^2 above."""
-    a_t, g, b_t = (abs(np.array(matrix, dtype=float)) for matrix in _matrices(tile))
+    a_t, g, b_t = (abs(np.array(matrix, dtype=float)) for matrix in _matrices(tile, taps))
     return float((a_t @ (b_t.sum(1)[:, None] * g)).max()) ** 2
 
 
 def _largest_of_tiles(problem, tile, x):
     """max|d_c| of every tile, (N, G, ICG, rows, columns)."""
-    T, rows, columns = tile + 2, -(-problem.OH // tile), -(-problem.OW // tile)
+    S, rows, columns = problem.stride_h, -(-problem.OH // tile), -(-problem.OW // tile)
+    taps = -(-problem.KH // S)
     image = oracle.padded(
         oracle.wide(abs(x)), (problem.pad_top, problem.pad_bottom, problem.pad_left, problem.pad_right)
     )
-    whole = np.zeros((*image.shape[:2], rows * tile + 2, columns * tile + 2), image.dtype)
+    extents = (S * (rows * tile + taps - 1), S * (columns * tile + taps - 1))
+    whole = np.zeros((*image.shape[:2], *map(max, extents, image.shape[2:])), image.dtype)
     whole[:, :, : image.shape[2], : image.shape[3]] = image
-    largest = np.lib.stride_tricks.sliding_window_view(whole, (T, T), (2, 3))[:, :, ::tile, ::tile].max((4, 5))
-    return largest.reshape(problem.N, problem.G, problem.ICG, rows, columns)
+    window, step = S * (tile + taps - 1), S * tile
+    largest = np.lib.stride_tricks.sliding_window_view(whole, (window, window), (2, 3))[:, :, ::step, ::step].max(
+        (4, 5)
+    )
+    return largest[:, :, :rows, :columns].reshape(problem.N, problem.G, problem.ICG, rows, columns)
 
 
 def winograd_bound(problem, tile, x, w, roundings=None):
     """The bound above for every result; ``roundings`` in place of the longest chain."""
-    info, T = np.finfo(x.dtype), tile + 2
+    info, S = np.finfo(x.dtype), problem.stride_h
+    taps = -(-problem.KH // S)
+    channels = S**2 * problem.ICG
     if roundings is None:
-        roundings = 4 * T + 10 + problem.ICG
+        roundings = 4 * (tile + taps - 1) + 2 * taps + 4 + channels
     largest = _largest_of_tiles(problem, tile, x)
     rows, columns = largest.shape[3:]
     weight = oracle.wide(abs(w)).sum((2, 3)).reshape(problem.G, problem.OCG, problem.ICG)
     eps, tiny = float(info.eps), float(info.smallest_subnormal)
     limit = eps * np.einsum("ngchw,goc->ngohw", largest, weight)
-    limit += tiny * (weight.sum(2)[:, :, None, None] + 9 * largest.sum(2)[:, :, None] + problem.ICG)
-    limit = limit.reshape(problem.N, problem.OC, rows, columns) * (winograd_factor(tile) * roundings)
+    limit += tiny * (weight.sum(2)[:, :, None, None] + problem.KH**2 * largest.sum(2)[:, :, None] + channels)
+    limit = limit.reshape(problem.N, problem.OC, rows, columns) * (winograd_factor(tile, taps) * roundings)
     return limit.repeat(tile, 2).repeat(tile, 3)[:, :, : problem.OH, : problem.OW]
 
 

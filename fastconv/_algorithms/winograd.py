@@ -1,8 +1,11 @@
-"""Convolution by Winograd's minimal filtering: 3 x 3 kernels with stride and dilation 1, in tiles of 2, 4 or 6 cells.
+"""Convolution by Winograd's minimal filtering, dilation 1: 3 x 3 kernels with stride 1, 5 x 5 with stride 1 or 2.
 
-Without a forced ``tile`` the cheaper one of 2 and 4 by `cost` is taken: 4 for most planes, 2 where many channels meet
-few pixels, as its transformed weight is less than half as large. 6 multiplies least, but its error bound is nine times
-that of 4 (tests/tolerance.py): only who asks for it gets it.
+3 x 3 in tiles of 2, 4 or 6 cells. Without a forced ``tile`` the cheaper one of 2 and 4 by `cost` is taken: 4 for most
+planes, 2 where many channels meet few pixels, as its transformed weight is less than half as large. 6 multiplies least,
+but its error bound is nine times that of 4 (tests/tolerance.py): only who asks for it gets it.
+
+5 x 5 as an algorithm of its own (`FIVE`), of tiles that need 6 x 6 cells as those of 4 do, with their error bound: 2 with
+stride 1, 4 with stride 2, where 3 x 3 taps of the kernel meet each of the 2 x 2 images of every other row and column.
 """
 
 from __future__ import annotations
@@ -16,19 +19,30 @@ import numpy as np
 from fastconv._algorithms import Step, convolution, im2col, kernel_workspace, packing, transposed
 from fastconv._problem import GEO_TILE, WINOGRAD_POINTS, ConvProblem
 
-CHOICES = (4, 2)
+CHOICES = (4, 2)  # of a 3 x 3 kernel
+TILE_OF_FIVE = {1: 2, 2: 4}  # by stride
 
 
 def refusal(problem: ConvProblem, op: str, *, tile: int = 0) -> str | None:
     """Why Winograd's algorithm does not apply; None if it does."""
-    if (problem.KH, problem.KW) != (3, 3):
-        return f"the kernel is {problem.KH} x {problem.KW}, it needs 3 x 3"
-    for name, numbers in (
-        ("stride", (problem.stride_h, problem.stride_w)),
-        ("dilation", (problem.dil_h, problem.dil_w)),
+    return _refusal(problem, 3, (1,))
+
+
+def _refusal_of_five(problem: ConvProblem, op: str) -> str | None:
+    reason = _refusal(problem, 5, (1, 2) if op == "forward" else (1,))
+    return "the kernel is 5 x 5, its gradient needs 3 x 3" if op == "grad_weight" and not reason else reason
+
+
+def _refusal(problem: ConvProblem, K: int, strides: tuple[int, ...]) -> str | None:
+    if (problem.KH, problem.KW) != (K, K):
+        return f"the kernel is {problem.KH} x {problem.KW}, it needs {K} x {K}"
+    for name, numbers, allowed in (
+        ("stride", (problem.stride_h, problem.stride_w), strides),
+        ("dilation", (problem.dil_h, problem.dil_w), (1,)),
     ):
-        if numbers != (1, 1):
-            return f"{name} is {numbers[0] if numbers[0] == numbers[1] else numbers}, it needs 1"
+        if numbers[0] != numbers[1] or numbers[0] not in allowed:
+            needs = " or ".join(map(str, allowed))
+            return f"{name} is {numbers[0] if numbers[0] == numbers[1] else numbers}, it needs {needs}"
     return None
 
 
@@ -36,10 +50,17 @@ def cost(problem: ConvProblem, op: str, *, packed: bool = False, tile: int = 0) 
     """Estimated nanoseconds on one thread: of ``tile``, or of the best choice."""
     if op == "grad_input":
         inner = [phase.problem for phase in transposed.phases(problem) if phase.problem]
-        turning = problem.OC * problem.ICG * 9 * 0.5
+        turning = problem.OC * problem.ICG * problem.KH * problem.KW * 0.5
         return turning + sum(cost(each, "forward", packed=packed, tile=tile) for each in inner)
     one = _grad_weight_cost if op == "grad_weight" else partial(_cost, packed=packed)
-    return min(one(problem, each) for each in ([tile] if tile else CHOICES))
+    return min(one(problem, each) for each in _tiles(problem, tile))
+
+
+def _tiles(problem: ConvProblem, tile: int) -> tuple[int, ...]:
+    """The tiles to choose from."""
+    if problem.KH == 5:
+        return (TILE_OF_FIVE[problem.stride_h],)
+    return (tile,) if tile else CHOICES
 
 
 def _grad_weight_cost(problem: ConvProblem, tile: int) -> float:
@@ -55,23 +76,25 @@ def _grad_weight_cost(problem: ConvProblem, tile: int) -> float:
 def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
     """Products at 45 multiply-adds a ns, a third of a ns for each transformed cell, and the weight.
 
-    The transformed weight is read once for each block of tiles, 25 bytes a ns; making it costs 0.25 ns an element, and
-    more than twice that where it leaves the cache.
+    The transformed weight is read once for each block of tiles, 25 bytes a ns; making it costs 0.25 ns an element,
+    more than twice that where it leaves the cache, and twice as much for the taps of a 5 x 5 kernel.
     """
-    cells = (tile + 2) ** 2
+    stride = problem.stride_h
+    cells = (tile + -(-problem.KH // stride) - 1) ** 2
     plane = -(-problem.OH // tile) * -(-problem.OW // tile)
     tiles = problem.N * plane
-    channels, filters = -(-problem.ICG // 8) * 8, -(-problem.OCG // 8) * 8
+    channels, filters = stride**2 * -(-problem.ICG // 8) * 8, -(-problem.OCG // 8) * 8
     weights = cells * channels * filters * problem.G
-    most = 64 if max(problem.ICG, problem.OCG) > 128 else 32
+    most = 64 if max(channels, filters) > 128 else 32
     blocks = problem.N * -(-plane // most) if plane >= 100 else -(-problem.N // (100 // max(plane, 1)))
-    packing = 0.0 if packed else weights * (0.25 if weights < 3_000_000 else 0.6)
+    element = (0.25 if weights < 3_000_000 else 0.6) * (1 if problem.KH == 3 else 2)
+    packing = 0.0 if packed else weights * element
     moving = tiles * cells * problem.G * (channels + filters) / 3.0
     return tiles * weights / 45.0 + blocks * weights * 4 / 25.0 + moving + packing + 4000.0
 
 
 def _geometry(problem: ConvProblem, packed: bool, tile: int, turned: bool = False) -> np.ndarray:
-    best = tile or min(CHOICES, key=lambda each: _cost(problem, each, packed))
+    best = min(_tiles(problem, tile), key=lambda each: _cost(problem, each, packed))
     return problem.geometry(tile=best, turned=turned)
 
 
@@ -96,7 +119,7 @@ def grad_weight(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
 
     Transforms spread a NaN over all cells of a kernel, and may overflow themselves.
     """
-    geometry = problem.geometry(tile=tile or min(CHOICES, key=lambda each: _grad_weight_cost(problem, each)))
+    geometry = problem.geometry(tile=min(_tiles(problem, tile), key=lambda each: _grad_weight_cost(problem, each)))
     kernel, definition = k.winograd.conv2d_grad_weight, im2col.grad_weight(k, problem)
     own = kernel_workspace(k, "winograd", "conv2d_grad_weight", geometry)
 
@@ -137,12 +160,16 @@ def _of_packed(k: Any, problem: ConvProblem, geometry: np.ndarray) -> Step:
 
 
 def packed_layout(problem: ConvProblem, *, tile: int = 0) -> str:
-    """One for each tile."""
-    return f"winograd_f{_geometry(problem, True, tile)[GEO_TILE]}"
+    """One for each tile and kernel."""
+    return "winograd_5x5" if problem.KH == 5 else f"winograd_f{_geometry(problem, True, tile)[GEO_TILE]}"
 
 
-_FUNCTIONS = (refusal, cost, forward, grad_input, grad_weight, packed_layout, packed_size, pack, forward_packed)
+_FUNCTIONS = {
+    function.__name__: function
+    for function in (refusal, cost, forward, grad_input, grad_weight, packed_layout, packed_size, pack, forward_packed)
+}
 FORCED = {
-    f"winograd_f{tile}": SimpleNamespace(**{function.__name__: partial(function, tile=tile) for function in _FUNCTIONS})
+    f"winograd_f{tile}": SimpleNamespace(**{name: partial(each, tile=tile) for name, each in _FUNCTIONS.items()})
     for tile in WINOGRAD_POINTS
 }
+FIVE = SimpleNamespace(**_FUNCTIONS | {"refusal": _refusal_of_five})

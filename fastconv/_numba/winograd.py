@@ -39,8 +39,8 @@ from fastconv._numba._winograd_simd import (
     any_nan, high, load_lanes, load_twos, low, store_lanes, store_twos, transpose,
 )  # fmt: skip
 from fastconv._problem import (
-    GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
-    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_TILE, GEO_TURNED,
+    GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
+    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED,
 )  # fmt: skip
 from fastconv._problem import WINOGRAD_POINTS as POINTS
 
@@ -57,23 +57,25 @@ SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share the
 PANEL_CHUNKS = 4  # tasks that a matrix product is split into
 LINE = 16  # elements between slabs, so that their distances are no multiples of a page
 TURNED = 16  # channels of a weight that are turned at a time
-MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors
-TAPS = 36 * VL_FLOAT  # and of 4 channels of 3 x 3
+MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors,
+MOST_RESULTS = 36 * VL_FLOAT  # of m * m, and
+MOST_TAPS = 25 * VL_FLOAT  # of a kernel,
+FOUR_KERNELS = 4 * MOST_TAPS  # of those of 4 channels
 
 
 # --------------------------------------------------------------------------------------- one-dimensional transforms
 
-# Points come in pairs, so B^T, A^T and G split into even and odd parts. With h = m / 2 pairs of points p_i, everything
-# follows from the polynomials prod (x^2 - p_l^2) over all l, and over all but one. Tables are flat, and m is a constant
-# of each compiled transform: coefficients become constants too.
+# Points come in pairs, so B^T, A^T and G split into even and odd parts. With h = T / 2 - 1 pairs of points p_i, everything
+# follows from the polynomials prod (x^2 - p_l^2) over all l, and over all but one. Tables are flat, and T, m and
+# r = T - m + 1 are constants of each compiled transform: coefficients become constants too.
 
 
 def filled(values, count):
     return [*values, *[0.0] * count][:count]
 
 
-def squares(m, without=-1):
-    return [p * p for i, p in enumerate(POINTS.get(m, ())) if i != without]
+def squares(T, without=-1):
+    return [p * p for i, p in enumerate(POINTS.get(T - 2, ())) if i != without]
 
 
 def monic(roots):
@@ -81,127 +83,140 @@ def monic(roots):
     return np.atleast_1d(np.poly(roots))[::-1].tolist()
 
 
-def scale(m, i):
+def scale(T, i):
     """1 / prod (p_i - p_l) over all other points."""
-    square = squares(m)[i]
-    return 1 / (2 * square * np.prod([square - other for other in squares(m, i)]))
+    square = squares(T)[i]
+    return 1 / (2 * square * np.prod([square - other for other in squares(T, i)]))
 
 
-M, PAIRS = range(7), range(3)
-POINT = tuple(p for m in M for p in filled(POINTS.get(m, ()), 3))
-POWER = tuple(p**k for m in M for p in filled(POINTS.get(m, ()), 3) for k in range(6))
-ALL_PAIRS = tuple(c for m in M for c in filled(monic(squares(m)), 4))
-OTHER_PAIRS = tuple(c for m in M for i in PAIRS for c in filled(monic(squares(m, i)), 4))
-SCALE_0 = tuple(1 / monic(squares(m))[0] for m in M)
-SCALE = tuple(float(scale(m, i)) if i < len(squares(m)) else 0.0 for m in M for i in PAIRS)
+EXTENTS, PAIRS = range(9), range(3)
+POINT = tuple(p for T in EXTENTS for p in filled(POINTS.get(T - 2, ()), 3))
+POWER = tuple(p**k for T in EXTENTS for p in filled(POINTS.get(T - 2, ()), 3) for k in range(6))
+ALL_PAIRS = tuple(c for T in EXTENTS for c in filled(monic(squares(T)), 4))
+OTHER_PAIRS = tuple(c for T in EXTENTS for i in PAIRS for c in filled(monic(squares(T, i)), 4))
+SCALE_0 = tuple(1 / monic(squares(T))[0] for T in EXTENTS)
+SCALE = tuple(float(scale(T, i)) if i < len(squares(T)) else 0.0 for T in EXTENTS for i in PAIRS)
 
 
-def input_1d(cells, step, out, out_step, dtype, m):
+def input_1d(cells, step, out, out_step, dtype, T):
     """out = B^T cells: T vectors, ``step`` bytes apart."""
     x: registers[8]
-    for i in unroll(m + 2):
+    for i in unroll(T):
         x[i] = load(cells + i * step, 0, dtype)
-    even = x[m]
-    odd = x[m + 1]
-    for k in unroll(m // 2):
-        c = broadcast(dtype.type(ALL_PAIRS[m * 4 + m // 2 - 1 - k]))
-        even = fma(c, x[2 * (m // 2 - 1 - k)], even)
-        odd = fma(c, x[2 * (m // 2 - 1 - k) + 1], odd)
+    even = x[T - 2]
+    odd = x[T - 1]
+    for k in unroll(T // 2 - 1):
+        c = broadcast(dtype.type(ALL_PAIRS[T * 4 + T // 2 - 2 - k]))
+        even = fma(c, x[2 * (T // 2 - 2 - k)], even)
+        odd = fma(c, x[2 * (T // 2 - 2 - k) + 1], odd)
     store(out, 0, even)
-    store(out + (m + 1) * out_step, 0, odd)
-    for i in unroll(m // 2):
-        even = x[m]
-        odd = x[m - 1]
-        for k in unroll(m // 2 - 1):
-            c = broadcast(dtype.type(OTHER_PAIRS[(m * 3 + i) * 4 + m // 2 - 2 - k]))
-            even = fma(c, x[2 * (m // 2 - 2 - k) + 2], even)
-            odd = fma(c, x[2 * (m // 2 - 2 - k) + 1], odd)
-        store(out + (2 * i + 1) * out_step, 0, fma(broadcast(dtype.type(POINT[m * 3 + i])), odd, even))
-        store(out + (2 * i + 2) * out_step, 0, fma(broadcast(dtype.type(-POINT[m * 3 + i])), odd, even))
+    store(out + (T - 1) * out_step, 0, odd)
+    for i in unroll(T // 2 - 1):
+        even = x[T - 2]
+        odd = x[T - 3]
+        for k in unroll(T // 2 - 2):
+            c = broadcast(dtype.type(OTHER_PAIRS[(T * 3 + i) * 4 + T // 2 - 3 - k]))
+            even = fma(c, x[2 * (T // 2 - 3 - k) + 2], even)
+            odd = fma(c, x[2 * (T // 2 - 3 - k) + 1], odd)
+        store(out + (2 * i + 1) * out_step, 0, fma(broadcast(dtype.type(POINT[T * 3 + i])), odd, even))
+        store(out + (2 * i + 2) * out_step, 0, fma(broadcast(dtype.type(-POINT[T * 3 + i])), odd, even))
 
 
-def output_1d(cells, step, out, out_step, dtype, m):
+def output_1d(cells, step, out, out_step, dtype, T, m):
     """out = A^T cells: m vectors from T."""
     term: registers[2, 3]
-    for i in unroll(m // 2):
+    for i in unroll(T // 2 - 1):
         plus = load(cells + (2 * i + 1) * step, 0, dtype)
         minus = load(cells + (2 * i + 2) * step, 0, dtype)
         term[0, i] = plus + minus
         term[1, i] = plus - minus
     total = load(cells, 0, dtype) + term[0, 0]
-    for i in unroll(m // 2 - 1):
+    for i in unroll(T // 2 - 2):
         total = total + term[0, i + 1]
     store(out, 0, total)
     for k in unroll(m - 2):
-        total = broadcast(dtype.type(POWER[m * 18 + k + 1])) * term[(k + 1) % 2, 0]
-        for i in unroll(m // 2 - 1):
-            total = fma(broadcast(dtype.type(POWER[m * 18 + (i + 1) * 6 + k + 1])), term[(k + 1) % 2, i + 1], total)
+        total = broadcast(dtype.type(POWER[T * 18 + k + 1])) * term[(k + 1) % 2, 0]
+        for i in unroll(T // 2 - 2):
+            total = fma(broadcast(dtype.type(POWER[T * 18 + (i + 1) * 6 + k + 1])), term[(k + 1) % 2, i + 1], total)
         store(out + (k + 1) * out_step, 0, total)
-    total = load(cells + (m + 1) * step, 0, dtype)
-    for i in unroll(m // 2):
-        total = fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + m - 1])), term[1, i], total)
+    total = load(cells + (T - 1) * step, 0, dtype)
+    for i in unroll(T // 2 - 1):
+        total = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + m - 1])), term[1, i], total)
     store(out + (m - 1) * out_step, 0, total)
 
 
-def weight_1d(cells, step, out, out_step, dtype, m):
-    """out = G cells: T vectors from 3."""
-    x0, x1, x2 = load(cells, 0, dtype), load(cells + step, 0, dtype), load(cells + 2 * step, 0, dtype)
-    store(out, 0, broadcast(dtype.type(SCALE_0[m])) * x0)
-    for i in unroll(m // 2):
-        even = broadcast(dtype.type(SCALE[m * 3 + i])) * fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + 2])), x2, x0)
-        c = dtype.type(POINT[m * 3 + i] * SCALE[m * 3 + i])
-        store(out + (2 * i + 1) * out_step, 0, fma(broadcast(c), x1, even))
-        store(out + (2 * i + 2) * out_step, 0, fma(broadcast(-c), x1, even))
-    store(out + (m + 1) * out_step, 0, x2)
+def weight_1d(cells, step, out, out_step, dtype, T, r):
+    """out = G cells: T vectors from r."""
+    x: registers[5]
+    for k in unroll(r):
+        x[k] = load(cells + k * step, 0, dtype)
+    store(out, 0, broadcast(dtype.type(SCALE_0[T])) * x[0])
+    for i in unroll(T // 2 - 1):
+        even = x[0]
+        odd = x[1]
+        for k in unroll(r // 2):
+            even = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2 * k + 2])), x[2 * k + 2], even)
+        for k in unroll(r // 2 - 1):
+            odd = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2 * k + 2])), x[2 * k + 3], odd)
+        even = broadcast(dtype.type(SCALE[T * 3 + i])) * even
+        c = dtype.type(POINT[T * 3 + i] * SCALE[T * 3 + i])
+        store(out + (2 * i + 1) * out_step, 0, fma(broadcast(c), odd, even))
+        store(out + (2 * i + 2) * out_step, 0, fma(broadcast(-c), odd, even))
+    store(out + (T - 1) * out_step, 0, x[r - 1])
 
 
-def grad_output_1d(cells, step, out, out_step, dtype, m):
-    """out = A cells: T vectors from m."""
+def grad_output_1d(cells, step, out, out_step, dtype, T):
+    """out = A cells: T vectors from m = T - 2."""
     x: registers[6]
-    for k in unroll(m):
+    for k in unroll(T - 2):
         x[k] = load(cells + k * step, 0, dtype)
     store(out, 0, x[0])
-    store(out + (m + 1) * out_step, 0, x[m - 1])
-    for i in unroll(m // 2):
+    store(out + (T - 1) * out_step, 0, x[T - 3])
+    for i in unroll(T // 2 - 1):
         even = x[0]
-        odd = broadcast(dtype.type(POINT[m * 3 + i])) * x[1]
-        for k in unroll(m // 2 - 1):
-            even = fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + 2 * k + 2])), x[2 * k + 2], even)
-            odd = fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + 2 * k + 3])), x[2 * k + 3], odd)
+        odd = broadcast(dtype.type(POINT[T * 3 + i])) * x[1]
+        for k in unroll(T // 2 - 2):
+            even = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2 * k + 2])), x[2 * k + 2], even)
+            odd = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2 * k + 3])), x[2 * k + 3], odd)
         store(out + (2 * i + 1) * out_step, 0, even + odd)
         store(out + (2 * i + 2) * out_step, 0, even - odd)
 
 
-def grad_weight_1d(cells, step, out, out_step, dtype, m):
+def grad_weight_1d(cells, step, out, out_step, dtype, T):
     """out = G^T cells: 3 vectors from T."""
-    x0 = broadcast(dtype.type(SCALE_0[m])) * load(cells, 0, dtype)
+    x0 = broadcast(dtype.type(SCALE_0[T])) * load(cells, 0, dtype)
     x1 = broadcast(dtype.type(0))
-    x2 = load(cells + (m + 1) * step, 0, dtype)
-    for i in unroll(m // 2):
+    x2 = load(cells + (T - 1) * step, 0, dtype)
+    for i in unroll(T // 2 - 1):
         plus = load(cells + (2 * i + 1) * step, 0, dtype)
         minus = load(cells + (2 * i + 2) * step, 0, dtype)
-        total = broadcast(dtype.type(SCALE[m * 3 + i])) * (plus + minus)
+        total = broadcast(dtype.type(SCALE[T * 3 + i])) * (plus + minus)
         x0 = x0 + total
-        x1 = fma(broadcast(dtype.type(POINT[m * 3 + i] * SCALE[m * 3 + i])), plus - minus, x1)
-        x2 = fma(broadcast(dtype.type(POWER[m * 18 + i * 6 + 2])), total, x2)
+        x1 = fma(broadcast(dtype.type(POINT[T * 3 + i] * SCALE[T * 3 + i])), plus - minus, x1)
+        x2 = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2])), total, x2)
     store(out, 0, x0)
     store(out + out_step, 0, x1)
     store(out + 2 * out_step, 0, x2)
 
 
-# In an unrolled function ``input_1d: registers[6]`` makes input_1d[m] the name of one of these.
-input_1d_2, input_1d_4, input_1d_6 = (helper(unrolled(input_1d, m=m)) for m in POINTS)
-output_1d_2, output_1d_4, output_1d_6 = (helper(unrolled(output_1d, m=m)) for m in POINTS)
-weight_1d_2, weight_1d_4, weight_1d_6 = (helper(unrolled(weight_1d, m=m)) for m in POINTS)
-grad_output_1d_2, grad_output_1d_4, grad_output_1d_6 = (helper(unrolled(grad_output_1d, m=m)) for m in POINTS)
-grad_weight_1d_2, grad_weight_1d_4, grad_weight_1d_6 = (helper(unrolled(grad_weight_1d, m=m)) for m in POINTS)
+# T; T and m; T and r. In an unrolled function ``input_1d: registers[8]`` makes input_1d[T] the name of one of these.
+input_1d_4, input_1d_6, input_1d_8 = (helper(unrolled(input_1d, T=T)) for T in (4, 6, 8))
+output_1d_4_2, output_1d_6_4, output_1d_8_6, output_1d_6_2 = (
+    helper(unrolled(output_1d, T=T, m=m)) for T, m in ((4, 2), (6, 4), (8, 6), (6, 2))
+)  # fmt: skip
+weight_1d_4_3, weight_1d_6_3, weight_1d_8_3, weight_1d_6_5 = (
+    helper(unrolled(weight_1d, T=T, r=r)) for T, r in ((4, 3), (6, 3), (8, 3), (6, 5))
+)  # fmt: skip
+grad_output_1d_4, grad_output_1d_6, grad_output_1d_8 = (helper(unrolled(grad_output_1d, T=T)) for T in (4, 6, 8))
+grad_weight_1d_4, grad_weight_1d_6, grad_weight_1d_8 = (helper(unrolled(grad_weight_1d, T=T)) for T in (4, 6, 8))
 
 # ---------------------------------------------------------------------------------------------------------- blocking
 
 Blocking = namedtuple(
     "Blocking",
-    "ICG OCG OH OW m T VL NR "
-    "channel_blocks panels chunk_panels "  # of VL channels, of NR filters; panels of a task
+    "ICG OCG K S OH OW m r T VL NR "  # kernels of K x K, stride S: r x r taps for each of S * S phases
+    "image_blocks channel_blocks "  # of VL channels, and these of all phases
+    "panels chunk_panels "  # of NR filters; panels of a task
     "tile_rows tile_columns "  # of a plane
     "shared "  # several images at once, phase by phase
     "images rows columns tiles "  # of a block: images, rows and columns of tiles, tiles
@@ -225,9 +240,11 @@ def blocking(geometry, VL):
     G = max(geometry[GEO_G], 1)
     ICG, OCG = geometry[GEO_IC] // G, geometry[GEO_OC] // G
     OH, OW = geometry[GEO_OH], geometry[GEO_OW]
-    m = geometry[GEO_TILE]
-    T, NR = m + 2, NV * VL
-    channel_blocks = ceil_div(ICG, VL)
+    K, S, m = geometry[GEO_KH], geometry[GEO_STRIDE_H], geometry[GEO_TILE]
+    r = ceil_div(K, S)
+    T, NR = m + r - 1, NV * VL
+    image_blocks = ceil_div(ICG, VL)
+    channel_blocks = S * S * image_blocks
     panels = ceil_div(OCG, NR)
     chunk_panels = max(ceil_div(panels, PANEL_CHUNKS), 1)
     tile_rows, tile_columns = ceil_div(OH, m), ceil_div(OW, m)
@@ -236,7 +253,7 @@ def blocking(geometry, VL):
     map_elements = 0
     together = int(plane < FEW_TILES and geometry[GEO_POOL_KH] == 0)
     if together:
-        images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (ICG + OCG), 1))
+        images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (S * S * ICG + OCG), 1))
         images = max(min(images, geometry[GEO_N]), 1)
         rows = tile_rows
         columns = tile_columns
@@ -244,7 +261,7 @@ def blocking(geometry, VL):
         row_blocks = 1
     else:
         images = 1
-        most = MOST_TILES_DEEP if max(ICG, OCG) > DEEP else MOST_TILES
+        most = MOST_TILES_DEEP if max(S * S * ICG, OCG) > DEEP else MOST_TILES
         columns = max(ceil_div(tile_columns, max(ceil_div(tile_columns, most), 1)), 1)
         rows = max(most // columns, 1)
         row_blocks = ceil_div(tile_rows, rows)
@@ -261,13 +278,13 @@ def blocking(geometry, VL):
     u_step = panels * channel_blocks * VL * NR + LINE
     v_step = channel_blocks * tiles * VL + LINE
     m_step = panels * tiles * NR + LINE
-    copy_elements = lines((rows * m + 2) * (columns * m + 2) * VL)
+    copy_elements = lines((rows * m + r - 1) * (columns * m + r - 1) * S * VL)
     worker_elements = copy_elements + map_elements + lines(pool_ring_size(geometry))
     worker_elements += 0 if together else cells * (v_step + m_step)
     return Blocking(
-        ICG, OCG, OH, OW, m, T, VL, NR, channel_blocks, panels, chunk_panels, tile_rows, tile_columns, together, images,
-        rows, columns, tiles, task_rows, row_blocks, pooled_rows, u_step, v_step, m_step, cells * u_step,
-        cells * v_step, cells * m_step, copy_elements, map_elements, worker_elements,
+        ICG, OCG, K, S, OH, OW, m, r, T, VL, NR, image_blocks, channel_blocks, panels, chunk_panels, tile_rows,
+        tile_columns, together, images, rows, columns, tiles, task_rows, row_blocks, pooled_rows, u_step, v_step,
+        m_step, cells * u_step, cells * v_step, cells * m_step, copy_elements, map_elements, worker_elements,
     )  # fmt: skip
 
 
@@ -290,6 +307,7 @@ def copy_rows(
     planes,
     plane,  # from one plane to the next
     IW,  # from one row to the next
+    row_step,  # rows from one that is copied to the next
     top,
     left,
     height,
@@ -306,7 +324,7 @@ def copy_rows(
     first = min(max(-left, 0), width)
     last = min(max(column_end - left, first), width)
     for row in range(height):
-        ih = top + row
+        ih = top + row * row_step
         target = copied + row * width * VL * size
         if ih < 0 or ih >= row_end or first == last:
             clear(target, width * VL * size)
@@ -337,33 +355,34 @@ copy_rows = helper(unrolled(copy_rows))
 
 
 def transform_input(
-    copied,  # IN
+    copied,  # IN   first column of the phase
     v,  # OUT  [xi][...][tile][VL], first tile
     v_step,  # from one xi to the next
     at,
+    b,
     dtype,
-    m,
+    T,
 ):
     outlined()
-    input_1d: registers[6]
+    input_1d: registers[8]
     size = itemsize(dtype)
-    vector = lanes(dtype) * size
-    width, step = (at.columns * m + 2) * vector, v_step * size
+    vector, S, m = lanes(dtype) * size, b.S, b.m
+    width, step = (at.columns * m + b.r - 1) * S * vector, v_step * size
     memory = local(MOST_CELLS, dtype)
     half = address(memory)
     for row in range(at.rows):
         for column in range(at.columns):
-            source = copied + row * m * width + column * m * vector
-            for i in range(m + 2):
+            source = copied + row * m * width + column * m * S * vector
+            for i in range(T):
                 rolled()
-                input_1d[m](source + i * vector, width, half + i * vector, (m + 2) * vector, dtype)
-            for i in range(m + 2):
+                input_1d[T](source + i * S * vector, width, half + i * vector, T * vector, dtype)
+            for i in range(T):
                 rolled()
-                input_1d[m](half + i * (m + 2) * vector, vector, v + i * (m + 2) * step, step, dtype)
+                input_1d[T](half + i * T * vector, vector, v + i * T * step, step, dtype)
             v += vector
 
 
-transform_input_2, transform_input_4, transform_input_6 = (helper(unrolled(transform_input, m=m)) for m in POINTS)
+transform_input_4, transform_input_6, transform_input_8 = (helper(unrolled(transform_input, T=T)) for T in (4, 6, 8))
 
 
 @helper
@@ -378,20 +397,26 @@ def input_block(
     geometry,
     dtype,
 ):
-    VL, size = lanes(dtype), itemsize(dtype)
+    # A stride leaves S * S images of every S-th row and column: each is so many channels more, with a kernel of its own.
+    VL, size, S = lanes(dtype), itemsize(dtype), b.S
     IH, IW = geometry[GEO_IH], geometry[GEO_IW]
     pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    copy_rows(
-        image + block * VL * IH * IW * size, copied, min(b.ICG - block * VL, VL), IH * IW, IW, at.row - pad_top,
-        at.column - pad_left, at.rows * b.m + 2, at.columns * b.m + 2, min(IH, b.OH + 2 - pad_top),
-        min(IW, b.OW + 2 - pad_left), dtype,
-    )  # fmt: skip
-    if b.m == 2:
-        transform_input_2(copied, v, v_step, at, dtype)
-    elif b.m == 4:
-        transform_input_4(copied, v, v_step, at, dtype)
-    else:
-        transform_input_6(copied, v, v_step, at, dtype)
+    row_end, column_end = min(IH, (b.OH - 1) * S + b.K - pad_top), min(IW, (b.OW - 1) * S + b.K - pad_left)
+    for row in range(S):
+        copy_rows(
+            image + block * VL * IH * IW * size, copied, min(b.ICG - block * VL, VL), IH * IW, IW, S,
+            at.row * S + row - pad_top, at.column * S - pad_left, at.rows * b.m + b.r - 1,
+            (at.columns * b.m + b.r - 1) * S, row_end, column_end, dtype,
+        )  # fmt: skip
+        for column in range(S):
+            first = copied + column * VL * size
+            if b.T == 4:
+                transform_input_4(first, v, v_step, at, b, dtype)
+            elif b.T == 6:
+                transform_input_6(first, v, v_step, at, b, dtype)
+            else:
+                transform_input_8(first, v, v_step, at, b, dtype)
+            v += b.image_blocks * b.tiles * VL * size
 
 
 # ------------------------------------------------------------------------------------------------- matrix product
@@ -490,7 +515,7 @@ def multiply(
 def sum_again(
     y,  # IN/OUT  [m * m][VL]
     image,  # IN   channels of one group of one image
-    weight,  # IN   filters (ICG, 3, 3)
+    weight,  # IN   filters (ICG, K, K)
     filters,
     oh_from,
     ow_from,
@@ -500,7 +525,7 @@ def sum_again(
 ):
     """Tiles with a value that is not finite, by the definition: filter by filter."""
     outlined()
-    IH, IW, m, VL, size, zero = geometry[GEO_IH], geometry[GEO_IW], b.m, b.VL, itemsize(dtype), dtype.type(0)
+    IH, IW, m, VL, K, size, zero = geometry[GEO_IH], geometry[GEO_IW], b.m, b.VL, b.K, itemsize(dtype), dtype.type(0)
     for oc in range(filters):
         total = zero
         for i in range(m * m):
@@ -510,16 +535,16 @@ def sum_again(
         for i in range(m):
             for j in range(m):
                 total = zero
-                w = weight + oc * b.ICG * 9 * size
+                w = weight + oc * b.ICG * K * K * size
                 for c in range(b.ICG):
-                    for kh in range(3):
-                        ih = oh_from + i + kh - geometry[GEO_PAD_TOP]
-                        for kw in range(3):
-                            iw = ow_from + j + kw - geometry[GEO_PAD_LEFT]
+                    for kh in range(K):
+                        ih = (oh_from + i) * b.S + kh - geometry[GEO_PAD_TOP]
+                        for kw in range(K):
+                            iw = (ow_from + j) * b.S + kw - geometry[GEO_PAD_LEFT]
                             inside = 0 <= ih < IH and 0 <= iw < IW
                             cell = get(image, (c * IH + ih) * IW + iw, dtype) if inside else zero
-                            total = total + get(w, kh * 3 + kw, dtype) * cell
-                    w += 9 * size
+                            total = total + get(w, kh * K + kw, dtype) * cell
+                    w += K * K * size
                 put(y, (i * m + j) * VL + oc, total)
 
 
@@ -574,26 +599,27 @@ def transform_output(
     b,
     geometry,
     dtype,
+    T,
     m,
 ):
     outlined()
-    output_1d: registers[6]
+    output_1d: registers[8, 6]
     store_whole: registers[6]
     VL, size = lanes(dtype), itemsize(dtype)
     vector, step, OW = VL * size, b.m_step * size, b.OW
-    memory, results = local(MOST_CELLS, dtype), local(TAPS, dtype)
+    memory, results = local(MOST_CELLS, dtype), local(MOST_RESULTS, dtype)
     half, y = address(memory), address(results)
     zero, least_v, most_v, shift = broadcast(dtype.type(0)), broadcast(least), broadcast(most), load(shifts, 0, dtype)
     for row in range(at.rows):
         oh = at.row + row * m
         for column in range(at.columns):
             ow = at.column + column * m
-            for i in range(m + 2):
+            for i in range(T):
                 rolled()
-                output_1d[m](c + i * step, (m + 2) * step, half + i * vector, (m + 2) * vector, dtype)
+                output_1d[T, m](c + i * step, T * step, half + i * vector, T * vector, dtype)
             for i in range(m):
                 rolled()
-                output_1d[m](half + i * (m + 2) * vector, vector, y + i * m * vector, vector, dtype)
+                output_1d[T, m](half + i * T * vector, vector, y + i * m * vector, vector, dtype)
             c += NV * vector
             total = zero
             for i in range(m * m):
@@ -615,8 +641,8 @@ def transform_output(
                         put(target, p, clamp(value, least, most))
 
 
-transform_output_2, transform_output_4, transform_output_6 = (
-    helper(unrolled(transform_output, m=m)) for m in POINTS
+transform_output_4_2, transform_output_6_4, transform_output_8_6, transform_output_6_2 = (
+    helper(unrolled(transform_output, T=T, m=m)) for T, m in ((4, 2), (6, 4), (8, 6), (6, 2))
 )  # fmt: skip
 
 
@@ -651,20 +677,25 @@ def output_block(
         for i in range(VL):
             put(shifts, i, get(bias, first + i, dtype) if bias != 0 and i < filters else zero)
         cells = c + ((panel * b.tiles + first_tile) * NR + j * VL) * size
-        w = weight + first * b.ICG * 9 * size
+        w = weight + first * b.ICG * b.K * b.K * size
         planes = out + first * plane * size
-        if b.m == 2:
-            transform_output_2(
+        if b.T == 4:
+            transform_output_4_2(
+                cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
+                geometry, dtype,
+            )  # fmt: skip
+        elif b.T == 8:
+            transform_output_8_6(
                 cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
                 geometry, dtype,
             )  # fmt: skip
         elif b.m == 4:
-            transform_output_4(
+            transform_output_6_4(
                 cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
                 geometry, dtype,
             )  # fmt: skip
         else:
-            transform_output_6(
+            transform_output_6_2(
                 cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
                 geometry, dtype,
             )  # fmt: skip
@@ -676,33 +707,71 @@ def output_block(
 def packed_weight_size(geometry):
     """Elements of a packed weight: [G][xi][panel][channel][NV * VL] filled up with zeros, and the weight itself."""
     b = plan(geometry)
-    return int(geometry[GEO_G]) * b.u_elements + int(geometry[GEO_OC]) * b.ICG * 9
+    return int(geometry[GEO_G]) * b.u_elements + int(geometry[GEO_OC]) * b.ICG * b.K * b.K
 
 
-def transform_weight(taps, u, step, dtype, m):
+def transform_weight(
+    taps,  # IN   (r, r)
+    u,  # OUT  [xi], ``step`` bytes apart
+    step,
+    dtype,
+    T,
+    r,
+):
     outlined()
-    weight_1d: registers[6]
+    weight_1d: registers[8, 5]
     vector = lanes(dtype) * itemsize(dtype)
     memory = local(MOST_CELLS, dtype)
     half = address(memory)
-    for i in range(3):
+    for i in range(r):
         rolled()
-        weight_1d[m](taps + i * vector, 3 * vector, half + i * vector, 3 * vector, dtype)
-    for i in range(m + 2):
+        weight_1d[T, r](taps + i * vector, r * vector, half + i * vector, r * vector, dtype)
+    for i in range(T):
         rolled()
-        weight_1d[m](half + i * 3 * vector, vector, u + i * (m + 2) * step, step, dtype)
+        weight_1d[T, r](half + i * r * vector, vector, u + i * T * step, step, dtype)
 
 
-transform_weight_2, transform_weight_4, transform_weight_6 = (
-    helper(unrolled(transform_weight, m=m)) for m in POINTS
+transform_weight_4_3, transform_weight_6_3, transform_weight_8_3, transform_weight_6_5 = (
+    helper(unrolled(transform_weight, T=T, r=r)) for T, r in ((4, 3), (6, 3), (8, 3), (6, 5))
 )  # fmt: skip
 
 
-def take_taps(source, distance, taps, dtype):
-    """9 taps of 4 channels of VL filters: vectors along filters, from 9 squares to transpose."""
+@helper
+def transform_phases(
+    taps,  # IN   (K, K)
+    u,  # OUT  of the first phase
+    b,
+    dtype,
+):
+    """Kernels of every S-th row and column of one, filled up to r x r with zeros."""
+    outlined()
+    size, zero, r, K = itemsize(dtype), broadcast(dtype.type(0)), b.r, b.K
+    VL, step = lanes(dtype), b.u_step * size
+    memory = local(MOST_TAPS, dtype)
+    own = address(memory)
+    for phase in range(b.S * b.S):
+        for i in range(r * r):
+            kh, kw = i // r * b.S + phase // b.S, i % r * b.S + phase % b.S
+            if kh < K and kw < K:
+                store(own, i * VL, load(taps, (kh * K + kw) * VL, dtype))
+            else:
+                store(own, i * VL, zero)
+        if b.T == 4:
+            transform_weight_4_3(own, u, step, dtype)
+        elif b.T == 8:
+            transform_weight_8_3(own, u, step, dtype)
+        elif r == 3:
+            transform_weight_6_3(own, u, step, dtype)
+        else:
+            transform_weight_6_5(own, u, step, dtype)
+        u += b.image_blocks * VL * b.NR * size
+
+
+def take_taps(source, distance, taps, n_taps, dtype):
+    """The taps of 4 channels of VL filters: vectors along filters, from n_taps squares to transpose."""
     z: registers[4]
     VL, quad = lanes(dtype), 16 // itemsize(dtype)
-    for q in range(9):
+    for q in range(n_taps):
         rolled()
         for j in unroll(4):
             offset = q * 4 + j // quad * quad + j % quad * distance
@@ -717,11 +786,12 @@ take_taps = helper(unrolled(take_taps))
 
 @helper
 def turn_filters(
-    weight,  # IN   [channel][OCG][9], first filter
-    turned,  # OUT  [filter][ICG][9]
+    weight,  # IN   [channel][OCG][n_taps], first filter
+    turned,  # OUT  [filter][ICG][n_taps]
     filters,
     ICG,
     OCG,
+    n_taps,
     dtype,
 ):
     """Filters of the adjoint convolution: channels and filters change places, taps their order."""
@@ -730,9 +800,9 @@ def turn_filters(
     for block in range(ceil_div(ICG, TURNED)):
         for f in range(filters):
             for c in range(block * TURNED, min(block * TURNED + TURNED, ICG)):
-                taps, target = weight + (c * OCG + f) * 9 * size, turned + (f * ICG + c) * 9 * size
-                for i in range(9):
-                    put(target, i, get(taps, 8 - i, dtype))
+                taps, target = weight + (c * OCG + f) * n_taps * size, turned + (f * ICG + c) * n_taps * size
+                for i in range(n_taps):
+                    put(target, i, get(taps, n_taps - 1 - i, dtype))
 
 
 @task
@@ -746,45 +816,40 @@ def pack_weight_task(
     dtype = weight.dtype
     VL, size = lanes(dtype), itemsize(dtype)
     b = blocking(geometry, VL)
-    NR, K, run, channels_there = NV * VL, b.ICG * 9, 36, b.channel_blocks * VL
+    NR, n_taps, channels_there = NV * VL, b.K * b.K, b.image_blocks * VL
+    K, run = b.ICG * n_taps, 4 * n_taps
     g, panel = task // b.panels, task % b.panels
-    memory, squares = local(TAPS, dtype), local(TAPS, dtype)
+    memory, squares = local(FOUR_KERNELS, dtype), local(FOUR_KERNELS, dtype)
     edge, taps = address(memory), address(squares)
     own = address(packed) + (geometry[GEO_G] * b.u_elements + (g * b.OCG + panel * NR) * K) * size
     filters = min(b.OCG - panel * NR, NR)
     if geometry[GEO_TURNED] != 0:
         turn_filters(
-            address(weight) + (g * b.ICG * b.OCG + panel * NR) * 9 * size, own, filters, b.ICG, b.OCG, dtype
+            address(weight) + (g * b.ICG * b.OCG + panel * NR) * n_taps * size, own, filters, b.ICG, b.OCG, n_taps, dtype
         )  # fmt: skip
     else:
         copy(own, address(weight) + (g * b.OCG + panel * NR) * K * size, filters * K * size)
-    u = address(packed) + (g * b.u_elements + panel * channels_there * NR) * size
+    u = address(packed) + (g * b.u_elements + panel * b.channel_blocks * VL * NR) * size
     for square in range(ceil_div(channels_there, 4)):
         c = square * 4
         for i in range(NV):
             first = panel * NR + i * VL
             filters, channels = min(max(b.OCG - first, 0), VL), min(max(b.ICG - c, 0), 4)
-            source = own + (i * VL * K + c * 9) * size
+            source = own + (i * VL * K + c * n_taps) * size
             distance = K
             if filters < VL or channels < 4:
                 clear(edge, VL * run * size)
                 for j in range(filters):
-                    copy(edge + j * run * size, source + j * K * size, channels * 9 * size)
+                    copy(edge + j * run * size, source + j * K * size, channels * n_taps * size)
                 source = edge
                 distance = run
-            take_taps(source, distance, taps, dtype)
+            take_taps(source, distance, taps, n_taps, dtype)
             for q in range(min(channels_there - c, 4)):
-                target = u + ((c + q) * NV + i) * VL * size
-                if b.m == 2:
-                    transform_weight_2(taps + q * 9 * VL * size, target, b.u_step * size, dtype)
-                elif b.m == 4:
-                    transform_weight_4(taps + q * 9 * VL * size, target, b.u_step * size, dtype)
-                else:
-                    transform_weight_6(taps + q * 9 * VL * size, target, b.u_step * size, dtype)
+                transform_phases(taps + q * n_taps * VL * size, u + ((c + q) * NV + i) * VL * size, b, dtype)
 
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
-    """weight (OC, ICG, 3, 3), turned (IC, OCG, 3, 3) -> packed, in the order in which this back end's conv2d reads it."""
+    """weight (OC, ICG, K, K), turned (IC, OCG, K, K) -> packed, in the order in which this back end's conv2d reads it."""
     b = plan(geometry, weight.itemsize)
     pack_weight_task.run(int(geometry[GEO_G]) * b.panels, n_threads, weight, packed, geometry)
 
@@ -823,7 +888,7 @@ def conv2d_task(
     accumulate = geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0
     image = address(input) + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
     u = address(packed) + g * b.u_elements * size
-    weight = address(packed) + (G * b.u_elements + g * b.OCG * b.ICG * 9) * size
+    weight = address(packed) + (G * b.u_elements + g * b.OCG * b.ICG * b.K * b.K) * size
     shifts = address(bias) + g * b.OCG * size if bias.size > 0 else 0
     v = address(workspace) + worker * b.worker_elements * size
     c = v + b.v_elements * size
@@ -851,7 +916,7 @@ def conv2d_task(
         while column < b.OW:
             columns = min(ceil_div(b.OW - column, b.m), b.columns)
             at = Block(row, rows, column, columns, rows * columns)
-            for block in range(b.channel_blocks):  # loop 1: channels
+            for block in range(b.image_blocks):  # loop 1: channels
                 input_block(image, v + block * b.tiles * b.VL * size, b.v_step, block, copied, at, b, geometry, dtype)
             for xi in range(b.T * b.T):  # loop 2: cells
                 multiply(
@@ -900,7 +965,7 @@ def input_task(
     size = itemsize(dtype)
     b = blocking(geometry, lanes(dtype))
     first, g, images, at = chunk_of(chunk, b, geometry)
-    n, block = task // b.channel_blocks, task % b.channel_blocks
+    n, block = task // b.image_blocks, task % b.image_blocks
     plane = geometry[GEO_IH] * geometry[GEO_IW]
     copied = address(workspace) + (b.v_elements + b.m_elements + worker * b.worker_elements) * size
     input_block(
@@ -951,7 +1016,7 @@ def output_task(
     first, g, images, at = chunk_of(chunk, b, geometry)
     n, P = task // b.panels, b.OH * b.OW
     plane = geometry[GEO_IH] * geometry[GEO_IW]
-    weight = address(packed) + (geometry[GEO_G] * b.u_elements + g * b.OCG * b.ICG * 9) * size
+    weight = address(packed) + (geometry[GEO_G] * b.u_elements + g * b.OCG * b.ICG * b.K * b.K) * size
     output_block(
         address(workspace) + b.v_elements * size, n * at.tiles, task % b.panels,
         address(input) + (first * b.ICG + n * geometry[GEO_IC]) * plane * size, weight,
@@ -976,7 +1041,7 @@ def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, works
     for chunk in range(G * ceil_div(N, b.images)):
         images = min(b.images, N - chunk // G * b.images)
         n_products = b.T * b.T * ceil_div(b.panels, b.chunk_panels)
-        input_task.run(images * b.channel_blocks, n_threads, chunk, input, workspace, geometry)
+        input_task.run(images * b.image_blocks, n_threads, chunk, input, workspace, geometry)
         multiply_task.run(n_products, n_threads, chunk, packed, workspace, geometry)
         output_task.run(
             images * b.panels, n_threads, chunk, input, packed, bias, act_min, act_max, output, workspace, geometry
@@ -1052,11 +1117,11 @@ def transform_grad_output(
     y_step,
     at,
     dtype,
-    m,
+    T,
 ):
     outlined()
-    grad_output_1d: registers[6]
-    size = itemsize(dtype)
+    grad_output_1d: registers[8]
+    size, m = itemsize(dtype), T - 2
     vector = lanes(dtype) * size
     width, step = at.columns * m * vector, y_step * size
     memory = local(MOST_CELLS, dtype)
@@ -1066,15 +1131,15 @@ def transform_grad_output(
             source = copied + row * m * width + column * m * vector
             for i in range(m):
                 rolled()
-                grad_output_1d[m](source + i * vector, width, half + i * vector, m * vector, dtype)
-            for i in range(m + 2):
+                grad_output_1d[T](source + i * vector, width, half + i * vector, m * vector, dtype)
+            for i in range(T):
                 rolled()
-                grad_output_1d[m](half + i * m * vector, vector, y + i * (m + 2) * step, step, dtype)
+                grad_output_1d[T](half + i * m * vector, vector, y + i * T * step, step, dtype)
             y += NV * vector
 
 
-transform_grad_output_2, transform_grad_output_4, transform_grad_output_6 = (
-    helper(unrolled(transform_grad_output, m=m)) for m in POINTS
+transform_grad_output_4, transform_grad_output_6, transform_grad_output_8 = (
+    helper(unrolled(transform_grad_output, T=T)) for T in (4, 6, 8)
 )  # fmt: skip
 
 
@@ -1119,15 +1184,15 @@ def transform_task(
     P = b.OH * b.OW
     copy_rows(
         address(grad_output) + (first * b.OCG + n * geometry[GEO_OC] + block * VL) * P * size, copied,
-        min(b.OCG - block * VL, VL), P, b.OW, at.row, 0, at.rows * b.m, at.columns * b.m, b.OH, b.OW, dtype,
+        min(b.OCG - block * VL, VL), P, b.OW, 1, at.row, 0, at.rows * b.m, at.columns * b.m, b.OH, b.OW, dtype,
     )  # fmt: skip
     y += ((block // NV * o.tiles + n * at.tiles) * NV + block % NV) * VL * size
-    if b.m == 2:
-        transform_grad_output_2(copied, y, o.y_step, at, dtype)
-    elif b.m == 4:
+    if b.T == 4:
         transform_grad_output_4(copied, y, o.y_step, at, dtype)
-    else:
+    elif b.T == 6:
         transform_grad_output_6(copied, y, o.y_step, at, dtype)
+    else:
+        transform_grad_output_8(copied, y, o.y_step, at, dtype)
 
 
 def outer_tile(
@@ -1181,10 +1246,10 @@ def transform_products(
     ldd,
     d_step,
     dtype,
-    m,
+    T,
 ):
     outlined()
-    grad_weight_1d: registers[6]
+    grad_weight_1d: registers[8]
     size = itemsize(dtype)
     vector, line, step = lanes(dtype) * size, ldd * size, d_step * size
     memory = local(MOST_CELLS, dtype)
@@ -1192,17 +1257,17 @@ def transform_products(
     for c in range(channels):
         for j in range(vectors):
             cells = d + c * line + j * vector
-            for i in range(m + 2):
+            for i in range(T):
                 rolled()
-                grad_weight_1d[m](cells + i * step, (m + 2) * step, half + i * vector, (m + 2) * vector, dtype)
+                grad_weight_1d[T](cells + i * step, T * step, half + i * vector, T * vector, dtype)
             for i in range(3):
                 rolled()
                 target = results + (c * 9 + i * 3) * line + j * vector
-                grad_weight_1d[m](half + i * (m + 2) * vector, vector, target, line, dtype)
+                grad_weight_1d[T](half + i * T * vector, vector, target, line, dtype)
 
 
-transform_products_2, transform_products_4, transform_products_6 = (
-    helper(unrolled(transform_products, m=m)) for m in POINTS
+transform_products_4, transform_products_6, transform_products_8 = (
+    helper(unrolled(transform_products, T=T)) for T in (4, 6, 8)
 )  # fmt: skip
 
 
@@ -1242,12 +1307,12 @@ def conv2d_grad_weight_task(
                     outer_tile_one(tile_of_v, o.tiles * VL, c, last, filters_of, tiles, target, o.ldd, begin, dtype)
     if chunk % chunks != chunks - 1:
         return
-    if b.m == 2:
-        transform_products_2(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
-    elif b.m == 4:
+    if b.T == 4:
         transform_products_4(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
-    else:
+    elif b.T == 6:
         transform_products_6(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
+    else:
+        transform_products_8(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
     out = address(grad_weight) + ((g * b.OCG + panel_from * NR) * b.ICG + c_from) * 9 * size
     store_filters(scratch, out, channels * 9, filters, o.ldd, K, geometry[GEO_ACCUMULATE] != 0, dtype)
 
