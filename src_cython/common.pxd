@@ -19,6 +19,7 @@ cdef extern from "simd.h" nogil:
         LONE_VECTORS
         BLOCK_PIXELS
         IN_PLACE_FILTERS
+        IN_PLACE_DEPTH
     vf vmax_f(vf a, vf b)
     vd vmax_d(vd a, vd b)
     vf vmin_f(vf a, vf b)

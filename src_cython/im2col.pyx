@@ -22,7 +22,7 @@ from common cimport (
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
     ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vec, vd, vf, vmax, vmin,
 )
-from common cimport BLOCK_PIXELS, IN_PLACE_FILTERS, LONE_VECTORS
+from common cimport BLOCK_PIXELS, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_VECTORS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, store_lanes, transpose
@@ -71,6 +71,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], images = geometry[GEO_N] * G, rows, tasks
+        bint few_filters = geometry[GEO_OC] // G <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
     b.T = KH * KW
@@ -83,7 +84,6 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.T == 1 and stride_h == 1 and stride_w == 1 and geometry[GEO_PAD_TOP] == 0 and geometry[GEO_PAD_LEFT] == 0
         and b.OH == geometry[GEO_IH] and b.OW == geometry[GEO_IW]
     )
-    b.in_place = b.flat and b.OCG <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0
     b.panels = ceil_div(b.OCG, _MR)
     b.lent = 2 if b.OCG % _MR == 2 and b.panels > 1 else 0
 
@@ -94,6 +94,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.kc = ceil_div(b.kc, b.T) * b.T
     b.kc = max(b.kc, 1)
     b.k_blocks = max(ceil_div(b.K, b.kc), 1)
+    b.in_place = b.flat and few_filters and (b.kc <= IN_PLACE_DEPTH or b.OCG < CHUNK_FILTERS)
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
     b.phases = stride_w
@@ -122,6 +123,8 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.NB = BLOCK_PIXELS
         if b.in_place:
             b.NB = min(max(IN_PLACE_CELLS // b.kc // NR, 1) * NR, BLOCK_PIXELS)
+        elif b.flat and few_filters:  # panel by panel: it stays in the first-level cache, their weight in the second
+            b.NB = NR
         elif not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
             b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
         if b.by_rows:  # of vectors for whole tiles

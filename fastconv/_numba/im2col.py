@@ -49,6 +49,8 @@ BLOCK_PIXELS = 384 if VL_FLOAT == 16 else 192
 LONE_VECTORS = 1 if MR == 8 else 3
 # Of a flat problem: with more, cells are read often enough to be worth packing.
 IN_PLACE_FILTERS = 2048 if VL_FLOAT == 16 else 128
+# Of more channels, a panel's cells push each other out of the first-level cache where they lie a plane apart.
+IN_PLACE_DEPTH = 256 if VL_FLOAT == 16 else 159
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
 MOST_PIXELS = 1536  # of a block
 THREAD_TASKS = 4  # strips of a fused pool for each thread, tasks where nothing is packed
@@ -122,7 +124,7 @@ def blocking(geometry, n_threads):
         T == 1 and stride_h == 1 and stride_w == 1 and geometry[GEO_PAD_TOP] == 0 and geometry[GEO_PAD_LEFT] == 0
         and OH == geometry[GEO_IH] and OW == geometry[GEO_IW]
     )  # fmt: skip
-    in_place = int(flat > 0 and OCG <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0)
+    few_filters = OCG <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0
     panels = ceil_div(OCG, MR)
     lent = 2 if OCG % MR == 2 and panels > 1 else 0
 
@@ -133,6 +135,7 @@ def blocking(geometry, n_threads):
         kc = ceil_div(kc, T) * T
     kc = max(kc, 1)
     k_blocks = max(ceil_div(K, kc), 1)
+    in_place = int(flat > 0 and few_filters and (kc <= IN_PLACE_DEPTH or OCG < CHUNK_FILTERS))
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
     phases = stride_w
@@ -162,6 +165,8 @@ def blocking(geometry, n_threads):
         NB = BLOCK_PIXELS
         if in_place > 0:
             NB = min(max(IN_PLACE_CELLS // kc // NR, 1) * NR, BLOCK_PIXELS)
+        elif flat > 0 and few_filters:  # panel by panel: it stays in the first-level cache, their weight in the second
+            NB = NR
         elif flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
             NB = max(NB, min(KC * BLOCK_PIXELS // kc, MOST_PIXELS))
         if by_rows > 0:  # of vectors for whole tiles
