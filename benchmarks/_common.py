@@ -25,7 +25,7 @@ from .shapes import Shape
 BACKENDS = ("cython", "numba", "reference")
 KERNELS = ("cython-x86_64_v4", "cython-x86_64_v3", "cython-baseline", "numba", "reference")  # back end and ISA
 ALGORITHMS = ("im2col", "direct")
-FORWARD = (*ALGORITHMS, "winograd", "winograd_5x5")  # where only the forward is timed
+FORWARD = (*ALGORITHMS, "winograd", "winograd_wide")  # where only the forward is timed
 THREADS = (1, 2)
 
 SMOKE_NAMES = tuple(shape.name for shape in shapes.SMOKE)

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastconv import _arena, _backends
 from fastconv._algorithms import NO_IMAGE, NO_INDICES
-from fastconv._algorithms.winograd import TILE_OF_FIVE
+from fastconv._algorithms.winograd import tile_of_wide
 from fastconv._problem import ConvProblem, PoolProblem
 
 from . import _common
@@ -17,11 +17,11 @@ WINOGRAD_TILE = 4  # what "auto" takes for most planes, of 3 x 3 kernels
 
 def tile_of(problem: ConvProblem) -> int:
     """Winograd's tile for this layer; other kernels do not read it."""
-    return TILE_OF_FIVE.get(problem.stride_h, 0) if problem.KH == 5 else WINOGRAD_TILE
+    return tile_of_wide(problem) if problem.KH > 3 else WINOGRAD_TILE
 
 
 def stem_of(algorithm: str) -> str:
-    """The kernels that compute it: winograd's for "winograd_5x5"."""
+    """The kernels that compute it: winograd's for "winograd_wide"."""
     return algorithm.partition("_")[0]
 
 

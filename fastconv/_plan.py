@@ -27,10 +27,10 @@ ALGORITHMS: dict[str, Any] = {
     "im2col": im2col,
     "direct": direct,
     "winograd": winograd,
-    "winograd_5x5": winograd.FIVE,
+    "winograd_wide": winograd.WIDE,
     **winograd.FORCED,
 }
-AUTOMATIC = ("im2col", "direct", "winograd", "winograd_5x5")
+AUTOMATIC = ("im2col", "direct", "winograd", "winograd_wide")
 SMALL_WORK = 1_000_000  # multiply-adds: below about 50 us a second thread costs more than it brings
 SPARE_BYTES = 16 * 2**20  # workspace allowed to "auto" beside twice input and output
 
@@ -195,7 +195,7 @@ def plan_conv2d(
     Parameters
     ----------
     problem : ConvProblem
-    algorithm : {"auto", "im2col", "direct", "winograd", "winograd_5x5", "winograd_f2", "winograd_f4", "winograd_f6"}
+    algorithm : {"auto", "im2col", "direct", "winograd", "winograd_wide", "winograd_f2", "winograd_f4", "winograd_f6"}
         A name forces that algorithm, and raises its reason if it refuses. "winograd" chooses its tile itself.
     backend : {"auto", "cython", "numba", "reference"}
     op : {"forward", "grad_input", "grad_weight"}

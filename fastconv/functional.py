@@ -169,10 +169,11 @@ def conv2d(
     padding_mode : {"zeros", "reflect", "replicate", "circular"}
     activation : None, "relu", "relu6" or pair (low, high)
         Clamp applied to the result; NaN stays NaN.
-    algorithm : {"auto", "im2col", "direct", "winograd", "winograd_5x5", "winograd_f2", "winograd_f4", "winograd_f6"}
+    algorithm : {"auto", "im2col", "direct", "winograd", "winograd_wide", "winograd_f2", "winograd_f4", "winograd_f6"}
         "auto" takes the fastest by estimate. "winograd" (3 x 3, stride 1, dilation 1) multiplies 2 to 5 times less than
         the others and rounds more; it chooses between output tiles of 2 x 2 and 4 x 4, "winograd_f2" ... force a tile.
-        "winograd_5x5" is the same for 5 x 5, stride 1 or 2: 2.8 times less, as exact as a tile of 4 x 4.
+        "winograd_wide" is the same for 5 x 5, and for stride S = 2, 3, 4 and kernels of 2 S + 1 to 3 S rows and columns:
+        2.8 to 4 times less, as exact as a tile of 4 x 4.
     backend : {"auto", "cython", "numba", "reference"}
     out : (N, OC, OH, OW) array, optional
         Takes the result; must not overlap an input.

@@ -41,7 +41,7 @@ cdef enum:
     PANEL_CHUNKS = 4           # tasks that a matrix product is split into
     LINE = 16                  # elements between slabs, so that their distances are no multiples of a page
     MOST_CELLS = 64            # T * T
-    MOST_TAPS = 25             # of a kernel
+    MOST_TAPS = 144            # of a kernel
     TURNED = 16                # channels of a weight that are turned at a time
 
 cdef extern from *:
@@ -296,7 +296,9 @@ cdef inline void grad_weight_1d(const vec* cells, Py_ssize_t step, vec* out, Py_
 
 cdef struct Blocking:
     Py_ssize_t ICG, OCG, K, S, OH, OW, m, r, T, VL, NR       # kernels of K x K, stride S: r x r taps for each of S * S phases
-    Py_ssize_t image_blocks, channel_blocks                 # of VL channels, and these of all phases
+    bint dense                                              # phases of few channels share vectors
+    Py_ssize_t spacing, phase_step                          # of cells that a phase's columns are copied to; its channels
+    Py_ssize_t image_blocks, channel_blocks                 # of VL channels: that are copied together, and all
     Py_ssize_t panels, chunk_panels                         # of NR filters; panels of a task
     Py_ssize_t tile_rows, tile_columns                      # of a plane
     bint shared                                             # several images at once, phase by phase
@@ -332,8 +334,11 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     b.T = b.m + b.r - 1
     b.VL = VL
     b.NR = _NV * VL
-    b.image_blocks = ceil_div(b.ICG, VL)
-    b.channel_blocks = b.S * b.S * b.image_blocks
+    b.dense = b.S > 1 and b.ICG < VL_FLOAT  # in both dtypes: packed sizes are of the longer vectors
+    b.spacing = 1 if b.dense else b.S
+    b.phase_step = b.ICG if b.dense else ceil_div(b.ICG, VL) * VL
+    b.channel_blocks = ceil_div(b.S * b.S * b.phase_step, VL)
+    b.image_blocks = b.channel_blocks if b.dense else ceil_div(b.ICG, VL)
     b.panels = ceil_div(b.OCG, b.NR)
     b.chunk_panels = max(ceil_div(b.panels, PANEL_CHUNKS), 1)
     b.tile_rows = ceil_div(b.OH, b.m)
@@ -442,7 +447,7 @@ cdef inline void transform_input(
     vec* unused,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), S = b.S, width = (at.columns * b.m + b.r - 1) * S, row, column
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), S = b.spacing, width = (at.columns * b.m + b.r - 1) * S, row, column
         Py_ssize_t step = v_step // VL
         int i
         const vec* source
@@ -455,6 +460,48 @@ cdef inline void transform_input(
             for i in range(T):
                 input_1d(&half[i * T], 1, <vec*> v + i * T * step, step, T)
             v += VL
+
+
+cdef void copy_phases(
+    const real* image,          # IN   channels of one group of one image
+    real* copied,               # OUT  [height][width][VL]
+    Py_ssize_t block,           # of VL channels of all phases, phase by phase
+    Py_ssize_t top,             # of the first phase
+    Py_ssize_t left,
+    Py_ssize_t height,
+    Py_ssize_t width,
+    Py_ssize_t row_end,
+    Py_ssize_t column_end,
+    const Blocking* b,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    """`copy_rows` of every S-th row and column, a lane for each channel of each phase."""
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = geometry[GEO_IH], IW = geometry[GEO_IW], S = b.S
+        Py_ssize_t lane, phase, row, ih, iw, first, last, p, channel = block * VL
+        const real* source
+        real* target
+    for lane in range(VL):
+        phase = channel // b.ICG
+        iw = left + phase % S
+        first = min(max(ceil_div(-iw, S), 0), width) if iw < 0 else 0
+        last = min(max(ceil_div(column_end - iw, S), first), width) if iw < column_end else first
+        for row in range(height):
+            ih = top + phase // S + row * S
+            target = copied + row * width * VL + lane
+            if ih < 0 or ih >= row_end or phase >= S * S:
+                for p in range(width):
+                    target[p * VL] = 0
+                continue
+            source = image + (channel % b.ICG * IH + ih) * IW + iw
+            for p in range(first):
+                target[p * VL] = 0
+            for p in range(first, last):
+                target[p * VL] = source[p * S]
+            for p in range(last, width):
+                target[p * VL] = 0
+        channel += 1
 
 
 cdef void input_block(
@@ -471,14 +518,19 @@ cdef void input_block(
     # A stride leaves S * S images of every S-th row and column: each is so many channels more, with a kernel of its own.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = geometry[GEO_IH], IW = geometry[GEO_IW], S = b.S, row, column
-        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t row_end = min(IH, (b.OH - 1) * S + b.K - pad_top), column_end = min(IW, (b.OW - 1) * S + b.K - pad_left)
-    for row in range(S):
-        copy_rows(
-            image + block * VL * IH * IW, copied, min(b.ICG - block * VL, VL), IH * IW, IW, S, at.row * S + row - pad_top,
-            at.column * S - pad_left, at.rows * b.m + b.r - 1, (at.columns * b.m + b.r - 1) * S, row_end, column_end, unused,
-        )
-        for column in range(S):
+        Py_ssize_t top = at.row * S - geometry[GEO_PAD_TOP], left = at.column * S - geometry[GEO_PAD_LEFT]
+        Py_ssize_t row_end = min(IH, (b.OH - 1) * S + b.K - geometry[GEO_PAD_TOP])
+        Py_ssize_t column_end = min(IW, (b.OW - 1) * S + b.K - geometry[GEO_PAD_LEFT])
+        Py_ssize_t height = at.rows * b.m + b.r - 1, width = at.columns * b.m + b.r - 1
+    for row in range(1 if b.dense else S):
+        if b.dense:
+            copy_phases(image, copied, block, top, left, height, width, row_end, column_end, b, geometry, unused)
+        else:
+            copy_rows(
+                image + block * VL * IH * IW, copied, min(b.ICG - block * VL, VL), IH * IW, IW, S, top + row, left, height,
+                width * S, row_end, column_end, unused,
+            )
+        for column in range(b.spacing):
             if b.T == 4:
                 transform_input(<const real*> copied + column * VL, v, v_step, at, b, 4, unused)
             elif b.T == 6:
@@ -828,7 +880,7 @@ cdef inline void transform_phases(
             transform_weight(&own[0], u, step, 6, 3, unused)
         else:
             transform_weight(&own[0], u, step, 6, 5, unused)
-        u += b.image_blocks * VL * b.NR
+        u += b.phase_step * b.NR
 
 
 cdef void turn_filters(
@@ -879,7 +931,7 @@ cdef void pack_weight_task(
     else:
         memcpy(own, weight + (g * b.OCG + panel * NR) * K, filters * K * sizeof(real))
     u = packed + g * b.u_elements + panel * b.channel_blocks * VL * NR
-    for squares in range(b.image_blocks * VL // quad):
+    for squares in range(ceil_div(b.phase_step, quad)):
         c = squares * quad
         for i in range(_NV):
             first = panel * NR + i * VL
@@ -897,8 +949,11 @@ cdef void pack_weight_task(
                 for j in range(quad):
                     load_lanes(&taps[q * quad + j], source + q * quad + j * distance, quad * distance)
                 transpose(&taps[q * quad])
-            for q in range(quad):
+            for q in range(min(quad, b.phase_step - c)):
                 transform_phases(&taps[q * n_taps], u + ((c + q) * _NV + i) * VL, b, unused)
+    for i in range(b.T * b.T):  # lanes that no channel fills
+        c = b.S * b.S * b.phase_step * NR
+        memset(u + i * b.u_step + c, 0, (b.channel_blocks * VL * NR - c) * sizeof(real))
 
 
 def pack_weight(

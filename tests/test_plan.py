@@ -39,7 +39,7 @@ def layer(N, IC, H, W, OC, KH, KW, stride, padding, dilation, groups):
 def test_the_list_of_algorithms():
     forced = ["winograd_f2", "winograd_f4", "winograd_f6"]
     assert list(_plan.ALGORITHMS) == [*_plan.AUTOMATIC, *forced]
-    assert _plan.AUTOMATIC == ("im2col", "direct", "winograd", "winograd_5x5")
+    assert _plan.AUTOMATIC == ("im2col", "direct", "winograd", "winograd_wide")
     for algorithm, module in _plan.ALGORITHMS.items():
         ops = OPS if algorithm in ("im2col", "direct") else OPS[:2]
         for name in ("refusal", "cost", *ops):

@@ -44,8 +44,9 @@ OWN = [
     Conv("groups-of-blocks", 2, 6, 41, 45, 8, 3, 3, padding=1, groups=2),
     *(Conv(f"channels-{n}", 1, n, 6, 7, n + 1, 3, 3, padding=1, double=n in (9, 17)) for n in (7, 9, 15, 16, 17, 33)),
 ]
-# 5 x 5: the same edges, and extents that leave the phases of a stride one row or column more and less.
-FIVE = [
+# Wider kernels: the same edges, extents that leave the phases of a stride one row or column more and less; phases of few
+# channels, which share vectors, and of more.
+WIDE = [
     *(Conv(f"five-{n}x{m}", 1, 3, n, m, 5, 5, 5, padding=2, double=n == 4) for n, m in ((1, 2), (2, 3), (4, 5), (9, 12))),
     Conv("five-rows-of-blocks", 1, 3, 31, 47, 4, 5, 5, padding=2),
     Conv("five-columns-of-blocks", 1, 2, 6, 120, 3, 5, 5, padding=((1, 1), (0, 2)), double=True),
@@ -63,14 +64,24 @@ FIVE = [
     Conv("strided-channels-17", 1, 17, 12, 13, 18, 5, 5, stride=2, padding=2),
     Conv("strided-crop", 1, 2, 17, 18, 3, 5, 5, stride=2, padding=-1, double=True),
     Conv("strided-empty", 0, 2, 17, 18, 3, 5, 5, stride=2),
+    Conv("strided-no-channels", 1, 0, 17, 18, 3, 5, 5, stride=2),
+    Conv("wide-6-by-2", 2, 3, 15, 18, 9, 6, 6, stride=2, padding=2, double=True),
+    Conv("wide-7-by-3", 1, 9, 40, 43, 5, 7, 7, stride=3, padding=3),
+    Conv("wide-8-by-3", 1, 5, 41, 38, 6, 8, 8, stride=3, padding=(0, 4), double=True),
+    Conv("wide-9-by-3", 1, 2, 20, 22, 5, 9, 9, stride=3, padding=9),
+    Conv("wide-10-by-4", 1, 1, 31, 29, 3, 10, 10, stride=4),
+    Conv("wide-11-by-4", 2, 3, 43, 47, 9, 11, 11, stride=4, padding=2, double=True),
+    Conv("wide-12-by-4", 1, 17, 30, 31, 4, 12, 12, stride=4, padding=((5, 0), (2, 3))),
+    Conv("wide-groups-11-by-4", 1, 6, 60, 180, 8, 11, 11, stride=4, padding=2, groups=2),
+    Conv("wide-crop-11-by-4", 1, 7, 40, 41, 3, 11, 11, stride=4, padding=-3),
 ]  # fmt: skip
 FITTING = [case for case in CASES if winograd.refusal(case.problem(), "forward") is None] + OWN
-FITTING_FIVE = [case for case in CASES if winograd.FIVE.refusal(case.problem(), "forward") is None] + FIVE
-NAMED = {case.name: case for case in FITTING + FITTING_FIVE}
+FITTING_WIDE = [case for case in CASES if winograd.WIDE.refusal(case.problem(), "forward") is None] + WIDE
+NAMED = {case.name: case for case in FITTING + FITTING_WIDE}
 
 
 def tiles_of(case):
-    return TILES if case.KH == 3 else (winograd.TILE_OF_FIVE[case.problem().stride_h],)
+    return TILES if case.KH == 3 else (winograd.tile_of_wide(case.problem()),)
 
 
 def with_tiles(*names):
@@ -79,7 +90,7 @@ def with_tiles(*names):
 
 RUNS = [
     (case, dtype, tile)
-    for case in FITTING + FITTING_FIVE
+    for case in FITTING + FITTING_WIDE
     for dtype in ("float32", "float64")[: 1 + case.double]
     for tile in tiles_of(case)
 ]
@@ -122,8 +133,10 @@ def test_points_are_one_set(engine):
 
 def test_automatic_tiles_are_within_twice_the_bound_of_four():
     assert max(map(winograd_factor, winograd.CHOICES)) <= 2 * winograd_factor(4) < winograd_factor(6)
-    assert winograd_factor(winograd.TILE_OF_FIVE[1], 5) <= 2 * winograd_factor(4)
-    assert winograd_factor(winograd.TILE_OF_FIVE[2], 3) <= 2 * winograd_factor(4)
+    for case in WIDE:
+        problem = case.problem()
+        taps = -(-problem.KH // problem.stride_h)
+        assert winograd_factor(winograd.tile_of_wide(problem), taps) <= 2 * winograd_factor(4)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +156,7 @@ def test_against_scipy(engine, case, dtype, tile):
 
 
 @st.composite
-def fitting(draw, K=3, strides=(1,)):
+def fitting(draw, K=3, stride=1):
     groups, small = draw(st.sampled_from((1, 1, 2, 3))), st.integers(1, 9)
     pads, extents = [], []
     for _ in "hw":
@@ -152,7 +165,7 @@ def fitting(draw, K=3, strides=(1,)):
         extents.append(extent)
         pads.append((before, draw(st.integers(least, max(least, 5)))))
     return Conv("random", draw(st.integers(0, 3)), groups * draw(small), *extents, groups * draw(small), K, K,
-                draw(st.sampled_from(strides)), tuple(pads), 1, groups)  # fmt: skip
+                stride, tuple(pads), 1, groups)  # fmt: skip
 
 
 @given(case=fitting())
@@ -166,8 +179,8 @@ def test_any_geometry(engine, case):
         assert_within(actual, exact, winograd_bound(problem, tile, x, w), f"F({tile}) {case}")
 
 
-@given(case=fitting(5, (1, 2)))
-def test_any_geometry_of_five(engine, case):
+@given(case=st.sampled_from(((5, 1), (5, 2), (6, 2), (7, 3), (9, 3), (11, 4))).flatmap(lambda each: fitting(*each)))
+def test_any_geometry_of_wide(engine, case):
     problem, (tile,) = case.problem(), tiles_of(case)
     x, w = integers(problem.input_shape, "float32", 1), integers(problem.weight_shape, "float32", 2)
     actual = convolution.conv2d(engine, STEM, problem, x, w, tile=tile)
@@ -235,7 +248,8 @@ def test_fused_pool_of_blocks(engine, name, window, tile):
     assert_within(found.astype("float32"), best, 2 * limit, f"{engine.name} F({tile}) indices")
 
 
-@with_tiles("same-3x3", "four-sides", "groups2", "channels-9", "crop", "five-9x12", "strided-8x9", "strided-crop")
+@with_tiles("same-3x3", "four-sides", "groups2", "channels-9", "crop", "five-9x12", "strided-8x9", "strided-crop",
+            "wide-11-by-4", "wide-7-by-3")  # fmt: skip
 def test_non_finite(engine, name, tile):
     """NaN and Inf appear exactly where the definition puts them."""
     problem = NAMED[name].problem()
@@ -265,7 +279,7 @@ HARD = {
 
 
 @pytest.mark.parametrize("kind", HARD)
-@with_tiles("article", "plane-11x13", "channels-17", "five-channels-17", "strided-17x20")
+@with_tiles("article", "plane-11x13", "channels-17", "five-channels-17", "strided-17x20", "wide-11-by-4")
 def test_hard_data(engine, name, kind, tile, dtype):
     problem = NAMED[name].problem(dtype)
     x, w, _ = data_of(NAMED[name], dtype)["normals"]
@@ -286,7 +300,8 @@ def test_a_transform_that_overflows_is_computed_again(engine, name, tile):
 
 
 @with_tiles("article", "plane-14x14", "batch5", "groups2", "chunks-of-images", "rows-of-blocks", "many-filters",
-            "columns-of-blocks", "five-columns-of-blocks", "strided-images", "strided-rows-of-blocks")  # fmt: skip
+            "columns-of-blocks", "five-columns-of-blocks", "strided-images", "strided-rows-of-blocks", "wide-11-by-4",
+            "wide-groups-11-by-4")  # fmt: skip
 def test_threads_do_not_change_bits(engine, name, tile):
     problem = NAMED[name].problem()
     x, w, _ = data_of(NAMED[name], "float32")["normals"]
@@ -398,24 +413,31 @@ def test_refusals(algorithm, problem, op, reason):
 @pytest.mark.parametrize(
     ("problem", "op", "reason"),
     [
-        (problem_of(), "forward", "the kernel is 3 x 3, it needs 5 x 5"),
-        (problem_of(weight=(6, 4, 5, 5), stride=3), "forward", "stride is 3, it needs 1 or 2"),
-        (problem_of(weight=(6, 4, 5, 5), stride=(1, 2)), "forward", r"stride is \(1, 2\), it needs 1 or 2"),
-        (problem_of(weight=(6, 4, 5, 5), stride=2), "grad_input", "stride is 2, it needs 1"),
+        (problem_of(), "forward", "the kernel has 3 rows, with stride 1 it needs 5"),
+        (
+            problem_of((1, 4, 19, 20), (6, 4, 7, 7), stride=2),
+            "forward",
+            "the kernel has 7 rows, with stride 2 it needs 5 to 6 rows",
+        ),
+        (problem_of((1, 4, 19, 20), (6, 4, 13, 13), stride=5), "forward", "stride is 5, it needs 4 or less"),
+        (problem_of(weight=(6, 4, 5, 5), stride=(1, 2)), "forward", "the stride is 1 x 2, it needs a square one"),
+        (problem_of(weight=(6, 4, 5, 3)), "forward", "the kernel is 5 x 3, it needs a square one"),
+        (problem_of(weight=(6, 4, 5, 5), stride=2), "grad_input", "it has no grad_input with stride 2"),
         (problem_of(weight=(6, 4, 5, 5), dilation=2), "forward", "dilation is 2, it needs 1"),
-        (problem_of(weight=(6, 4, 5, 5)), "grad_weight", "the kernel is 5 x 5, its gradient needs 3 x 3"),
+        (problem_of(weight=(6, 4, 5, 5)), "grad_weight", "it has no grad_weight with stride 1"),
     ],
 )
-def test_refusals_of_five(problem, op, reason):
-    with pytest.raises(ValueError, match=rf"^winograd_5x5: {reason}$"):
-        fc.plan_conv2d(problem, "winograd_5x5", backend="reference", op=op)
-    assert fc.plan_conv2d(problem, backend="reference", op=op).algorithm != "winograd_5x5"
+def test_refusals_of_wide(problem, op, reason):
+    with pytest.raises(ValueError, match=rf"^winograd_wide: {reason}$"):
+        fc.plan_conv2d(problem, "winograd_wide", backend="reference", op=op)
+    assert fc.plan_conv2d(problem, backend="reference", op=op).algorithm != "winograd_wide"
 
 
 @pytest.mark.parametrize(
-    "name", ["five-9x12", "five-groups", "five-crop", "strided-17x20", "strided-groups", "strided-empty"]
+    "name",
+    ["five-9x12", "five-groups", "five-crop", "strided-17x20", "strided-groups", "strided-empty", "wide-11-by-4"],
 )
-def test_forced_on_five(engine, name):
+def test_forced_on_wide(engine, name):
     data, problem, (tile,) = (
         solved(NAMED[name], "float32", "normals"),
         NAMED[name].problem(bias=True),
@@ -423,22 +445,22 @@ def test_forced_on_five(engine, name):
     )
     exact = data["conv"] + data["bias"][:, None, None]
     limit = winograd_bound(problem, tile, data["x"], data["w"]).max(initial=0) + 1e-6 * (1 + abs(exact))
-    assert_within(fc.plan_conv2d(problem, "winograd_5x5")(data["x"], data["w"], data["bias"]), exact, limit, "forward")
+    assert_within(fc.plan_conv2d(problem, "winograd_wide")(data["x"], data["w"], data["bias"]), exact, limit, "forward")
     if problem.stride_h == 1:
-        plan = fc.plan_conv2d(NAMED[name].problem(), "winograd_5x5", op="grad_input")
+        plan = fc.plan_conv2d(NAMED[name].problem(), "winograd_wide", op="grad_input")
         limit = winograd_factor(4) * 60 * 1.2e-7 * np.abs(data["w"]).sum() * abs(data["grad_output"]).max(initial=0)
         back = plan(data["grad_output"], data["w"], None)
         assert_within(back, data["grad_input"], np.full(back.shape, limit), "grad_input")
 
 
 @pytest.mark.parametrize(("stride", "tile"), [(1, "2 x 2"), (2, "4 x 4")])
-def test_auto_takes_winograd_for_deep_kernels_of_five(stride, tile):
+def test_auto_takes_winograd_for_wide_kernels(stride, tile):
     problem = problem_of((1, 64, 27, 27), (192, 64, 5, 5), stride, 2)
     plan = fc.plan_conv2d(problem, backend="reference", packed=True)
-    assert plan.algorithm == "winograd_5x5" and f"tile       {tile}" in plan.explain()
+    assert plan.algorithm == "winograd_wide" and f"tile       {tile}" in plan.explain()
     assert (
         fc.plan_conv2d(problem_of((1, 3, 27, 27), (8, 3, 5, 5), stride, 2), backend="reference").algorithm
-        != "winograd_5x5"
+        != "winograd_wide"
     )
 
 
@@ -486,7 +508,12 @@ def test_padding_modes(engine, mode):
 
 @pytest.mark.parametrize(
     ("algorithm", "K", "stride"),
-    [*((name, 3, 1) for name in ("winograd", *winograd.FORCED)), ("winograd_5x5", 5, 1), ("winograd_5x5", 5, 2)],
+    [
+        *((name, 3, 1) for name in ("winograd", *winograd.FORCED)),
+        ("winograd_wide", 5, 1),
+        ("winograd_wide", 5, 2),
+        ("winograd_wide", 11, 4),
+    ],
 )
 def test_a_weight_packed_before(engine, algorithm, K, stride):
     """The same bits as packing in the call, where the tile is the same."""

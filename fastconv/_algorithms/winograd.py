@@ -1,11 +1,12 @@
-"""Convolution by Winograd's minimal filtering, dilation 1: 3 x 3 kernels with stride 1, 5 x 5 with stride 1 or 2.
+"""Convolution by Winograd's minimal filtering, dilation 1: 3 x 3 kernels with stride 1, and wider ones.
 
 3 x 3 in tiles of 2, 4 or 6 cells. Without a forced ``tile`` the cheaper one of 2 and 4 by `cost` is taken: 4 for most
 planes, 2 where many channels meet few pixels, as its transformed weight is less than half as large. 6 multiplies least,
 but its error bound is nine times that of 4 (tests/tolerance.py): only who asks for it gets it.
 
-5 x 5 as an algorithm of its own (`FIVE`), of tiles that need 6 x 6 cells as those of 4 do, with their error bound: 2 with
-stride 1, 4 with stride 2, where 3 x 3 taps of the kernel meet each of the 2 x 2 images of every other row and column.
+Wider kernels as an algorithm of its own (`WIDE`), of tiles that need 6 x 6 cells as those of 4 do, with their error bound:
+5 x 5 in tiles of 2; and with stride S, of K x K where 2 S < K <= 3 S, in tiles of 4, as 3 x 3 taps of the kernel meet each
+of the S x S images of every S-th row and column: 5 x 5 with stride 2, AlexNet's 11 x 11 with stride 4.
 """
 
 from __future__ import annotations
@@ -20,30 +21,47 @@ from fastconv._algorithms import Step, convolution, im2col, kernel_workspace, pa
 from fastconv._problem import GEO_TILE, WINOGRAD_POINTS, ConvProblem
 
 CHOICES = (4, 2)  # of a 3 x 3 kernel
-TILE_OF_FIVE = {1: 2, 2: 4}  # by stride
+MOST_STRIDE = 4  # of a wider one
 
 
 def refusal(problem: ConvProblem, op: str, *, tile: int = 0) -> str | None:
     """Why Winograd's algorithm does not apply; None if it does."""
-    return _refusal(problem, 3, (1,))
-
-
-def _refusal_of_five(problem: ConvProblem, op: str) -> str | None:
-    reason = _refusal(problem, 5, (1, 2) if op == "forward" else (1,))
-    return "the kernel is 5 x 5, its gradient needs 3 x 3" if op == "grad_weight" and not reason else reason
-
-
-def _refusal(problem: ConvProblem, K: int, strides: tuple[int, ...]) -> str | None:
-    if (problem.KH, problem.KW) != (K, K):
-        return f"the kernel is {problem.KH} x {problem.KW}, it needs {K} x {K}"
-    for name, numbers, allowed in (
-        ("stride", (problem.stride_h, problem.stride_w), strides),
-        ("dilation", (problem.dil_h, problem.dil_w), (1,)),
+    if (problem.KH, problem.KW) != (3, 3):
+        return f"the kernel is {problem.KH} x {problem.KW}, it needs 3 x 3"
+    for name, numbers in (
+        ("stride", (problem.stride_h, problem.stride_w)),
+        ("dilation", (problem.dil_h, problem.dil_w)),
     ):
-        if numbers[0] != numbers[1] or numbers[0] not in allowed:
-            needs = " or ".join(map(str, allowed))
-            return f"{name} is {numbers[0] if numbers[0] == numbers[1] else numbers}, it needs {needs}"
+        if numbers != (1, 1):
+            return f"{name} is {numbers[0] if numbers[0] == numbers[1] else numbers}, it needs 1"
     return None
+
+
+def _refusal_of_wide(problem: ConvProblem, op: str) -> str | None:
+    K, stride = problem.KH, problem.stride_h
+    for name, (rows, columns) in (
+        ("kernel", (K, problem.KW)),
+        ("stride", (stride, problem.stride_w)),
+        ("dilation", (problem.dil_h, problem.dil_w)),
+    ):
+        if rows != columns:
+            return f"the {name} is {rows} x {columns}, it needs a square one"
+    if problem.dil_h != 1:
+        return f"dilation is {problem.dil_h}, it needs 1"
+    if stride > MOST_STRIDE:
+        return f"stride is {stride}, it needs {MOST_STRIDE} or less"
+    least, most = (5, 5) if stride == 1 else (2 * stride + 1, 3 * stride)
+    if not least <= K <= most:
+        extents = f"{least} to {most} rows" if least < most else f"{least}"
+        return f"the kernel has {K} rows, with stride {stride} it needs {extents}"
+    if op == "grad_weight" or (op == "grad_input" and stride > 1):
+        return f"it has no {op} with stride {stride}"
+    return None
+
+
+def tile_of_wide(problem: ConvProblem) -> int:
+    """Cells of a tile that needs 6 x 6 cells of the image."""
+    return 2 if problem.stride_h == 1 else 4
 
 
 def cost(problem: ConvProblem, op: str, *, packed: bool = False, tile: int = 0) -> float:
@@ -58,8 +76,8 @@ def cost(problem: ConvProblem, op: str, *, packed: bool = False, tile: int = 0) 
 
 def _tiles(problem: ConvProblem, tile: int) -> tuple[int, ...]:
     """The tiles to choose from."""
-    if problem.KH == 5:
-        return (TILE_OF_FIVE[problem.stride_h],)
+    if problem.KH > 3:
+        return (tile_of_wide(problem),)
     return (tile,) if tile else CHOICES
 
 
@@ -77,19 +95,24 @@ def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
     """Products at 45 multiply-adds a ns, a third of a ns for each transformed cell, and the weight.
 
     The transformed weight is read once for each block of tiles, 25 bytes a ns; making it costs 0.25 ns an element,
-    more than twice that where it leaves the cache, and twice as much for the taps of a 5 x 5 kernel.
+    more than twice that where it leaves the cache, and twice as much for the taps of a wider kernel.
+    Phases of few channels that share vectors take half a ns for each transformed cell, 2 for each of the image.
     """
     stride = problem.stride_h
     cells = (tile + -(-problem.KH // stride) - 1) ** 2
     plane = -(-problem.OH // tile) * -(-problem.OW // tile)
     tiles = problem.N * plane
-    channels, filters = stride**2 * -(-problem.ICG // 8) * 8, -(-problem.OCG // 8) * 8
+    channels, filters = -(-problem.ICG // 8) * 8 * stride**2, -(-problem.OCG // 8) * 8
+    dense = stride > 1 and problem.ICG < 8
+    if dense:
+        channels = -(-problem.ICG * stride**2 // 8) * 8
     weights = cells * channels * filters * problem.G
     most = 64 if max(channels, filters) > 128 else 32
     blocks = problem.N * -(-plane // most) if plane >= 100 else -(-problem.N // (100 // max(plane, 1)))
     element = (0.25 if weights < 3_000_000 else 0.6) * (1 if problem.KH == 3 else 2)
     packing = 0.0 if packed else weights * element
-    moving = tiles * cells * problem.G * (channels + filters) / 3.0
+    moving = tiles * cells * problem.G * (channels + filters) / (2.0 if dense else 3.0)
+    moving += tiles * tile**2 * problem.IC * stride**2 * 2.0 if dense else 0.0
     return tiles * weights / 45.0 + blocks * weights * 4 / 25.0 + moving + packing + 4000.0
 
 
@@ -161,7 +184,7 @@ def _of_packed(k: Any, problem: ConvProblem, geometry: np.ndarray) -> Step:
 
 def packed_layout(problem: ConvProblem, *, tile: int = 0) -> str:
     """One for each tile and kernel."""
-    return "winograd_5x5" if problem.KH == 5 else f"winograd_f{_geometry(problem, True, tile)[GEO_TILE]}"
+    return "winograd_wide" if problem.KH > 3 else f"winograd_f{_geometry(problem, True, tile)[GEO_TILE]}"
 
 
 _FUNCTIONS = {
@@ -172,4 +195,4 @@ FORCED = {
     f"winograd_f{tile}": SimpleNamespace(**{name: partial(each, tile=tile) for name, each in _FUNCTIONS.items()})
     for tile in WINOGRAD_POINTS
 }
-FIVE = SimpleNamespace(**_FUNCTIONS | {"refusal": _refusal_of_five})
+WIDE = SimpleNamespace(**_FUNCTIONS | {"refusal": _refusal_of_wide})

@@ -59,7 +59,7 @@ LINE = 16  # elements between slabs, so that their distances are no multiples of
 TURNED = 16  # channels of a weight that are turned at a time
 MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors,
 MOST_RESULTS = 36 * VL_FLOAT  # of m * m, and
-MOST_TAPS = 25 * VL_FLOAT  # of a kernel,
+MOST_TAPS = 144 * VL_FLOAT  # of a kernel,
 FOUR_KERNELS = 4 * MOST_TAPS  # of those of 4 channels
 
 
@@ -215,7 +215,9 @@ grad_weight_1d_4, grad_weight_1d_6, grad_weight_1d_8 = (helper(unrolled(grad_wei
 Blocking = namedtuple(
     "Blocking",
     "ICG OCG K S OH OW m r T VL NR "  # kernels of K x K, stride S: r x r taps for each of S * S phases
-    "image_blocks channel_blocks "  # of VL channels, and these of all phases
+    "dense "  # phases of few channels share vectors
+    "spacing phase_step "  # of cells that a phase's columns are copied to; its channels
+    "image_blocks channel_blocks "  # of VL channels: that are copied together, and all
     "panels chunk_panels "  # of NR filters; panels of a task
     "tile_rows tile_columns "  # of a plane
     "shared "  # several images at once, phase by phase
@@ -243,8 +245,11 @@ def blocking(geometry, VL):
     K, S, m = geometry[GEO_KH], geometry[GEO_STRIDE_H], geometry[GEO_TILE]
     r = ceil_div(K, S)
     T, NR = m + r - 1, NV * VL
-    image_blocks = ceil_div(ICG, VL)
-    channel_blocks = S * S * image_blocks
+    dense = int(S > 1 and ICG < VL_FLOAT)  # in both dtypes: packed sizes are of the longer vectors
+    spacing = 1 if dense > 0 else S
+    phase_step = ICG if dense > 0 else ceil_div(ICG, VL) * VL
+    channel_blocks = ceil_div(S * S * phase_step, VL)
+    image_blocks = channel_blocks if dense > 0 else ceil_div(ICG, VL)
     panels = ceil_div(OCG, NR)
     chunk_panels = max(ceil_div(panels, PANEL_CHUNKS), 1)
     tile_rows, tile_columns = ceil_div(OH, m), ceil_div(OW, m)
@@ -282,9 +287,10 @@ def blocking(geometry, VL):
     worker_elements = copy_elements + map_elements + lines(pool_ring_size(geometry))
     worker_elements += 0 if together else cells * (v_step + m_step)
     return Blocking(
-        ICG, OCG, K, S, OH, OW, m, r, T, VL, NR, image_blocks, channel_blocks, panels, chunk_panels, tile_rows,
-        tile_columns, together, images, rows, columns, tiles, task_rows, row_blocks, pooled_rows, u_step, v_step,
-        m_step, cells * u_step, cells * v_step, cells * m_step, copy_elements, map_elements, worker_elements,
+        ICG, OCG, K, S, OH, OW, m, r, T, VL, NR, dense, spacing, phase_step, image_blocks, channel_blocks, panels,
+        chunk_panels, tile_rows, tile_columns, together, images, rows, columns, tiles, task_rows, row_blocks, pooled_rows,
+        u_step, v_step, m_step, cells * u_step, cells * v_step, cells * m_step, copy_elements, map_elements,
+        worker_elements,
     )  # fmt: skip
 
 
@@ -366,7 +372,7 @@ def transform_input(
     outlined()
     input_1d: registers[8]
     size = itemsize(dtype)
-    vector, S, m = lanes(dtype) * size, b.S, b.m
+    vector, S, m = lanes(dtype) * size, b.spacing, b.m
     width, step = (at.columns * m + b.r - 1) * S * vector, v_step * size
     memory = local(MOST_CELLS, dtype)
     half = address(memory)
@@ -386,6 +392,47 @@ transform_input_4, transform_input_6, transform_input_8 = (helper(unrolled(trans
 
 
 @helper
+def copy_phases(
+    image,  # IN   channels of one group of one image
+    copied,  # OUT  [height][width][VL]
+    block,  # of VL channels of all phases, phase by phase
+    top,  # of the first phase
+    left,
+    height,
+    width,
+    row_end,
+    column_end,
+    b,
+    geometry,
+    dtype,
+):
+    """`copy_rows` of every S-th row and column, a lane for each channel of each phase."""
+    outlined()
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    IH, IW, S = geometry[GEO_IH], geometry[GEO_IW], b.S
+    for lane in range(VL):
+        channel = block * VL + lane
+        phase = channel // b.ICG
+        iw = left + phase % S
+        first = min(max(ceil_div(-iw, S), 0), width) if iw < 0 else 0
+        last = min(max(ceil_div(column_end - iw, S), first), width) if iw < column_end else first
+        for row in range(height):
+            ih = top + phase // S + row * S
+            target = copied + (row * width * VL + lane) * size
+            if ih < 0 or ih >= row_end or phase >= S * S:
+                for p in range(width):
+                    put(target, p * VL, zero)
+                continue
+            source = image + ((channel % b.ICG * IH + ih) * IW + iw) * size
+            for p in range(first):
+                put(target, p * VL, zero)
+            for p in range(first, last):
+                put(target, p * VL, get(source, p * S, dtype))
+            for p in range(last, width):
+                put(target, p * VL, zero)
+
+
+@helper
 def input_block(
     image,  # IN   channels of one group of one image
     v,  # OUT  [xi][...][tile][VL], first tile of the block of channels
@@ -400,15 +447,21 @@ def input_block(
     # A stride leaves S * S images of every S-th row and column: each is so many channels more, with a kernel of its own.
     VL, size, S = lanes(dtype), itemsize(dtype), b.S
     IH, IW = geometry[GEO_IH], geometry[GEO_IW]
-    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    row_end, column_end = min(IH, (b.OH - 1) * S + b.K - pad_top), min(IW, (b.OW - 1) * S + b.K - pad_left)
-    for row in range(S):
-        copy_rows(
-            image + block * VL * IH * IW * size, copied, min(b.ICG - block * VL, VL), IH * IW, IW, S,
-            at.row * S + row - pad_top, at.column * S - pad_left, at.rows * b.m + b.r - 1,
-            (at.columns * b.m + b.r - 1) * S, row_end, column_end, dtype,
-        )  # fmt: skip
-        for column in range(S):
+    top, left = at.row * S - geometry[GEO_PAD_TOP], at.column * S - geometry[GEO_PAD_LEFT]
+    row_end, column_end = (
+        min(IH, (b.OH - 1) * S + b.K - geometry[GEO_PAD_TOP]),
+        min(IW, (b.OW - 1) * S + b.K - geometry[GEO_PAD_LEFT]),
+    )
+    height, width = at.rows * b.m + b.r - 1, at.columns * b.m + b.r - 1
+    for row in range(1 if b.dense > 0 else S):
+        if b.dense > 0:
+            copy_phases(image, copied, block, top, left, height, width, row_end, column_end, b, geometry, dtype)
+        else:
+            copy_rows(
+                image + block * VL * IH * IW * size, copied, min(b.ICG - block * VL, VL), IH * IW, IW, S, top + row, left,
+                height, width * S, row_end, column_end, dtype,
+            )  # fmt: skip
+        for column in range(b.spacing):
             first = copied + column * VL * size
             if b.T == 4:
                 transform_input_4(first, v, v_step, at, b, dtype)
@@ -764,7 +817,7 @@ def transform_phases(
             transform_weight_6_3(own, u, step, dtype)
         else:
             transform_weight_6_5(own, u, step, dtype)
-        u += b.image_blocks * VL * b.NR * size
+        u += b.phase_step * b.NR * size
 
 
 def take_taps(source, distance, taps, n_taps, dtype):
@@ -816,7 +869,7 @@ def pack_weight_task(
     dtype = weight.dtype
     VL, size = lanes(dtype), itemsize(dtype)
     b = blocking(geometry, VL)
-    NR, n_taps, channels_there = NV * VL, b.K * b.K, b.image_blocks * VL
+    NR, n_taps = NV * VL, b.K * b.K
     K, run = b.ICG * n_taps, 4 * n_taps
     g, panel = task // b.panels, task % b.panels
     memory, squares = local(FOUR_KERNELS, dtype), local(FOUR_KERNELS, dtype)
@@ -830,7 +883,7 @@ def pack_weight_task(
     else:
         copy(own, address(weight) + (g * b.OCG + panel * NR) * K * size, filters * K * size)
     u = address(packed) + (g * b.u_elements + panel * b.channel_blocks * VL * NR) * size
-    for square in range(ceil_div(channels_there, 4)):
+    for square in range(ceil_div(b.phase_step, 4)):
         c = square * 4
         for i in range(NV):
             first = panel * NR + i * VL
@@ -844,8 +897,11 @@ def pack_weight_task(
                 source = edge
                 distance = run
             take_taps(source, distance, taps, n_taps, dtype)
-            for q in range(min(channels_there - c, 4)):
+            for q in range(min(b.phase_step - c, 4)):
                 transform_phases(taps + q * n_taps * VL * size, u + ((c + q) * NV + i) * VL * size, b, dtype)
+    filled_to = b.S * b.S * b.phase_step * NR
+    for xi in range(b.T * b.T):  # lanes that no channel fills
+        clear(u + (xi * b.u_step + filled_to) * size, (b.channel_blocks * VL * NR - filled_to) * size)
 
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):

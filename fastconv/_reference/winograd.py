@@ -1,4 +1,4 @@
-"""Convolution by Winograd's minimal filtering: 3 x 3 kernels with stride 1, 5 x 5 with stride 1 or 2; dilation 1.
+"""Convolution by Winograd's minimal filtering: 3 x 3 and 5 x 5 kernels with stride 1, K x K with stride S, K <= 3 S.
 
 Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308; matrices by Toom and Cook.
 
