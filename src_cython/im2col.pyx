@@ -54,6 +54,7 @@ KC = _KC
 cdef struct Blocking:
     Py_ssize_t ICG, OCG, T, K, OH, OW, P        # T taps of one channel; a flat 1x1 problem has one row of P pixels
     bint flat, in_place                         # in place: tiles read the image, packed is only what ends inside a vector
+    bint by_panel                               # a panel of pixels is packed for all filters
     Py_ssize_t NB, blocks, strip, strips        # pixels of a block, blocks of an image and of a task, tasks of an image
     Py_ssize_t pooled_rows, carried_rows        # of a fused pool per block; of the maps, that two blocks' windows share
     bint by_rows                                # vectors of a tile lie in one row each: read from the copied rows
@@ -94,7 +95,8 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.kc = ceil_div(b.kc, b.T) * b.T
     b.kc = max(b.kc, 1)
     b.k_blocks = max(ceil_div(b.K, b.kc), 1)
-    b.in_place = b.flat and few_filters and (b.kc <= IN_PLACE_DEPTH or b.OCG < CHUNK_FILTERS)
+    b.by_panel = b.flat and few_filters and b.kc > IN_PLACE_DEPTH and b.OCG >= CHUNK_FILTERS
+    b.in_place = b.flat and few_filters and not b.by_panel
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
     b.phases = stride_w
@@ -123,7 +125,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.NB = BLOCK_PIXELS
         if b.in_place:
             b.NB = min(max(IN_PLACE_CELLS // b.kc // NR, 1) * NR, BLOCK_PIXELS)
-        elif b.flat and few_filters:  # panel by panel: it stays in the first-level cache, their weight in the second
+        elif b.by_panel:  # it stays in the first-level cache, their weight in the second
             b.NB = NR
         elif not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
             b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
@@ -1254,6 +1256,9 @@ cdef void conv2d_block(
                     x, ldb = image + k_from * b.P + p_from + q, b.P
                 else:  # nothing past the caller's array may be read
                     x, ldb = b_block, NR
+                if b.by_panel:  # no row of the maps is written in one go: the hardware does not fetch it ahead
+                    for i in range(filters):
+                        prefetch(map + q + i * ldc)
                 some_tile(
                     a, x, ldb, kc, map + q, ldc, accumulate, finish, shifts, filters, min(cells - q, NR), unused
                 )

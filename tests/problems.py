@@ -56,6 +56,8 @@ CASES = [
     Conv("same-3x3", 1, 4, 7, 9, 6, 3, 3, padding=1, double=True),
     Conv("first-layer", 1, 3, 19, 21, 9, 7, 7, stride=2, padding=3),
     Conv("kernel-2x5", 2, 2, 6, 13, 5, 2, 5, padding=((0, 1), (2, 2))),
+    Conv("kernel-5x5", 2, 3, 9, 12, 6, 5, 5, padding=2),
+    Conv("kernel-5x5-stride2", 1, 9, 13, 11, 5, 5, 5, stride=2, padding=1),
     Conv("kernel-5x1", 1, 3, 9, 4, 4, 5, 1, padding=(2, 0)),
     Conv("kernel-1x4", 1, 3, 4, 9, 4, 1, 4),
     Conv("kernel-is-image", 2, 3, 5, 4, 7, 5, 4, double=True),

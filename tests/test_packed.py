@@ -13,7 +13,7 @@ from fastconv.layers import _tape
 from problems import BY_NAME, integers, solved
 from tolerance import assert_same
 
-NAMES = ("article", "stride2", "groups2", "depthwise", "filters-49", "reflect")
+NAMES = ("article", "stride2", "groups2", "depthwise", "filters-49", "reflect", "kernel-5x5", "kernel-5x5-stride2")
 PACKABLE = [name for name in NAMES if name in BY_NAME]
 
 

@@ -76,6 +76,7 @@ Blocking = namedtuple(
     "Blocking",
     "ICG OCG T K OH OW P "  # T taps of one channel; a flat 1x1 problem has one row of P pixels
     "flat in_place "  # in place: tiles read the image, packed is only what ends inside a vector
+    "by_panel "  # a panel of pixels is packed for all filters
     "NB blocks strip strips "  # pixels of a block, blocks of an image and of a task, tasks of an image
     "pooled_rows carried_rows "  # of a fused pool per block; of the maps, that two blocks' windows share
     "by_rows "  # vectors of a tile lie in one row each: read from the copied rows
@@ -135,7 +136,8 @@ def blocking(geometry, n_threads):
         kc = ceil_div(kc, T) * T
     kc = max(kc, 1)
     k_blocks = max(ceil_div(K, kc), 1)
-    in_place = int(flat > 0 and few_filters and (kc <= IN_PLACE_DEPTH or OCG < CHUNK_FILTERS))
+    by_panel = int(flat > 0 and few_filters and kc > IN_PLACE_DEPTH and OCG >= CHUNK_FILTERS)
+    in_place = int(flat > 0 and few_filters and by_panel == 0)
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
     phases = stride_w
@@ -165,7 +167,7 @@ def blocking(geometry, n_threads):
         NB = BLOCK_PIXELS
         if in_place > 0:
             NB = min(max(IN_PLACE_CELLS // kc // NR, 1) * NR, BLOCK_PIXELS)
-        elif flat > 0 and few_filters:  # panel by panel: it stays in the first-level cache, their weight in the second
+        elif by_panel > 0:  # it stays in the first-level cache, their weight in the second
             NB = NR
         elif flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
             NB = max(NB, min(KC * BLOCK_PIXELS // kc, MOST_PIXELS))
@@ -204,8 +206,8 @@ def blocking(geometry, n_threads):
     elements = copy_elements + b_elements + lone_elements + c_elements + ring_elements
     elements += chunk_panels * MR * carried_rows * OW
     return Blocking(
-        ICG, OCG, T, K, OH, OW, P, flat, in_place, NB, blocks, strip, strips, pooled_rows, carried_rows, by_rows, paired, kc,
-        k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels,
+        ICG, OCG, T, K, OH, OW, P, flat, in_place, by_panel, NB, blocks, strip, strips, pooled_rows, carried_rows, by_rows,
+        paired, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels,
         copy_elements, b_elements, lone_elements, c_elements, ring_elements, elements,
     )  # fmt: skip
 
@@ -1105,6 +1107,9 @@ def conv2d_block(
                     x, ldb = image + (k_from * b.P + p_from + q) * size, b.P
                 else:  # nothing past the caller's array may be read
                     x, ldb = b_block, NR
+                if b.by_panel > 0:  # no row of the maps is written in one go: the hardware does not fetch it ahead
+                    for i in range(filters):
+                        prefetch(map + (q + i * ldc) * size)
                 some_tile(
                     a, x, ldb, kc, map + q * size, ldc, accumulate, finish, shift, low, high, filters, there, dtype
                 )
