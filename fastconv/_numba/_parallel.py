@@ -209,7 +209,7 @@ def machine_code() -> tuple[Callable[..., None], Callable[..., None]]:
 # --------------------------------------------------------------------------------------------------------------- teams
 
 _python = ctypes.pythonapi  # its locks know nothing of Python: no GIL, no owner
-_python.PyThread_allocate_lock.restype = ctypes.c_void_p
+_allocate_lock = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyThread_allocate_lock", _python))
 
 
 class Team:
@@ -253,7 +253,7 @@ class Team:
 
 
 def _new_lock() -> int:
-    lock = _python.PyThread_allocate_lock()
+    lock = _allocate_lock()
     _python.PyThread_acquire_lock(ctypes.c_void_p(lock), 1)
     return int(lock)
 
