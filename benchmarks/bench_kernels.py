@@ -42,8 +42,8 @@ class _Kernel(_common.Timed):
         workspace = _arena.aligned_empty(size).view(self.dtype)
         kernel, geometry, threads = getattr(getattr(self.k, stem), name), self.geometry, self.threads
         self.call = lambda: kernel(*arrays, workspace, geometry, threads)
-        self.call()
         _common.place(self.call, threads)
+        self.call()
 
     def packed_weight(self, algorithm):
         """The weight as an algorithm's forward reads it."""

@@ -284,7 +284,7 @@ def describe() -> dict[str, Any]:
 
 
 def show_config() -> None:
-    """Print back ends, ISA levels and vector lengths, OpenMP, Numba's threading layer, and threads.
+    """Print back ends, ISA levels and vector lengths, OpenMP, and threads.
 
     Examples
     --------

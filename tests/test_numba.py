@@ -15,7 +15,7 @@ from test_pad import problem_of
 if _backends.refusal("numba"):
     pytest.skip(f"numba: {_backends.refusal('numba')}", allow_module_level=True)
 
-from fastconv._numba import _jit, _late, _store, pad
+from fastconv._numba import _jit, _late, _parallel, _store, pad
 from fastconv._numba import _warmup as kernels
 
 if _late.PLAIN_PYTHON:
@@ -41,28 +41,33 @@ def pads():
     return np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), "edge"), out
 
 
-def test_compiled_code_is_kept_and_loads_without_numba(folder):
-    expected, actual = pads()
-    assert np.array_equal(actual, expected)
-    (file,) = folder.iterdir()
-    before = file.stat().st_mtime_ns
-    assert np.array_equal(pads()[1], expected) and file.stat().st_mtime_ns == before
-    code = """
+WITHOUT_NUMBA = """
 import sys
 import numpy as np
 from fastconv._numba import _store, pad
 from pathlib import Path
 _store.folders = lambda: [Path(sys.argv[1])]
 from fastconv import ConvProblem
-border = ConvProblem.from_args("t", (1, 1, 2, 3), (1, 1, 1, 1), "float32", padding=1, padding_mode="replicate").border()
-out = np.zeros((1, 1, 4, 5), "float32")
-pad.pad2d(np.arange(6, dtype="float32").reshape(1, 1, 2, 3), out, out[0, 0, 0, :0], border.geometry(), 1)
+border = ConvProblem.from_args("t", (3, 1, 2, 3), (1, 1, 1, 1), "float32", padding=1, padding_mode="replicate").border()
+x, out = np.arange(6, dtype="float32").reshape(1, 1, 2, 3), np.zeros((3, 1, 4, 5), "float32")
+pad.pad2d(np.tile(x, (3, 1, 1, 1)), out, out[0, 0, 0, :0], border.geometry(), int(sys.argv[2]))
 print(out.sum(), "numba" in sys.modules)
 """
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_compiled_code_is_kept_and_loads_without_numba(folder, n_threads):
+    expected, actual = pads()
+    assert np.array_equal(actual, expected)
+    (file,) = folder.iterdir()
+    before = file.stat().st_mtime_ns
+    assert np.array_equal(pads()[1], expected) and file.stat().st_mtime_ns == before
+    _parallel.machine_code.__wrapped__()
     run = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
-    assert run.stdout == f"{expected.sum()} False\n", run.stderr[-2000:]
+        [sys.executable, "-c", WITHOUT_NUMBA, str(folder), str(n_threads)], capture_output=True, text=True, cwd=ROOT,
+        timeout=300,
+    )  # fmt: skip
+    assert run.stdout == f"{3 * expected.sum()} False\n", run.stderr[-2000:]
 
 
 def test_damaged_code_is_compiled_again(folder):
@@ -84,23 +89,6 @@ def test_no_folder_to_write_to_is_no_obstacle(folder, capsys):
     assert capsys.readouterr().err == (
         "fastconv warmup: no folder for compiled kernels can be written: set NUMBA_CACHE_DIR to one that can\n"
     )
-
-
-def test_numbas_own_cache_may_be_damaged(monkeypatch):
-    """It holds the one loop that Numba runs on its threads; what it raises then may be anything."""
-    import numba
-
-    from fastconv._numba import _parallel
-
-    def njit(*arguments, cache=False, **options):
-        if cache:
-            raise EOFError("Ran out of input")
-        return compiled(*arguments, **options)
-
-    compiled = numba.njit
-    monkeypatch.setattr(_parallel, "_driver", None)
-    monkeypatch.setattr(_parallel.numba, "njit", njit)
-    assert _parallel.driver()(0, 1, 0, 0) is None
 
 
 def names():
@@ -148,7 +136,7 @@ def test_every_file_of_the_back_end_counts():
 
 
 def test_warmup_knows_every_kernel():
-    every = {name for name, _ in kernels.kernels(everything=True)} - {kernels.DRIVER}
+    every = {name for name, _ in kernels.kernels(everything=True)} - {kernels.TEAM}
     assert every == {task.name for task in _jit.tasks}
     assert set(kernels.FIRST) < every
     assert {dtype for _, dtype in kernels.kernels(everything=False)} == {"float32", ""}

@@ -311,8 +311,15 @@ LAYERS = """
 import sys, threading
 import numpy as np
 import fastconv as fc, numba
+@numba.njit(parallel=True)
+def total(a):
+    sums = np.zeros(a.shape[0])
+    for i in numba.prange(a.shape[0]):
+        sums[i] = a[i].sum()
+    return sums.sum()
 x, w = np.ones((3, 13, 23, 25), "float32"), np.ones((19, 13, 3, 3), "float32")
-barrier, right = threading.Barrier(2), []
+assert total(x) == x.size
+barrier, right = threading.Barrier(3), []
 def work():
     barrier.wait()
     with fc.config(backend="numba", num_threads=2):
@@ -324,6 +331,8 @@ def work():
     right.append(True)
 threads = [threading.Thread(target=work) for _ in range(2)]
 for thread in threads: thread.start()
+barrier.wait()
+for _ in range(100): assert total(x) == x.size
 for thread in threads: thread.join()
 print(len(right), numba.threading_layer())
 """
@@ -340,15 +349,45 @@ def layer(request):
     return request.param.removesuffix("pool")
 
 
-def test_two_python_threads_on_each_of_numbas_layers(layer):
-    """workqueue ends the process when two Python threads enter it at once; the first calls come at once, too."""
+def test_threads_beside_each_of_numbas_layers(layer):
+    """The user's own parallel loops and ours, from three Python threads; workqueue bears one of them at a time."""
     run = python(LAYERS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
     assert run.stdout == f"2 {layer}\n", run.stderr[-2000:]
 
 
-def test_fork_on_each_of_numbas_layers(layer):
-    run = python(FORK, "numba", "", NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
-    assert run.stdout == "fine\n", run.stderr[-2000:]
+TEAMS = """
+import random, threading
+import numpy as np
+import fastconv as fc
+from fastconv._numba import _parallel
+x = np.arange(60 * 5 * 6, dtype="float32").reshape(1, 60, 5, 6)
+right, failures = np.pad(x, ((0, 0), (0, 0), (1, 1), (2, 2)), "edge"), []
+problem = fc.ConvProblem.from_args(
+    "t", x.shape, (60, 1, 1, 1), "float32", padding=(1, 2), padding_mode="replicate", groups=60
+)
+geometry = problem.border().geometry()
+from fastconv._numba.pad import pad2d
+def work(seed):
+    rng, out = random.Random(seed), np.empty_like(right)
+    for _ in range(400):
+        out[:] = 0
+        pad2d(x, out, out[0, 0, 0, :0], geometry, rng.choice((1, 2, 2, 3, 5, 9, 70)))
+        if not np.array_equal(out, right):
+            failures.append(seed)
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+idle = len(_parallel._idle)
+work(3)
+print(failures, 1 <= idle <= 3, len(_parallel._idle) == idle)
+"""
+
+
+def test_teams_do_every_task_whatever_their_size():
+    """More threads than CPUs and than tasks, teams that grow, several at once, and all go home at the end."""
+    engine_or_skip("numba")
+    run = python(TEAMS)
+    assert (run.stdout, run.returncode) == ("[] True True\n", 0), run.stderr[-2000:]
 
 
 # ------------------------------------------------------------------------------------------------------- settings

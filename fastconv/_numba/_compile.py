@@ -111,29 +111,35 @@ def compile_task(task: Any, dtype: np.dtype, file: str) -> int:
         arguments=", ".join(task.kinds),
     )
     exec(compile(source, file, "exec"), space)
-    words = (types.int64,) * 4
-    compiled = jit(space[name])
+    return compile_words(space[name], task.name, dtype.name, file)
+
+
+def compile_words(function: Callable[..., None], task: str, dtype: str, file: str) -> int:
+    """Address of ``function``, whose arguments are words; its object file is kept for later processes."""
+    name = f"{task}_{dtype}".replace(".", "_")
+    words = (types.int64,) * function.__code__.co_argcount
+    compiled = jit(function)
     compiled.compile(words)
     overload = compiled.overloads[words]
-    module = _alone(overload.library.get_llvm_str(), overload.fndesc.llvm_func_name, name)
+    module = _alone(overload.library.get_llvm_str(), overload.fndesc.llvm_func_name, name, len(words))
     foreign = [
         each.name
         for each in (*module.functions, *module.global_variables)
         if each.is_declaration and not each.name.startswith("llvm.")
     ]
     if foreign:  # what raises, as under NUMBA_BOUNDSCHECK=1, runs only where Numba is
-        callback = numba.cfunc(types.void(*words), error_model="numpy", fastmath={"contract"}, _nrt=False)(space[name])
+        callback = numba.cfunc(types.void(*words), error_model="numpy", fastmath={"contract"}, _nrt=False)(function)
         _alive.append(callback)
         return callback.address
-    return _store.keep(_machine().emit_object(module), task.name, dtype.name, file)
+    return _store.keep(_machine().emit_object(module), task, dtype, file)
 
 
-def _alone(source: str, function: str, name: str) -> binding.ModuleRef:
-    """LLVM module with one visible function ``name``(first, last, worker, table), which calls Numba's ``function``."""
+def _alone(source: str, function: str, name: str, n_words: int) -> binding.ModuleRef:
+    """LLVM module with one visible function ``name`` of ``n_words`` words, which calls Numba's ``function``."""
     own = ir.Module()
     pointer, status = ir.IntType(8).as_pointer(), ir.IntType(32)
-    target = ir.Function(own, ir.FunctionType(status, [pointer, pointer, *[_WORD] * 4]), function)
-    entry = ir.Function(own, ir.FunctionType(ir.VoidType(), [_WORD] * 4), name)
+    target = ir.Function(own, ir.FunctionType(status, [pointer, pointer, *[_WORD] * n_words]), function)
+    entry = ir.Function(own, ir.FunctionType(ir.VoidType(), [_WORD] * n_words), name)
     builder = ir.IRBuilder(entry.append_basic_block())
     places = [builder.bitcast(builder.alloca(pointer), pointer) for _ in range(2)]  # of a result and an exception: none
     builder.call(target, [*places, *entry.args])

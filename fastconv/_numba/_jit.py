@@ -20,23 +20,21 @@ NUMBA_DISABLE_JIT=1 the same code runs as Python.
 A task is compiled once for each dtype, by `_compile`, and kept by `_store`; a later process loads it without importing
 Numba. The machine code of a task is ``entry(first, last, worker, table)``: tasks first ... last - 1 by one worker. The
 table is the tuple of the arguments as it lies in memory: arrays, whose addresses and extents the entry reads itself, and
-numbers, all of them floats. So a call packs nothing. Several threads are Numba's, by `_parallel`.
+numbers, all of them floats. So a call packs nothing. `_parallel` runs it on several threads.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from fastconv._numba import _late, _store
-from fastconv._numba._late import Late, late, made
+from fastconv._numba import _late, _parallel, _store
+from fastconv._numba._late import helper
 from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT
 
 # ------------------------------------------------------------------------------- argument kinds, as Cython spells them
@@ -61,20 +59,10 @@ index = Kind("int64")
 # --------------------------------------------------------------------------------------------------------- compilation
 
 
-def helper(function: Any) -> Any:
-    """A small function that tasks call."""
-    return function if _late.PLAIN_PYTHON else Late(lambda: _compiler().jit(made(function)))
-
-
 def shared(function: Callable[..., Any]) -> Callable[..., Any]:
     """A helper that kernels call too, when they count tasks or workspace: there it is plain Python and compiles nothing."""
     _late.shared.append(function)
     return function
-
-
-def _compiler() -> Any:
-    """The module that imports Numba."""
-    return importlib.import_module("fastconv._numba._compile")
 
 
 # Words travel as pointers, which ctypes converts in half the time: a good part of what a small layer takes
@@ -111,12 +99,12 @@ class Task:
                 address = _store.load(self.name, dtype.name, file)
                 if address is None:
                     _late.make_all()
-                    address = _compiler().compile_task(self, dtype, file)
+                    address = _late.compiler().compile_task(self, dtype, file)
                 found = self._entries[dtype] = _ENTRY(address)
         return found
 
     def run(self, n_tasks: int, n_threads: int, *arguments: Any) -> None:
-        """Run tasks 0 ... n_tasks - 1; with ``n_threads`` 1 Numba's thread pool is not touched."""
+        """Run tasks 0 ... n_tasks - 1; with ``n_threads`` 1 no thread is started."""
         dtype = arguments[self._dtype_from].dtype
         if _late.PLAIN_PYTHON:
             worker = (0,) if self.has_worker else ()
@@ -132,7 +120,7 @@ class Task:
                 arguments = (*arguments[:i], float(arguments[i]), *arguments[i + 1 :])
         table = id(arguments) + _ITEMS
         if n_threads > 1 and n_tasks > 1:
-            importlib.import_module("fastconv._numba._parallel").run(n_tasks, n_threads, entry, table)
+            _parallel.run(n_tasks, n_threads, entry, table)
         else:
             entry(0, int(n_tasks), 0, table)  # a pointer is no integer of NumPy
 
@@ -145,7 +133,5 @@ def task(function: Callable[..., Any] | None = None, *, reassoc: bool = False) -
 
 
 def describe() -> str:
-    """Version and threading layer, for `show_config`."""
-    parallel = sys.modules.get("fastconv._numba._parallel")
-    layer = (parallel.layer() if parallel else None) or "not yet chosen"
-    return f"{_store.numba_version()}, threading layer {layer}, VL {VL_FLOAT} / {VL_DOUBLE}"
+    """Version and vector lengths, for `show_config`."""
+    return f"{_store.numba_version()}, VL {VL_FLOAT} / {VL_DOUBLE}"

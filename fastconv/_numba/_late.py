@@ -56,6 +56,16 @@ def made(value: Any) -> Any:
     return value.made() if isinstance(value, Late) else value
 
 
+def compiler() -> Any:
+    """The module that imports Numba."""
+    return importlib.import_module("fastconv._numba._compile")
+
+
+def helper(function: Any) -> Any:
+    """A small function that tasks call."""
+    return function if PLAIN_PYTHON else Late(lambda: compiler().jit(made(function)))
+
+
 shared: list[Callable[..., Any]] = []  # functions that Numba is still to be told of
 lock = threading.RLock()  # around compilation
 

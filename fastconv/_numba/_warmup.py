@@ -6,10 +6,10 @@ import importlib
 
 import numpy as np
 
-from fastconv._numba import _jit, _store
+from fastconv._numba import _jit, _parallel, _store
 
 STEMS = ("direct", "im2col", "winograd", "pool", "pad")
-DRIVER = "_parallel"  # what runs tasks on several threads is compiled, too
+TEAM = "_parallel"  # what runs tasks on several threads is compiled, too
 FIRST = (
     "direct.conv2d_task", "im2col.pack_weight_task", "im2col.conv2d_task", "winograd.pack_weight_task",
     "winograd.conv2d_task", "winograd.input_task", "winograd.multiply_task", "winograd.output_task",
@@ -30,12 +30,12 @@ def kernels(everything: bool) -> list[tuple[str, str]]:
     names = list(_tasks()) if everything else FIRST
     order = sorted(names, key=lambda name: (not name.endswith(".conv2d_task"), STEMS.index(name.partition(".")[0])))
     dtypes = ("float32", "float64") if everything else ("float32",)
-    return [*((name, dtype) for name in order for dtype in dtypes), (DRIVER, "")]
+    return [*((name, dtype) for name in order for dtype in dtypes), (TEAM, "")]
 
 
 def compile(name: str, dtype: str) -> None:
     """Compile a kernel and keep it, unless it is there."""
-    if name == DRIVER:
-        importlib.import_module("fastconv._numba._parallel").driver()
+    if name == TEAM:
+        _parallel.machine_code()
     else:
         _tasks()[name].entry(np.dtype(dtype))
