@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import _backends, _threads
-from fastconv._algorithms import NO_INDICES
+from fastconv._algorithms import NO_INDICES, elementwise
 from fastconv._arrays import (
     FLOAT32,
     FLOAT64,
@@ -712,13 +712,8 @@ def conv2d_backward(
     return (
         _run(function, plan("grad_input"), (pair_g, (w, w.shape), (None, ())), x.shape) if need_input else None,
         _run(function, plan("grad_weight"), (pair_x, pair_g), w.shape) if need_weight else None,
-        bias_gradient(batch_g) if need_bias else None,
+        elementwise.map_sums(_kernels(function, backend), batch_g) if need_bias else None,
     )
-
-
-def bias_gradient(grad_output: np.ndarray) -> np.ndarray:
-    """The sum over images and cells of each map of (N, OC, OH, OW): over images first, whole vectors at once."""
-    return grad_output.sum(axis=0).sum(axis=(1, 2))
 
 
 def conv_transpose2d(
