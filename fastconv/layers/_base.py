@@ -401,9 +401,7 @@ class Layer:
                 values[key] = _state_array(function, key, state_dict[key], own.dtype)
                 if values[key].shape != own.shape:
                     faults.append(f"{key!r} has shape {values[key].shape}, it must be {own.shape}")
-        if faults:
-            more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-            raise ValueError(f"{function}: {'; '.join(faults[:8])}{more}")
+        refuse(function, faults)
         for key, value in values.items():
             layer, name = places[key]
             own = getattr(layer, name)
@@ -426,6 +424,13 @@ class Layer:
 
 def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
+
+
+def refuse(function: str, faults: list[str]) -> None:
+    """ValueError that tells the first ``faults``, if there are any."""
+    if faults:
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise ValueError(f"{function}: {'; '.join(faults[:8])}{more}")
 
 
 def _state_array(function: str, key: Any, value: Any, dtype: np.dtype) -> np.ndarray:

@@ -12,7 +12,7 @@ from fastconv._algorithms import elementwise
 from fastconv._arrays import as_array, ready
 from fastconv._problem import flag
 from fastconv.layers import Layer
-from fastconv.layers._base import number
+from fastconv.layers._base import number, refuse
 
 
 class Optimizer:
@@ -134,11 +134,9 @@ class Optimizer:
             kind = type(state_dict).__name__
             raise TypeError(f"{function}: state_dict is a {kind}: it must be a mapping of names to arrays")
         own = self.state_dict()
-        if self._counts and "steps" in state_dict:  # a state of before each parameter had a count
-            state_dict = {**{f"steps.{name}": state_dict["steps"] for name in self._counts}, **state_dict}
-        wrong = sorted(own.keys() ^ state_dict.keys())
-        if wrong:
-            raise ValueError(f"{function}: {wrong[0]!r} and {len(wrong) - 1} more keys: missing, or unexpected")
+        faults = [f"key {key!r} is missing" for key in own if key not in state_dict]
+        faults += [f"key {key!r} is unexpected" for key in state_dict if key not in own]
+        refuse(function, faults)
         values = {name: _real(function, repr(name), state_dict[name], array.dtype) for name, array in own.items()}
         for name, array in own.items():
             if values[name].shape != array.shape:
