@@ -31,6 +31,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,12 @@ def _compiler() -> Any:
     return importlib.import_module("fastconv._numba._compile")
 
 
+@cache
+def _parallel() -> Any:
+    """The module that runs tasks on several threads; it imports Numba."""
+    return importlib.import_module("fastconv._numba._parallel")
+
+
 # Words travel as pointers, which ctypes converts in half the time: a good part of what a small layer takes
 _ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
 _ITEMS = tuple.__basicsize__  # from the start of a tuple to its items
@@ -113,6 +120,7 @@ class Task:
                     _late.make_all()
                     address = _compiler().compile_task(self, dtype, file)
                 found = self._entries[dtype] = _ENTRY(address)
+                found.address = address
         return found
 
     def run(self, n_tasks: int, n_threads: int, *arguments: Any) -> None:
@@ -132,7 +140,7 @@ class Task:
                 arguments = (*arguments[:i], float(arguments[i]), *arguments[i + 1 :])
         table = id(arguments) + _ITEMS
         if n_threads > 1 and n_tasks > 1:
-            importlib.import_module("fastconv._numba._parallel").run(n_tasks, n_threads, entry, table)
+            _parallel().run(n_tasks, n_threads, entry.address, table)
         else:
             entry(0, int(n_tasks), 0, table)  # a pointer is no integer of NumPy
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import threading
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -74,6 +72,7 @@ def driver() -> Any:
 
 # Numba keeps a second Python thread from its workqueue layer by ending the process.
 _one_at_a_time = threading.Lock()
+_NOBODY = nullcontext()
 
 
 def layer() -> str | None:
@@ -84,14 +83,16 @@ def layer() -> str | None:
         return None
 
 
-def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int) -> None:
+def run(n_tasks: int, n_threads: int, entry: int, table: int) -> None:
     """Run tasks 0 ... n_tasks - 1 on up to ``n_threads`` threads, whoever is free next."""
     loop = _driver or driver()
     n_workers = min(n_threads, n_tasks, numba.config.NUMBA_NUM_THREADS)
     before = numba.get_num_threads()  # of this Python thread: the user's own setting
-    numba.set_num_threads(n_workers)
+    if before != n_workers:  # else nothing need be set, and twice, by 1.6 us of Python each time
+        numba.set_num_threads(n_workers)
     try:
-        with nullcontext() if layer() in ("omp", "tbb") else _one_at_a_time:
-            loop(n_tasks, n_workers, ctypes.cast(entry, ctypes.c_void_p).value, table)
+        with _NOBODY if layer() in ("omp", "tbb") else _one_at_a_time:
+            loop(n_tasks, n_workers, entry, table)
     finally:
-        numba.set_num_threads(before)
+        if before != n_workers:
+            numba.set_num_threads(before)
