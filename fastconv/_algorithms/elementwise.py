@@ -12,14 +12,14 @@ from fastconv import _threads
 SMALL = 1 << 17  # cells: with fewer a second thread costs more than it brings
 PART = 1 << 16  # cells whose finiteness is one number
 
-NONE = {name: np.empty(0, name) for name in ("float32", "float64")}
+NONE = {np.dtype(name): np.empty(0, name) for name in ("float32", "float64")}
 _NO_GEOMETRY = np.empty(0, np.int64)
 
 
 def _run(kernel: Callable[..., None], array: np.ndarray, *others: Any, n_threads: int = 0) -> None:
     """``kernel`` on threads, as many as a call may use if not given; on one if ``array`` is small."""
     n_threads = 1 if array.size < SMALL else n_threads or _threads.workers()
-    kernel(array, *others, NONE[array.dtype.name], _NO_GEOMETRY, n_threads)
+    kernel(array, *others, NONE[array.dtype], _NO_GEOMETRY, n_threads)
 
 
 def rectify(k: Any, output: np.ndarray, most: float, grad: np.ndarray) -> None:

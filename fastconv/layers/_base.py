@@ -253,6 +253,13 @@ class Layer:
         for name, layer in self.named_children():
             yield from layer._walk(_joined(prefix, name))
 
+    def _trained(self) -> Iterator[tuple[str, Layer, str]]:
+        """Where each parameter lives."""
+        for prefix, layer in self.named_layers():
+            for name in layer._parameter_names:
+                if getattr(layer, name) is not None:
+                    yield _joined(prefix, name), layer, name
+
     def named_parameters(self) -> Iterator[tuple[str, np.ndarray]]:
         """(name, array) of all parameters, with torch's names: "0.weight". Changing an array changes the layer.
 
@@ -263,10 +270,8 @@ class Layer:
         >>> [(name, array.shape) for name, array in net.named_parameters()]
         [('0.weight', (8, 1, 3, 3)), ('0.bias', (8,))]
         """
-        for prefix, layer in self.named_layers():
-            for name in layer._parameter_names:
-                if getattr(layer, name) is not None:
-                    yield _joined(prefix, name), getattr(layer, name)
+        for key, layer, name in self._trained():
+            yield key, getattr(layer, name)
 
     def parameters(self) -> Iterator[np.ndarray]:
         """The arrays of `named_parameters`."""
@@ -275,10 +280,8 @@ class Layer:
 
     def named_gradients(self) -> Iterator[tuple[str, np.ndarray | None]]:
         """(name, array or None) for each of `named_parameters`: what the last backward left in ``grad_weight`` ..."""
-        for prefix, layer in self.named_layers():
-            for name in layer._parameter_names:
-                if getattr(layer, name) is not None:
-                    yield _joined(prefix, name), getattr(layer, f"grad_{name}", None)
+        for key, layer, name in self._trained():
+            yield key, getattr(layer, f"grad_{name}", None)
 
     def gradients(self) -> Iterator[np.ndarray | None]:
         """The arrays of `named_gradients`, in the order of `parameters`.

@@ -71,10 +71,14 @@ class Optimizer:
         if gradients is None:
             if self._net is None:
                 raise ValueError(f"{function}: gradients is None: an optimiser of arrays needs them")
-            gradients = self._net.gradients()
+            trained = list(self._net._trained())
+            parameters = {key: getattr(layer, name) for key, layer, name in trained}
+            gradients = [getattr(layer, f"grad_{name}", None) for _, layer, name in trained]
+        else:
+            parameters = self._parameters()
         if isinstance(gradients, (str, bytes)) or not isinstance(gradients, Iterable):
             raise TypeError(f"{function}: gradients is a {type(gradients).__name__}: it must be a list of arrays")
-        parameters, given = self._parameters(), list(gradients)
+        given = list(gradients)
         if len(given) != len(parameters):
             raise ValueError(f"{function}: {len(given)} gradients: there are {len(parameters)} parameters")
         for at, (name, parameter) in enumerate(parameters.items()):
@@ -88,6 +92,7 @@ class Optimizer:
             if not parameter.flags.writeable:
                 raise ValueError(f"{function}: parameter {name!r} is read-only: call train() on the network first")
         self.steps += 1
+        kernels = _backends.resolve()
         for (name, parameter), gradient in zip(parameters.items(), given, strict=True):
             if gradient is None:
                 continue
@@ -95,11 +100,11 @@ class Optimizer:
                 self._count = self._counts[name] = self._counts[name] + 1
             buffers = (self._buffers[kind][name].reshape(-1) for kind in self._buffer_names)
             own = ready(parameter, parameter.shape)
-            self._update(ready(gradient, parameter.shape).reshape(-1), own.reshape(-1), *buffers)
+            self._update(kernels, ready(gradient, parameter.shape).reshape(-1), own.reshape(-1), *buffers)
             if own is not parameter:  # its memory is not aligned
                 parameter[...] = own
 
-    def _update(self, gradient: np.ndarray, parameter: np.ndarray, *buffers: np.ndarray) -> None:
+    def _update(self, k: Any, gradient: np.ndarray, parameter: np.ndarray, *buffers: np.ndarray) -> None:
         """Step one parameter; all arrays have one axis."""
         raise NotImplementedError
 
@@ -207,10 +212,10 @@ class SGD(Optimizer):
         self._buffer_names = ("momentum",) if self.momentum else ()  # type: ignore[misc]
         super().__init__(net_or_params, lr, weight_decay)
 
-    def _update(self, gradient: np.ndarray, parameter: np.ndarray, *buffers: np.ndarray) -> None:
-        velocity = buffers[0] if buffers else elementwise.NONE[parameter.dtype.name]
+    def _update(self, k: Any, gradient: np.ndarray, parameter: np.ndarray, *buffers: np.ndarray) -> None:
+        velocity = buffers[0] if buffers else elementwise.NONE[parameter.dtype]
         numbers = self.lr, self.momentum if buffers else 0.0, self.weight_decay, self.nesterov
-        elementwise.sgd(_backends.resolve(), gradient, numbers, parameter, velocity)
+        elementwise.sgd(k, gradient, numbers, parameter, velocity)
 
 
 class Adam(Optimizer):
@@ -267,12 +272,12 @@ class Adam(Optimizer):
         self.eps = number(function, "eps", eps, 0)
         super().__init__(net_or_params, lr, weight_decay)
 
-    def _update(self, gradient: np.ndarray, parameter: np.ndarray, *buffers: np.ndarray) -> None:
+    def _update(self, k: Any, gradient: np.ndarray, parameter: np.ndarray, *buffers: np.ndarray) -> None:
         beta1, beta2 = self.betas
         shrink, decay = (1 - self.lr * self.weight_decay, 0.0) if self._decoupled else (1.0, self.weight_decay)
         step, scale = self.lr / (1 - beta1**self._count), (1 - beta2**self._count) ** -0.5
         numbers = step, 1 - beta1, beta2, 1 - beta2, scale, self.eps, shrink, decay
-        elementwise.adam(_backends.resolve(), gradient, numbers, parameter, *buffers)
+        elementwise.adam(k, gradient, numbers, parameter, *buffers)
 
 
 class AdamW(Adam):
