@@ -16,7 +16,7 @@ from fastconv import _threads
 from fastconv._problem import shown
 
 BACKENDS = ("cython", "numba", "reference")  # in order of preference
-STEMS = ("pad", "im2col", "direct", "winograd", "pool")
+STEMS = ("pad", "im2col", "direct", "winograd", "pool", "elementwise")
 ISAS = ("baseline", "x86_64_v3", "x86_64_v4")  # ascending; the Cython back end is compiled once for each
 
 NO_SETTINGS: tuple[str | None, str | None] = (None, None)  # back end and ISA

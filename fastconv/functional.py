@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import _backends, _threads
-from fastconv._algorithms import NO_INDICES
+from fastconv._algorithms import NO_INDICES, elementwise
 from fastconv._arrays import (
     FLOAT32,
     FLOAT64,
@@ -699,28 +699,32 @@ def conv2d_backward(
         raise ValueError(
             f"{function}: needs {shown(needs)}: it must be three booleans (grad_input, grad_weight, grad_bias)"
         )
-    problem = ConvProblem.from_args(
-        function, x.shape, w.shape, dtype, stride, padding, dilation, groups, padding_mode=padding_mode
-    )
+    need_input, need_weight, need_bias = wanted
+
+    def describe() -> ConvProblem:
+        return ConvProblem.from_args(
+            function, x.shape, w.shape, dtype, stride, padding, dilation, groups, padding_mode=padding_mode
+        )
+
+    def plan(op: str) -> Plan:
+        return _planned((function, op, *key), lambda: _plan(function, describe(), algorithm, backend, op))
+
+    key = (
+        x.shape, w.shape, dtype, _freeze(stride), _freeze(padding), _freeze(dilation), _freeze(groups), padding_mode,
+        algorithm, backend,
+    )  # fmt: skip
+    by_input = plan("grad_input") if need_input else None
+    by_weight = plan("grad_weight") if need_weight else None
+    known = by_input or by_weight
+    problem = known.problem if known else describe()
     problem.check_grad_output(function, g.shape)
     batch_g, batch_x = ready(g, problem.output_shape), ready(x, problem.input_shape)
     pair_g, pair_x = (batch_g, problem.output_shape), (batch_x, problem.input_shape)
-    need_input, need_weight, need_bias = wanted
-    arguments = (function, problem, algorithm, backend)
-
-    def plan(op: str) -> Plan:
-        return _planned((problem, op, algorithm, backend), lambda: _plan(*arguments, op))
-
     return (
-        _run(function, plan("grad_input"), (pair_g, (w, w.shape), (None, ())), x.shape) if need_input else None,
-        _run(function, plan("grad_weight"), (pair_x, pair_g), w.shape) if need_weight else None,
-        bias_gradient(batch_g) if need_bias else None,
+        _run(function, by_input, (pair_g, (w, w.shape), (None, ())), x.shape) if by_input else None,
+        _run(function, by_weight, (pair_x, pair_g), w.shape) if by_weight else None,
+        elementwise.map_sums(_kernels(function, backend), batch_g) if need_bias else None,
     )
-
-
-def bias_gradient(grad_output: np.ndarray) -> np.ndarray:
-    """The sum over images and cells of each map of (N, OC, OH, OW): over images first, whole vectors at once."""
-    return grad_output.sum(axis=0).sum(axis=(1, 2))
 
 
 def conv_transpose2d(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv._algorithms import Step
+from fastconv._algorithms.elementwise import all_finite
 from fastconv._problem import ConvProblem
 
 MOST_PHASES = 1024  # to plan them takes some microseconds each; of a larger stride most hold no kernel cell at all
@@ -80,14 +81,14 @@ def phases(problem: ConvProblem) -> list[Phase]:
     return sorted(found, key=lambda phase: (phase.rows.start, phase.columns.start))
 
 
-def of_finite(step: Step, definition: Step) -> Step:
+def of_finite(k: Any, step: Step, definition: Step) -> Step:
     """``step``, but ``definition`` for weights that are not finite.
 
     The zeros around grad_output times Inf would make NaN in cells that meet no such product.
     """
 
     def run(grad_output, weight, *others):
-        (step if np.isfinite(weight).all() else definition).run(grad_output, weight, *others)
+        (step if all_finite(k, weight, others[-1]) else definition).run(grad_output, weight, *others)
 
     return replace(step, run=run, workspace=lambda n: max(step.workspace(n), definition.workspace(n)))
 
@@ -103,7 +104,7 @@ def grad_input(k: Any, problem: ConvProblem, forward: Callable[..., Step], defin
     else:
         return definition
     bordered = any(max(p.pad_top, p.pad_left, p.pad_bottom, p.pad_right) > 0 for p in inner)
-    return of_finite(step, definition) if bordered else step
+    return of_finite(k, step, definition) if bordered else step
 
 
 def _by_phases(k: Any, problem: ConvProblem, found: list[Phase], forward: Callable[..., Step]) -> Step:

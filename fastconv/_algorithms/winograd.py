@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastconv._algorithms import Step, convolution, im2col, kernel_workspace, packing, transposed
+from fastconv._algorithms.elementwise import all_finite
 from fastconv._problem import GEO_TILE, WINOGRAD_POINTS, ConvProblem
 
 CHOICES = (4, 2)  # of a 3 x 3 kernel
@@ -150,7 +151,7 @@ def grad_weight(k: Any, problem: ConvProblem, *, tile: int = 0) -> Step:
 
     def run(input, grad_output, output, workspace, n_threads):
         kernel(input, grad_output, output, workspace, geometry, n_threads)
-        if not np.isfinite(output).all():
+        if not all_finite(k, output, n_threads):
             definition.run(input, grad_output, output, workspace, n_threads)
 
     def workspace(n_workers):

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastconv._numba import _jit, _parallel, _store
 
-STEMS = ("direct", "im2col", "winograd", "pool", "pad")
+STEMS = ("direct", "im2col", "winograd", "pool", "pad", "elementwise")
 TEAM = "_parallel"  # what runs tasks on several threads is compiled, too
 FIRST = (
     "direct.conv2d_task", "im2col.pack_weight_task", "im2col.conv2d_task", "winograd.pack_weight_task",

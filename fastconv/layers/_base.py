@@ -253,6 +253,13 @@ class Layer:
         for name, layer in self.named_children():
             yield from layer._walk(_joined(prefix, name))
 
+    def _trained(self) -> Iterator[tuple[str, Layer, str]]:
+        """Where each parameter lives."""
+        for prefix, layer in self.named_layers():
+            for name in layer._parameter_names:
+                if getattr(layer, name) is not None:
+                    yield _joined(prefix, name), layer, name
+
     def named_parameters(self) -> Iterator[tuple[str, np.ndarray]]:
         """(name, array) of all parameters, with torch's names: "0.weight". Changing an array changes the layer.
 
@@ -263,10 +270,8 @@ class Layer:
         >>> [(name, array.shape) for name, array in net.named_parameters()]
         [('0.weight', (8, 1, 3, 3)), ('0.bias', (8,))]
         """
-        for prefix, layer in self.named_layers():
-            for name in layer._parameter_names:
-                if getattr(layer, name) is not None:
-                    yield _joined(prefix, name), getattr(layer, name)
+        for key, layer, name in self._trained():
+            yield key, getattr(layer, name)
 
     def parameters(self) -> Iterator[np.ndarray]:
         """The arrays of `named_parameters`."""
@@ -275,10 +280,8 @@ class Layer:
 
     def named_gradients(self) -> Iterator[tuple[str, np.ndarray | None]]:
         """(name, array or None) for each of `named_parameters`: what the last backward left in ``grad_weight`` ..."""
-        for prefix, layer in self.named_layers():
-            for name in layer._parameter_names:
-                if getattr(layer, name) is not None:
-                    yield _joined(prefix, name), getattr(layer, f"grad_{name}", None)
+        for key, layer, name in self._trained():
+            yield key, getattr(layer, f"grad_{name}", None)
 
     def gradients(self) -> Iterator[np.ndarray | None]:
         """The arrays of `named_gradients`, in the order of `parameters`.
@@ -401,9 +404,7 @@ class Layer:
                 values[key] = _state_array(function, key, state_dict[key], own.dtype)
                 if values[key].shape != own.shape:
                     faults.append(f"{key!r} has shape {values[key].shape}, it must be {own.shape}")
-        if faults:
-            more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-            raise ValueError(f"{function}: {'; '.join(faults[:8])}{more}")
+        refuse(function, faults)
         for key, value in values.items():
             layer, name = places[key]
             own = getattr(layer, name)
@@ -426,6 +427,13 @@ class Layer:
 
 def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
+
+
+def refuse(function: str, faults: list[str]) -> None:
+    """ValueError that tells the first ``faults``, if there are any."""
+    if faults:
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise ValueError(f"{function}: {'; '.join(faults[:8])}{more}")
 
 
 def _state_array(function: str, key: Any, value: Any, dtype: np.dtype) -> np.ndarray:

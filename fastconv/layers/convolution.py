@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastconv import functional
+from fastconv import _backends, functional
+from fastconv._algorithms import elementwise
 from fastconv._arrays import as_floats, ready
 from fastconv._packed import PackedWeight
 from fastconv._problem import PADDING_MODES, ConvProblem, at_least, choice, flag, pair, resolve_padding
@@ -396,7 +397,8 @@ class ConvTranspose2d(_Conv):
         if run.needs_parameters:
             grad_weight = functional.conv2d_grad_weight(grad_output, weight.shape, x, **geometry)
             maps = grad_output.reshape(-1, *grad_output.shape[-3:])
-            run.store(self, weight=grad_weight, bias=None if self.bias is None else functional.bias_gradient(maps))
+            grad_bias = None if self.bias is None else elementwise.map_sums(_backends.resolve(), maps)
+            run.store(self, weight=grad_weight, bias=grad_bias)
         return functional.conv2d(grad_output, weight, **geometry) if run.needs_input else None
 
     def _trace(self, signal: Signal) -> tuple[Signal, int]:

@@ -77,13 +77,14 @@ class MaxPool2d(Layer):
         if not with_indices:
             return functional.max_pool2d(x, *arguments), None
         output, indices = functional.max_pool2d(x, *arguments, True)
-        # The signs, not the output: a frame that holds a layer's output outlives the forward that nobody goes back
-        return (output, indices) if self.return_indices else output, (indices, x.shape, output > 0)
+        # The caller gets a view: a frame that holds the very array would outlive the forward that nobody goes back
+        shown = output.view()
+        return (shown, indices) if self.return_indices else shown, (indices, x.shape, output)
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
-        indices, shape, positive = saved
+        indices, shape, output = saved
         if run.rectified:
-            grad_output = rectified(grad_output, positive, run)
+            grad_output = rectified(grad_output, output, run)
         return functional.max_pool2d_backward(
             grad_output, indices, shape, self.kernel_size, self.stride, self.padding, self.dilation
         )

@@ -1,4 +1,4 @@
-"""Optimisers: torch's formulas, in place, block by block so that what a step touches stays in cache."""
+"""Optimisers: torch's formulas, in place, by kernels on all threads."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastconv._arrays import as_array
+from fastconv import _backends
+from fastconv._algorithms import elementwise
+from fastconv._arrays import as_array, ready
 from fastconv._problem import flag
 from fastconv.layers import Layer
-from fastconv.layers._base import number
-
-BLOCK = 32768  # numbers: parameter, gradient, two buffers and scratch in float32 fill about 640 KiB, a level-2 cache
+from fastconv.layers._base import number, refuse
 
 
 class Optimizer:
-    """What the optimisers share: whose parameters, buffers of the same shapes, the walk over blocks."""
+    """What the optimisers share: whose parameters, and buffers of the same shapes."""
 
     _buffer_names: ClassVar[tuple[str, ...]] = ()
     _counts_each: ClassVar[bool] = False  # whether a step depends on how many a parameter has had
@@ -71,10 +71,14 @@ class Optimizer:
         if gradients is None:
             if self._net is None:
                 raise ValueError(f"{function}: gradients is None: an optimiser of arrays needs them")
-            gradients = self._net.gradients()
+            trained = list(self._net._trained())
+            parameters = {key: getattr(layer, name) for key, layer, name in trained}
+            gradients = [getattr(layer, f"grad_{name}", None) for _, layer, name in trained]
+        else:
+            parameters = self._parameters()
         if isinstance(gradients, (str, bytes)) or not isinstance(gradients, Iterable):
             raise TypeError(f"{function}: gradients is a {type(gradients).__name__}: it must be a list of arrays")
-        parameters, given = self._parameters(), list(gradients)
+        given = list(gradients)
         if len(given) != len(parameters):
             raise ValueError(f"{function}: {len(given)} gradients: there are {len(parameters)} parameters")
         for at, (name, parameter) in enumerate(parameters.items()):
@@ -88,20 +92,20 @@ class Optimizer:
             if not parameter.flags.writeable:
                 raise ValueError(f"{function}: parameter {name!r} is read-only: call train() on the network first")
         self.steps += 1
+        kernels = _backends.resolve()
         for (name, parameter), gradient in zip(parameters.items(), given, strict=True):
             if gradient is None:
                 continue
             if self._counts_each:
                 self._count = self._counts[name] = self._counts[name] + 1
-            buffers = (self._buffers[kind][name] for kind in self._buffer_names)
-            flat = [array.reshape(-1) for array in (parameter, gradient, *buffers)]
-            scratch = np.empty((2, min(parameter.size, BLOCK)), parameter.dtype)
-            for start in range(0, parameter.size, BLOCK):
-                blocks = [array[start : start + BLOCK] for array in flat]
-                self._update(blocks[0], blocks[1], *blocks[2:], *scratch[:, : blocks[0].size])
+            buffers = (self._buffers[kind][name].reshape(-1) for kind in self._buffer_names)
+            own = ready(parameter, parameter.shape)
+            self._update(kernels, ready(gradient, parameter.shape).reshape(-1), own.reshape(-1), *buffers)
+            if own is not parameter:  # its memory is not aligned
+                parameter[...] = own
 
-    def _update(self, parameter: np.ndarray, gradient: np.ndarray, *rest: np.ndarray) -> None:
-        """Step one block; ``rest`` are its buffers, then two of scratch."""
+    def _update(self, k: Any, gradient: np.ndarray, parameter: np.ndarray, *buffers: np.ndarray) -> None:
+        """Step one parameter; all arrays have one axis."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -135,11 +139,9 @@ class Optimizer:
             kind = type(state_dict).__name__
             raise TypeError(f"{function}: state_dict is a {kind}: it must be a mapping of names to arrays")
         own = self.state_dict()
-        if self._counts and "steps" in state_dict:  # a state of before each parameter had a count
-            state_dict = {**{f"steps.{name}": state_dict["steps"] for name in self._counts}, **state_dict}
-        wrong = sorted(own.keys() ^ state_dict.keys())
-        if wrong:
-            raise ValueError(f"{function}: {wrong[0]!r} and {len(wrong) - 1} more keys: missing, or unexpected")
+        faults = [f"key {key!r} is missing" for key in own if key not in state_dict]
+        faults += [f"key {key!r} is unexpected" for key in state_dict if key not in own]
+        refuse(function, faults)
         values = {name: _real(function, repr(name), state_dict[name], array.dtype) for name, array in own.items()}
         for name, array in own.items():
             if values[name].shape != array.shape:
@@ -210,23 +212,10 @@ class SGD(Optimizer):
         self._buffer_names = ("momentum",) if self.momentum else ()  # type: ignore[misc]
         super().__init__(net_or_params, lr, weight_decay)
 
-    def _update(self, parameter: np.ndarray, gradient: np.ndarray, *rest: np.ndarray) -> None:
-        *velocity, first, second = rest
-        if self.weight_decay:
-            np.multiply(parameter, self.weight_decay, out=first)
-            first += gradient
-            gradient = first
-        if velocity:
-            velocity[0] *= self.momentum
-            velocity[0] += gradient
-            if self.nesterov:
-                np.multiply(velocity[0], self.momentum, out=second)
-                second += gradient
-                gradient = second
-            else:
-                gradient = velocity[0]
-        np.multiply(gradient, self.lr, out=first)
-        parameter -= first
+    def _update(self, k: Any, gradient: np.ndarray, parameter: np.ndarray, *buffers: np.ndarray) -> None:
+        velocity = buffers[0] if buffers else elementwise.NONE[parameter.dtype]
+        numbers = self.lr, self.momentum if buffers else 0.0, self.weight_decay, self.nesterov
+        elementwise.sgd(k, gradient, numbers, parameter, velocity)
 
 
 class Adam(Optimizer):
@@ -283,28 +272,12 @@ class Adam(Optimizer):
         self.eps = number(function, "eps", eps, 0)
         super().__init__(net_or_params, lr, weight_decay)
 
-    def _update(self, parameter: np.ndarray, gradient: np.ndarray, *rest: np.ndarray) -> None:
-        mean, square, first, second = rest
+    def _update(self, k: Any, gradient: np.ndarray, parameter: np.ndarray, *buffers: np.ndarray) -> None:
         beta1, beta2 = self.betas
-        if self.weight_decay and self._decoupled:
-            parameter *= 1 - self.lr * self.weight_decay
-        elif self.weight_decay:
-            np.multiply(parameter, self.weight_decay, out=first)
-            first += gradient
-            gradient = first
-        np.subtract(gradient, mean, out=second)
-        second *= 1 - beta1
-        mean += second
-        np.square(gradient, out=second)
-        second *= 1 - beta2
-        square *= beta2
-        square += second
-        np.sqrt(square, out=second)
-        second /= (1 - beta2**self._count) ** 0.5
-        second += self.eps
-        np.divide(mean, second, out=second)
-        second *= self.lr / (1 - beta1**self._count)
-        parameter -= second
+        shrink, decay = (1 - self.lr * self.weight_decay, 0.0) if self._decoupled else (1.0, self.weight_decay)
+        step, scale = self.lr / (1 - beta1**self._count), (1 - beta2**self._count) ** -0.5
+        numbers = step, 1 - beta1, beta2, 1 - beta2, scale, self.eps, shrink, decay
+        elementwise.adam(k, gradient, numbers, parameter, *buffers)
 
 
 class AdamW(Adam):

@@ -1,0 +1,51 @@
+"""Work cell by cell on whole arrays, which belongs to no plan: C-contiguous, of one dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastconv import _threads
+
+SMALL = 1 << 17  # cells: with fewer a second thread costs more than it brings
+PART = 1 << 16  # cells whose finiteness is one number
+
+NONE = {np.dtype(name): np.empty(0, name) for name in ("float32", "float64")}
+_NO_GEOMETRY = np.empty(0, np.int64)
+
+
+def _run(kernel: Callable[..., None], array: np.ndarray, *others: Any, n_threads: int = 0) -> None:
+    """``kernel`` on threads, as many as a call may use if not given; on one if ``array`` is small."""
+    n_threads = 1 if array.size < SMALL else n_threads or _threads.workers()
+    kernel(array, *others, NONE[array.dtype], _NO_GEOMETRY, n_threads)
+
+
+def rectify(k: Any, output: np.ndarray, most: float, grad: np.ndarray) -> None:
+    """``grad`` becomes 0 wherever not 0 < output <= most."""
+    _run(k.elementwise.rectify, output.reshape(-1), most, grad.reshape(-1))
+
+
+def sgd(k: Any, gradient: np.ndarray, numbers: tuple[Any, ...], parameter: np.ndarray, velocity: np.ndarray) -> None:
+    """A step of gradient descent; ``numbers`` are the kernel's."""
+    _run(k.elementwise.sgd, gradient, *numbers, parameter, velocity)
+
+
+def adam(k: Any, gradient: np.ndarray, numbers: tuple[float, ...], *changed: np.ndarray) -> None:
+    """A step of Adam; ``numbers`` are the kernel's, what is changed are the parameter and its two means."""
+    _run(k.elementwise.adam, gradient, *numbers, *changed)
+
+
+def map_sums(k: Any, maps: np.ndarray) -> np.ndarray:
+    """The sum over images and cells of each map of (N, C, H, W)."""
+    sums = np.empty(maps.shape[1], maps.dtype)
+    _run(k.elementwise.map_sums, maps, sums)
+    return sums
+
+
+def all_finite(k: Any, array: np.ndarray, n_threads: int) -> bool:
+    """Whether ``array`` holds neither NaN nor Inf."""
+    found = np.empty(1 + array.size // PART, array.dtype)
+    _run(k.elementwise.non_finite, array.reshape(-1), found, n_threads=n_threads)
+    return not np.isnan(found).any()

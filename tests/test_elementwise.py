@@ -1,0 +1,143 @@
+"""The elementwise kernels, on every engine: against the formulas in float64, and the same bits on several threads."""
+
+import numpy as np
+import pytest
+
+from conftest import Guarded
+from fastconv import _threads
+from fastconv._algorithms import elementwise
+from problems import integers, normals
+from tolerance import assert_same
+
+SIZES = (0, 1, 7, 100, 16383, 16384, 16385, 50001)  # around a task's cells, and a rest of every vector
+NO_GEOMETRY = np.empty(0, np.int64)
+
+
+def run(engine, kernel, *arguments, changed=(), n_threads=1):
+    """Call with guarded copies of the arrays ``changed``, which come last, and give those."""
+    guarded = []
+    for array in changed:
+        own = Guarded(array.shape, array.dtype)
+        own.array[...] = array
+        guarded.append(own)
+    arrays = [own.array for own in guarded]
+    engine.run("elementwise", kernel, *arguments, *arrays, geometry=NO_GEOMETRY, n_threads=n_threads)
+    for own in guarded:
+        own.check(f"{engine.name} {kernel}")
+    return arrays
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("most", [np.inf, 1.0])
+def test_rectify(engine, dtype, size, most):
+    output, grad = normals((2, size), dtype, 1)
+    special = [0.0, -0.0, np.nan, np.inf, -np.inf, 1.0, np.nextafter(output.dtype.type(1), output.dtype.type(2))]
+    output[: len(special)] = special[:size]
+    grad[1:4], grad[-2:] = np.nan, np.inf
+    expected = np.where((output > 0) & (output <= most), grad, output.dtype.type(0))
+    for n_threads in (1, 3):
+        (actual,) = run(engine, "rectify", output, most, changed=[grad], n_threads=n_threads)
+        assert_same(actual, expected, f"{engine.name} rectify {size}")
+
+
+def sgd(numbers, gradient, parameter, velocity):
+    lr, momentum, weight_decay, nesterov = numbers
+    g = gradient + weight_decay * parameter
+    if momentum:
+        velocity = momentum * velocity + g
+        g = g + momentum * velocity if nesterov else velocity
+    return parameter - lr * g, velocity
+
+
+def adam(numbers, gradient, parameter, mean, square):
+    step, mean_share, kept, square_share, scale, eps, shrink, weight_decay = numbers
+    g = gradient + weight_decay * parameter
+    mean = mean + mean_share * (g - mean)
+    square = kept * square + square_share * g**2
+    return shrink * parameter - step * mean / (scale * np.sqrt(square) + eps), mean, square
+
+
+STEPS = [
+    ("sgd", sgd, (0.5, momentum, decay, nesterov))
+    for momentum, nesterov in ((0.0, False), (0.75, False), (0.75, True))
+    for decay in (0.0, 0.25)
+]
+STEPS += [("adam", adam, (0.1, 0.2, 0.9, 0.1, 1.5, 1e-3, *last)) for last in ((1.0, 0.0), (1.0, 0.25), (0.9, 0.0))]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("kernel", "formula", "numbers"), STEPS)
+def test_steps_of_optimizers(engine, dtype, kernel, formula, numbers, size):
+    gradient, *changed = normals((4, size), dtype, 2)
+    changed = changed[: 3 if kernel == "adam" else 2]
+    changed[-1] = abs(changed[-1])
+    if kernel == "sgd" and not numbers[1]:
+        changed[-1] = changed[-1][:0]
+    expected = formula(numbers, *(array.astype(np.float64) for array in (gradient, *changed)))
+    first = run(engine, kernel, gradient, *numbers, changed=changed)
+    for actual, exact in zip(first, expected, strict=True):
+        np.testing.assert_allclose(
+            actual, exact, rtol=0, atol=16 * np.finfo(dtype).eps * (1 + abs(exact).max(initial=0))
+        )
+    for again, once in zip(run(engine, kernel, gradient, *numbers, changed=changed, n_threads=3), first, strict=True):
+        assert_same(again, once, f"{engine.name} {kernel} on three threads")
+
+
+@pytest.mark.parametrize(("kernel", "formula", "numbers"), STEPS)
+def test_a_cell_does_not_depend_on_its_place(engine, dtype, kernel, formula, numbers):
+    """Vectors and their rest round alike: what a parameter becomes does not depend on what it is stored with."""
+    values = normals((4, 1), dtype, 3)
+    gradient, *changed = (np.repeat(abs(value), 16384 + 61) for value in values)
+    changed = changed[: 3 if kernel == "adam" else 2]
+    if kernel == "sgd" and not numbers[1]:
+        changed[-1] = changed[-1][:0]
+    for actual in run(engine, kernel, gradient, *numbers, changed=changed):
+        assert (actual == actual[:1]).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 4, 5), (1, 1, 1, 1), (3, 2, 17, 31), (0, 2, 3, 3), (2, 0, 3, 3), (2, 3, 0, 4), (5, 40, 1, 7)]
+)
+def test_map_sums(engine, dtype, shape):
+    for make in (integers, normals):
+        maps = make(shape, dtype, 4)
+        exact, magnitude = (array.astype(np.float64).sum(axis=(0, 2, 3)) for array in (maps, abs(maps)))
+        sums = [run(engine, "map_sums", maps, changed=[np.empty(shape[1], dtype)], n_threads=n)[0] for n in (1, 3)]
+        assert_same(sums[0], sums[1], engine.name)
+        if make is integers:
+            assert_same(sums[0], exact.astype(dtype), engine.name)
+        assert (abs(sums[0] - exact) <= 2 * np.finfo(dtype).eps * magnitude).all()
+    if maps.size:
+        maps[0, 0, 0, 0] = np.inf
+        (sums,) = run(engine, "map_sums", maps, changed=[np.empty(shape[1], dtype)])
+        assert sums[0] == np.inf and np.isfinite(sums[1:]).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("parts", [1, 3, 20])
+def test_non_finite(engine, dtype, size, parts):
+    array = normals((size,), dtype, 5) * (np.finfo(dtype).max / 8)
+    (found,) = run(engine, "non_finite", array, changed=[np.empty(parts, dtype)], n_threads=3)
+    assert (found == 0).all()
+    for place, value in ((0, np.nan), (size - 1, np.inf), (size // 2, -np.inf)):
+        if size:
+            wrong = array.copy()
+            wrong[place] = value
+            (found,) = run(engine, "non_finite", wrong, changed=[np.empty(parts, dtype)])
+            part = place // -(-size // parts)
+            assert np.isnan(found[part]) and (np.delete(found, part) == 0).all()
+
+
+def test_threads_are_for_large_arrays(monkeypatch):
+    asked = []
+
+    class Kernels:
+        class elementwise:
+            @staticmethod
+            def rectify(output, most, grad, workspace, geometry, n_threads):
+                asked.append(n_threads)
+
+    monkeypatch.setattr(_threads, "workers", lambda: 5)
+    for size in (elementwise.SMALL - 1, elementwise.SMALL):
+        elementwise.rectify(Kernels, np.ones(size), np.inf, np.ones(size))
+    assert asked == [1, 5]
