@@ -364,11 +364,11 @@ def finish(
 
 
 def progress_bar(items: Any, progress: bool, what: str, total: int | None = None) -> Any:
-    """``items`` with tqdm's bar, or as they are where it is not installed or not wanted."""
+    """``items`` with tqdm's bar on a terminal, or as they are where it is not installed or not wanted."""
     if not progress:
         return items
     try:
         from tqdm import tqdm
     except ImportError:
         return items
-    return tqdm(items, desc=what, total=total, leave=False)
+    return tqdm(items, desc=what, total=total, leave=False, disable=None)
