@@ -116,8 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _warmup.run(arguments["everything"])
             return 0
         if command in ("train", "cost"):
-            from fastconv import _commands
+            from fastconv import _backends, _commands
 
+            _backends.resolve(arguments["backend"])  # what cannot run is told before anything is read or written
+            fastconv.get_num_threads()
             if command == "train":
                 _commands.run_train(augmented=not arguments.pop("no_augment"), **arguments)
             else:

@@ -174,6 +174,20 @@ def test_bad_requests_are_one_line(capsys, data, arguments, message):
 
 
 @pytest.mark.parametrize("command", [("train", "digits"), ("cost", "article")])
+@pytest.mark.parametrize("variable", ["FASTCONV_NUM_THREADS", "FASTCONV_MAX_ISA"])
+def test_a_wrong_environment_is_told_before_anything_is_written(capsys, data, monkeypatch, command, variable):
+    from fastconv import _backends, _threads
+
+    monkeypatch.setenv(variable, "many")
+    monkeypatch.setattr(_threads, "_global", None)
+    backend = _backends.available_backends()[0]
+    if variable == "FASTCONV_MAX_ISA" and backend != "cython":
+        pytest.skip("only the compiled back end asks for it in every process")
+    code, out, err = run(capsys, *command, "--backend", backend, "--out", "made")
+    assert (code, out) == (2, "") and f": {variable} is 'many': it must be" in err and not (data / "made").exists()
+
+
+@pytest.mark.parametrize("command", [("train", "digits"), ("cost", "article")])
 def test_what_draws_is_missed_before_anything_is_trained(capsys, data, monkeypatch, command):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = run(capsys, *command)
