@@ -104,6 +104,7 @@ def test_image_folder(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         image.fromarray(photo).convert(mode).save(tmp_path / name)
     (tmp_path / "b" / "notes.txt").write_text("no image")
+    (tmp_path / "b" / "._1.png").write_bytes(b"\0\5\x16\7")  # as macOS leaves beside a file, on other file systems
     data = datasets.image_folder(tmp_path, 10)
     assert data.classes == ("a", "b") and data.labels.tolist() == [0, 1, 1] and data.images.shape == (3, 3, 10, 10)
     inside = data.images[:2, :, 2:8, 2:8]

@@ -76,7 +76,8 @@ def photographs(folder: str, found: Pretrained, limit: int | None, longest: int)
     """The pictures of a folder, in the order of their names, as the network takes them."""
     if not os.path.isdir(folder):
         raise Refusal(f"--images {folder}: there is no such folder")
-    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES)[:limit]
+    paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES and path.name[0] != "."]
+    paths = sorted(paths)[:limit]
     if not paths:
         raise Refusal(f"--images {folder}: it holds no picture ({', '.join(PICTURES)})")
     return [_input(path, found, longest) for path in paths]
