@@ -35,6 +35,7 @@ def run_train(
     data: str, model: str, epochs: int | None, lr: float, seed: int, size: int, augmented: bool, backend: str, out: str
 ) -> None:
     """Train, and leave checkpoint, history, curves and filters in a folder."""
+    _pictures.check_installed("train")
     training, validation = load_data(data, size)
     epochs = epochs or (8 if data == "fashion" else 30)  # a few minutes on one core
     folder = Path(out)
@@ -71,6 +72,7 @@ def run_cost(
     model: str, filters: Sequence[int], data: str, epochs: int, lr: float, seed: int, size: int, backend: str, out: str
 ) -> None:
     """What a network costs and gains with more filters: a table, cost.csv and cost.png."""
+    _pictures.check_installed("cost")
     training, validation = load_data(data, size)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,8 +176,8 @@ def _same_run(path: Path, settings: dict[str, Any], resumed: bool) -> None:
     """Keep the settings beside the checkpoint; ValueError if the one that is there was made with others."""
     if resumed:
         try:
-            former = json.loads(path.read_text())
-        except (OSError, ValueError):
+            former = dict(json.loads(path.read_text()))
+        except (OSError, TypeError, ValueError):
             raise ValueError(f"{path}: missing or damaged, beside a checkpoint: choose another --out") from None
         for name, value in settings.items():
             if former.get(name) != value:

@@ -73,9 +73,7 @@ class PackedWeight:
         return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if copy or (dtype is not None and np.dtype(dtype) != self.dtype):
-            return np.array(self.source, dtype=dtype)
-        return self.source
+        return np.array(self.source, dtype=dtype, copy=copy)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeight, (self.source,)

@@ -14,6 +14,15 @@ BETWEEN = (70, 100, 150)  # colour of the gaps, which no grey cell has
 HEAD = 24  # pixels above them, for the caption
 
 
+def check_installed(function: str) -> None:
+    """ImportError, before anything is trained, if what draws is missing."""
+    try:
+        import matplotlib.figure  # noqa: F401
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise ImportError(f"{function}: its pictures need matplotlib and Pillow: pip install 'fastconv[viz]'") from None
+
+
 def curves(history: Any, title: str) -> bytes:
     """Loss and accuracy against epochs, as PNG."""
     epochs = history["epoch"]

@@ -31,7 +31,7 @@ def save(state: Any, path: Any) -> None:
     Raises
     ------
     ValueError
-        If the path has another ending, or a name is empty or not a string.
+        If the path has another ending, or a name is empty, not a string, or one that the file could not give back.
     TypeError
         If `state` is neither layer nor mapping, or an entry holds no numbers.
     ImportError
@@ -63,6 +63,8 @@ def save(state: Any, path: Any) -> None:
     for name, value in state.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"save: name {name!r}: it must be a string that is not empty")
+        if "\0" in name or not name.isascii() and name.encode(errors="replace").decode() != name:
+            raise ValueError(f"save: name {name!r}: no file holds null characters or halves of characters")
         array = np.asarray(as_array("save", repr(name), value), order="C")
         if array.dtype.kind not in "fiub":
             raise TypeError(f"save: {name!r} has dtype {array.dtype}: it must hold real numbers")
@@ -156,6 +158,8 @@ def _format(function: str, path: Any) -> tuple[Encode, Decode]:
     from safetensors import SafetensorError
 
     def encode(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
+        if "__metadata__" in arrays:  # it would be written, and the file never read again
+            raise ValueError("save: name '__metadata__': .safetensors files use it for themselves")
         try:
             file.write(safetensors.save(arrays))
         except SafetensorError as error:

@@ -19,18 +19,22 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+LONGEST = 1e18  # nanoseconds, thirty years: no NaN, no infinity, no number too large for a float passes
 _lock = threading.Lock()
 _here: dict[str, dict[str, float]] = {}  # measured by this process
 _filed: dict[str, dict[str, float]] | None = None  # read from the file; None: not yet
 
 
 def path() -> Path:
-    """The file, whether it exists or not."""
+    """The file, whether it exists or not; FileNotFoundError where there is no place for it."""
     folder = os.environ.get("FASTCONV_CACHE_DIR", "").strip()
     if folder:
-        return Path(folder) / "tuned.json"
+        return Path(os.path.expanduser(folder)) / "tuned.json"
     cache_home = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(cache_home) if cache_home else Path("~/.cache").expanduser()) / "fastconv" / "tuned.json"
+    base = cache_home if os.path.isabs(cache_home) else os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):  # a user without a home, as in some containers
+        raise FileNotFoundError("there is no home folder: FASTCONV_CACHE_DIR can name another place")
+    return Path(base) / "fastconv" / "tuned.json"
 
 
 @cache
@@ -72,7 +76,7 @@ def remember(key: str, nanoseconds: dict[str, float]) -> None:
                 entries.setdefault(machine(), {})[key] = dict(nanoseconds)
                 _write({"format": FORMAT, "machines": entries})
         except OSError as error:
-            warnings.warn(f"tune: {path()} cannot be written ({error}): kept for this process alone", stacklevel=3)
+            warnings.warn(f"tune: tuned.json cannot be written ({error}): kept for this process alone", stacklevel=3)
 
 
 def _read() -> Any:
@@ -100,7 +104,7 @@ def _is_times(times: Any) -> bool:
     return (
         isinstance(times, dict)
         and bool(times)
-        and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in times.values())
+        and all(type(value) in (int, float) and 0 < value < LONGEST for value in times.values())
     )
 
 

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("info", help="print back ends, instruction sets and threads")
     from fastconv.see import _commands as see_commands
 
-    see_commands.add(commands)
+    see_commands.add(commands, _positive)
     return main_parser
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _demo.DemoError, _warmup.WarmupError, fastconv.BackendUnavailable, see_commands.Refusal,
     )  # fmt: skip
     if command in ("info", "train", "cost"):
-        problems = (*problems, ValueError, OSError, ImportError, FloatingPointError)
+        problems = (*problems, ValueError, OSError, ImportError, FloatingPointError, MemoryError)
     try:
         if command == "demo":
             return 0 if _demo.run(arguments["image"], arguments["backend"], arguments["out"]) else 1
@@ -116,8 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _warmup.run(arguments["everything"])
             return 0
         if command in ("train", "cost"):
-            from fastconv import _commands
+            from fastconv import _backends, _commands
 
+            _backends.resolve(arguments["backend"])  # what cannot run is told before anything is read or written
+            fastconv.get_num_threads()
             if command == "train":
                 _commands.run_train(augmented=not arguments.pop("no_augment"), **arguments)
             else:
@@ -128,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except problems as error:
-        text = "; ".join([str(error), *getattr(error, "__notes__", ())]).replace("\n", " ")
+        text = "; ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())]).replace("\n", " ")
         print(f"fastconv {command}: {text.removeprefix(f'{command}: ')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

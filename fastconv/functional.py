@@ -1466,8 +1466,8 @@ def from_images(images: Any, mean: Any = None, std: Any = None, dtype: Any = "fl
     if kind not in (np.float32, np.float64):
         raise ValueError(f"{function}: dtype {shown(dtype)}: it must be 'float32' or 'float64'")
     C = array.shape[-1]
-    shift = _per_channel(function, "mean", 0.0 if mean is None else mean, C)
-    scale = _per_channel(function, "std", 1.0 if std is None else std, C)
+    shift = per_channel(function, "mean", 0.0 if mean is None else mean, C)
+    scale = per_channel(function, "std", 1.0 if std is None else std, C)
     if not (scale > 0).all():
         raise ValueError(f"{function}: std {shown(std)}: it must be positive")
     batch = array if array.ndim == 4 else array[None]
@@ -1481,7 +1481,8 @@ def from_images(images: Any, mean: Any = None, std: Any = None, dtype: Any = "fl
     return result
 
 
-def _per_channel(function: str, name: str, value: Any, C: int) -> np.ndarray:
+def per_channel(function: str, name: str, value: Any, C: int) -> np.ndarray:
+    """A number, or one for each of C channels, as (C,) floats; TypeError or ValueError for anything else."""
     try:
         given = np.asarray(value)
         numbers = given.astype(np.float64) if given.dtype.kind in "fiu" else None

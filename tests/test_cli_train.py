@@ -169,9 +169,40 @@ def test_names_of_models():
     ],
 )
 def test_bad_requests_are_one_line(capsys, data, arguments, message):
-    with np.errstate(all="ignore"):
-        code, _, err = run(capsys, *arguments)
+    code, _, err = run(capsys, *arguments)
     assert code == 2 and err.count("\n") == 1 and message in err
+
+
+@pytest.mark.parametrize("command", [("train", "digits"), ("cost", "article")])
+@pytest.mark.parametrize("variable", ["FASTCONV_NUM_THREADS", "FASTCONV_MAX_ISA"])
+def test_a_wrong_environment_is_told_before_anything_is_written(capsys, data, monkeypatch, command, variable):
+    from fastconv import _backends, _threads
+
+    monkeypatch.setenv(variable, "many")
+    monkeypatch.setattr(_threads, "_global", None)
+    backend = _backends.available_backends()[0]
+    if variable == "FASTCONV_MAX_ISA" and backend != "cython":
+        pytest.skip("only the compiled back end asks for it in every process")
+    code, out, err = run(capsys, *command, "--backend", backend, "--out", "made")
+    assert (code, out) == (2, "") and f": {variable} is 'many': it must be" in err and not (data / "made").exists()
+
+
+@pytest.mark.parametrize("command", [("train", "digits"), ("cost", "article")])
+def test_what_draws_is_missed_before_anything_is_trained(capsys, data, monkeypatch, command):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = run(capsys, *command)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and err.endswith("pip install 'fastconv[viz]'\n")
+    assert [path.name for path in data.iterdir()] == ["digits10k.npz"]
+
+
+def test_what_memory_cannot_hold_is_one_line(capsys, data):
+    from PIL import Image
+
+    (data / "photos" / "red").mkdir(parents=True)
+    for n in range(2):
+        Image.new("RGB", (9, 9)).save(data / "photos" / "red" / f"{n}.png")
+    code, _, err = run(capsys, "train", "photos", "--size", 2**30)
+    assert code == 2 and err.count("\n") == 1 and "Unable to allocate" in err
 
 
 @pytest.mark.parametrize(
@@ -182,6 +213,8 @@ def test_bad_requests_are_one_line(capsys, data, arguments, message):
         ("train", "digits", "--seed", "-1"),
         ("cost", "article", "--filters", "8,x"),
         ("cost", "lenet"),
+        ("see", "run", "--limit", "-1"),
+        ("explain", "run", "a.jpg", "--size", "0"),
     ],
 )
 def test_what_argparse_refuses(capsys, data, arguments):
@@ -194,6 +227,11 @@ def test_another_run_is_not_overwritten(capsys, data):
     kept = {name: (data / "made" / name).read_bytes() for name in FILES}
     code, _, err = run(capsys, "train", "digits", "--epochs", 2, "--out", "made")
     assert code == 2 and "made holds a run with epochs 1, this one has 2: choose another --out" in err
+    for text in ("", "3", "null", "[1]"):
+        (data / "made" / "run.json").write_text(text)
+        code, _, err = run(capsys, "train", "digits", "--epochs", 1, "--out", "made")
+        assert code == 2 and err.count("\n") == 1 and "run.json: missing or damaged" in err
+    (data / "made" / "run.json").write_bytes(kept["run.json"])
     (data / "made" / "checkpoint.npz").write_bytes(kept["checkpoint.npz"][:-50])
     code, _, err = run(capsys, "train", "digits", "--epochs", 1, "--out", "made")
     assert code == 2 and err.count("\n") == 1 and "checkpoint.npz: damaged" in err

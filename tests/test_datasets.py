@@ -43,6 +43,8 @@ def test_idx_of_every_type(tmp_path, rng, code, dtype, packed):
         (idx(np.zeros((2, 3), np.uint8))[:-1], r"it has 17 bytes: an array of shape \(2, 3\) needs 18"),
         (idx(np.zeros((2, 3), np.uint8)) + b"x", "it has 19 bytes"),
         (b"\0\0\x08\x02" + b"\xff" * 8, "needs 18446744065119617037"),
+        (b"\0\0\x08\x64" + b"\0\0\0\1" * 100 + b"x", "no array has shape"),
+        (b"\0\0\x0e\x04" + b"\0" * 4 + b"\xff" * 12, "no array has shape"),
         (gzip.compress(idx(np.zeros(9, np.uint8)), mtime=0)[:-9], "damaged gzip file"),
         (b"\x1f\x8bnoise", "damaged gzip file"),
     ],
@@ -81,7 +83,7 @@ def test_dataset_is_taken_apart_and_cut(rng):
     assert images is data.images and labels is data.labels
     part = data[np.array([5, 0])]
     assert part.labels.tolist() == [2, 0] and (part.images == x[[5, 0]]).all() and part.classes == data.classes
-    assert len(data[1:3]) == 2 and len(data[4]) == 1
+    assert len(data[1:3]) == 2 and len(data[4]) == 1 and len(data[[]]) == 0
     for arguments, message in (
         ((x[0], [0]), r"images are uint8 \(1, 4, 4\)"),
         ((x, [0] * 5), r"6 images, labels of shape \(5,\)"),
@@ -102,6 +104,7 @@ def test_image_folder(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         image.fromarray(photo).convert(mode).save(tmp_path / name)
     (tmp_path / "b" / "notes.txt").write_text("no image")
+    (tmp_path / "b" / "._1.png").write_bytes(b"\0\5\x16\7")  # as macOS leaves beside a file, on other file systems
     data = datasets.image_folder(tmp_path, 10)
     assert data.classes == ("a", "b") and data.labels.tolist() == [0, 1, 1] and data.images.shape == (3, 3, 10, 10)
     inside = data.images[:2, :, 2:8, 2:8]
@@ -206,6 +209,7 @@ def test_the_real_fashion_mnist():
         (lambda: datasets.Dataset(np.zeros((1, 1, 2, 2), "uint16"), [0]), ValueError, "Dataset: images are uint16 (1, 1, 2, 2): they must be (N, C, H, W) of uint8 or float"),
         (lambda: datasets.Dataset(np.zeros((1, 1, 2, 2)), [0], 3), TypeError, "Dataset: classes is a int: it must be a sequence of names"),
         (lambda: datasets.Dataset(np.zeros((1, 1, 2, 2)), [0], "ab"), TypeError, "Dataset: classes is a str: it must be a sequence of names"),
+        (lambda: datasets.Dataset(np.zeros((1, 1, 2, 2)), [2**62]), ValueError, f"Dataset: label {2**62}: it must be below 1048576 where classes are not named"),
         (lambda: datasets.read_idx(3), TypeError, "read_idx: path is a int: it must be a string or a path"),
         (lambda: datasets.read_npz(3), TypeError, "read_npz: path is a int: it must be a string or a path"),
         (lambda: datasets.read_npz("a.txt"), ValueError, "read_npz: path 'a.txt': it must end in .safetensors or .npz"),

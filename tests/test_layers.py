@@ -646,6 +646,14 @@ def test_gradients_are_overwritten_or_added():
     assert list(layer.gradients()) == [None, None]
 
 
+@pytest.mark.parametrize("name", ["ReLU", "Flatten", "Identity", "Dropout", "GlobalAvgPool2d", "Sigmoid", "Softmax"])
+def test_needs_input_false_gives_none_for_layers_without_parameters(name):
+    first = getattr(fastconv, name)()
+    x = np.ones((2, 1, 4, 4))
+    for net in (first, Sequential(first), Sequential(ReLU(), first), Sequential(ReLU(), MaxPool2d(2), first)):
+        assert net.backward(np.ones_like(net(x)), needs_input=False) is None
+
+
 def test_needs_input_spares_only_the_inputs_gradient():
     net = article_net()
     x = numbers((2, 1, 28, 28), "float32")

@@ -96,6 +96,10 @@ def test_it_is_taken_wherever_a_weight_is():
     assert_same(np.asarray(packed), w)
     assert np.asarray(packed, dtype="float64").dtype == np.float64
     assert np.array(packed).flags.writeable
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        assert np.asarray(packed, copy=False) is packed.source
+        with pytest.raises(ValueError, match="copy"):
+            np.asarray(packed, dtype="float64", copy=False)
 
 
 def test_copies_and_pickles_hold_the_plain_weight():

@@ -21,7 +21,7 @@ from fastconv.layers import (
     Residual,
     Sequential,
 )
-from fastconv.see import deconvnet, explain, field, top_patches
+from fastconv.see import Preparation, deconvnet, explain, field, top_patches
 from fastconv.see._probe import layer_of, output_of
 
 
@@ -374,12 +374,24 @@ BAD = {
     "rank": (lambda: deconvnet(NET, X[0], "0", 0), r"deconvnet: x has shape \(16, 16\)"),
     "no images": (lambda: top_patches(NET, [], "0"), "top_patches: images is empty"),
     "k": (lambda: top_patches(NET, [X], "0", k=0), "top_patches: k 0: it must be an integer of at least 1"),
+    "k of another kind": (lambda: top_patches(NET, [X], "0", k=1.5), "top_patches: k 1.5: it must be an integer"),
+    "one filter": (
+        lambda: top_patches(NET, [X], "0", 3),
+        "top_patches: filters is 3: it must be a sequence of integers",
+    ),
+    "one number": (lambda: top_patches(NET, 3, "0"), "top_patches: images is 3: it must be an iterable"),
     "an image": (lambda: top_patches(NET, [X, X[:1]], "0", progress=False), "Conv2d: input has 1 channels"),
     "explain": (lambda: explain(ReLU(), X, 0), "explain: conv is a ReLU: it must be a Conv2d"),
     "explain two": (lambda: explain(NET[0], np.stack([X, X]), 0), "explain: x has shape .*: it must be one image"),
     "explain dtype": (lambda: explain(NET[0], X.astype("float64"), 0), "explain: x is float64"),
     "explain channels": (lambda: explain(NET[0], X[:1], 0), "explain: x has 1 channels: the layer takes 3"),
     "field": (lambda: field(NET, "nought", X.shape), "field: layer 'nought'"),
+    "field of a plane": (lambda: field(NET, "0", (16, 16)), r"field: input_shape \(16, 16\): it must be \(C, H, W\)"),
+    "field of a number": (lambda: field(NET, "0", 5), "field: input_shape is 5: it must be a sequence of integers"),
+    "field of text": (lambda: field(NET, "0", "abc"), "field: input_shape is 'abc': it must be a sequence"),
+    "a photograph": (lambda: Preparation()(X[0]), r"Preparation: image has shape \(16, 16\): it must be \(H, W, C\)"),
+    "means": (lambda: Preparation((1.0, 2.0))(X.T), "Preparation: mean .*: it must be a finite number or 3 of them"),
+    "scale": (lambda: Preparation(scale="a")(X.T), "Preparation: scale is 'a': it must be a number or 3 numbers"),
 }
 
 

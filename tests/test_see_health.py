@@ -181,6 +181,7 @@ def test_statistics_of_independent_weights():
 
 def test_bad_input_is_named():
     net = Sequential(Conv2d(3, 4, 3, rng=0), ReLU())
+    classifier = Sequential(net[0], ReLU(), Flatten(), Linear(144, 2))
     x = np.zeros((3, 8, 8), np.float32)
     for call, message in (
         (lambda: health(Sequential(ReLU()), [x]), "health: net has no Conv2d layer: there is no filter to look at"),
@@ -188,6 +189,12 @@ def test_bad_input_is_named():
         (lambda: health(net, []), "health: images is empty: at least one image is needed"),
         (lambda: health(net, [x[:1]]), "Conv2d: input has 1 channels"),
         (lambda: health(net, [x[0]]), r"health: an image has shape \(8, 8\)"),
+        (lambda: health(net, 3), "health: images is 3: it must be an iterable"),
+        (lambda: health(classifier, [x], [0, 1]), "health: labels: 2 labels for 1 images: there must be as many"),
+        (lambda: health(classifier, [x], ["a"]), "health: labels is 'a': it must be an integer"),
+        (lambda: health(classifier, [x], 3), "health: labels is 3: it must be a sequence of integers"),
+        (lambda: health(classifier, [x], [0], training=x), "health: training is a ndarray: it must be"),
+        (lambda: health(classifier, [x], [0], training=([x], [])), "health: training: 0 labels for 1 images"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             call()

@@ -64,6 +64,9 @@ def test_anatomy_draws_what_explain_says(tmp_path):
     np.testing.assert_array_equal(np.stack(small), found.kernels)
     np.testing.assert_array_equal(np.stack(maps[:32]), found.maps)
     np.testing.assert_allclose(maps[32], found.sum, atol=1e-5)
+    for filters, message in ((3, "filters is 3: it must be a sequence of integers"), ([], "filters is empty")):
+        with pytest.raises((TypeError, ValueError), match=f"anatomy: {message}"):
+            anatomy(unit, np.ones((3, 8, 8), np.float32), "0", filters)
     with pytest.raises(TypeError, match=r"anatomy: layer '1' is a ReLU: it must be a Conv2d"):
         anatomy(net, image, "1")
 
@@ -86,6 +89,10 @@ def test_occlusion_finds_what_the_answer_depends_on():
         (lambda: occlusion(net[:1], image), r"occlusion: the network's output has shape \(1, 2, 1, 1\)"),
         (lambda: occlusion(net, image, 2), "occlusion: target 2: the output has 2"),
         (lambda: occlusion(net, image, size=9), r"occlusion: size \(9, 9\): the image is 8 x 8"),
+        (lambda: occlusion(net, image, size=0), "occlusion: size 0: extents must be at least 1"),
+        (lambda: occlusion(net, image, stride=0), "occlusion: stride 0: strides must be at least 1"),
+        (lambda: occlusion(net, image, batch=0), "occlusion: batch 0: it must be at least 1"),
+        (lambda: occlusion(net, image, fill=[1, 2, 3]), "occlusion: fill .*: it must be a finite number or 1 of them"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -102,6 +109,8 @@ def test_evolution_follows_filters_over_checkpoints(tmp_path):
     for net, patch in zip(nets, found.filters[3], strict=True):
         assert patch.value == net[0](images)[:, 3].max()
     assert all((before[key] == value).all() for key, value in nets[0].state_dict().items())
+    with pytest.raises(TypeError, match=r"evolution: checkpoints is 'a.npz': it must be a sequence of states or paths"):
+        evolution("a.npz", nets[0], images, "0")
     with pytest.raises(ValueError, match="evolution: checkpoints is empty"):
         evolution([], nets[0], images, "0")
     with pytest.raises(
@@ -256,6 +265,21 @@ def test_bad_input_of_the_page(tmp_path):
         (lambda: report(net, images, tmp_path / "a.html", layers=["1"]), "report: layer '1' is a ReLU"),
         (lambda: report(net, images, tmp_path / "a.html", filters=0), "report: filters 0: it must be at least 1"),
         (lambda: report(net, images, tmp_path / "a.html", filters=[99]), "report: filters 99: the layer has 8"),
+        (
+            lambda: report(net, images, tmp_path / "a.html", filters=True),
+            "report: filters is True: it must be an integer or",
+        ),
+        (
+            lambda: report(net, images, tmp_path / "a.html", layers="10"),
+            "report: layers is '10': it must be a sequence",
+        ),
+        (lambda: report(net, images, tmp_path / "a.html", k=0), "report: k 0: it must be an integer of at least 1"),
+        (
+            lambda: report(net, images, tmp_path / "a.html", history=[1]),
+            "report: history is a list: it must be a mapping",
+        ),
+        (lambda: report(net, 3, tmp_path / "a.html"), "report: images is 3: it must be an iterable"),
+        (lambda: report(net, images, 3), "report: path is a int: it must be a string or a path"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             call()

@@ -268,6 +268,9 @@ def test_wrong_arguments_and_places(tmp_path):
         save([1], tmp_path / "a.npz")
     with pytest.raises(ValueError, match="save: name 3: it must be a string"):
         save({3: np.ones(1)}, tmp_path / "a.npz")
+    for name in ("a\0b", "\udc80"):  # zip files end a name at the first, UTF-8 does not know the second
+        with pytest.raises(ValueError, match="save: name .*: no file holds null characters or halves of characters"):
+            save({name: np.ones(1)}, tmp_path / "a.npz")
     with pytest.raises(TypeError, match="save: 'a' has dtype <U1"):
         save({"a": "x"}, tmp_path / "a.npz")
     with pytest.raises(FileNotFoundError):

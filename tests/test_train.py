@@ -452,6 +452,30 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_very_step(tmp_path, at):
     assert training.same(resumed, whole)
 
 
+def test_a_second_ctrl_c_in_the_middle_of_a_step_keeps_the_former_checkpoint(tmp_path):
+    """Its batch has gone through batch normalisation and dropout, and a part of the parameters is stepped already."""
+
+    class Interrupted(train.AdamW):
+        calls = 0
+
+        def _update(self, *arrays):
+            super()._update(*arrays)
+            self.calls += 1
+            if self.calls == 50:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    path, net = tmp_path / "run.npz", training.network()
+    with pytest.raises(KeyboardInterrupt):
+        training.run(net, path, optimizer=Interrupted(net, 0.01))
+    whole, history = unbroken(tmp_path)
+    resumed = training.network(seed=9)
+    went_on = training.Signalled()
+    assert columns(training.run(resumed, path, went_on)) == columns(history)
+    assert went_on.calls == 10  # from the start of the second epoch
+    assert training.same(resumed, whole)
+
+
 def test_ctrl_c_during_validation(tmp_path, monkeypatch):
     path = tmp_path / "run.npz"
     module = sys.modules["fastconv.train.fit"]
@@ -719,6 +743,8 @@ def fitted(data=(IMAGES, LABELS), **options):
     [
         (lambda: fitted(loss=3), TypeError, "fit: loss is a int: it must be a function"),
         (lambda: fitted(schedule=0.1), TypeError, "fit: schedule is a float: it must be a function"),
+        (lambda: fitted(schedule=lambda step: None), TypeError, "fit: schedule(0) is None: it must be a number"),
+        (lambda: fitted(schedule=lambda step: math.nan), ValueError, "fit: schedule(0) nan: it must be at least 0"),
         (lambda: fitted(augment="flip"), TypeError, "fit: augment is a str: it must be a function"),
         (lambda: fitted(callbacks=print), TypeError, "fit: callbacks is a builtin_function_or_method: it must be a list of functions"),
         (lambda: fitted(callbacks=[3]), TypeError, "fit: callbacks is a int: it must be a function"),
@@ -741,6 +767,11 @@ def fitted(data=(IMAGES, LABELS), **options):
         (lambda: train.clip_grad_norm([[1.0]], 1), TypeError, "clip_grad_norm: a gradient is list: it must be a writeable array of floats"),
         (lambda: train.StepSchedule(0.1, 2)(1.5), TypeError, "StepSchedule: step is 1.5: it must be an integer"),
         (lambda: train.CosineSchedule(0.1, 2)(-1), ValueError, "CosineSchedule: step -1: it must be at least 0"),
+        (lambda: train.History().load_state_dict(3), TypeError, "History.load_state_dict: state_dict is a int: it must be a mapping of names to arrays"),
+        (lambda: train.History().load_state_dict({"epoch": [1]}), ValueError, "History.load_state_dict: 'loss' and 6 more keys: missing"),
+        (lambda: train.History().load_state_dict({**train.History().state_dict(), "lr": [0.1]}), ValueError, "History.load_state_dict: columns of [0, 1] epochs: they must be as long"),
+        (lambda: train.History().load_state_dict({**train.History().state_dict(), "lr": "a"}), TypeError, "History.load_state_dict: state_dict: its columns must be arrays (epochs,) of numbers"),
+        (lambda: train.History().to_csv(3), TypeError, "History.to_csv: path is a int: it must be a string or a path"),
         (lambda: train.save_checkpoint("a.npz", 3), TypeError, "save_checkpoint: net is a int: it must be a Layer"),
         (lambda: train.load_checkpoint(3, NET), TypeError, "load_checkpoint: path is a int: it must be a string or a path"),
         (lambda: train.load_checkpoint("a.npz", NET, 3), TypeError, "load_checkpoint: optimizer is a int: it has no state"),
@@ -752,6 +783,27 @@ def test_what_cannot_be_trained_is_told_before_anything_changes(call, kind, mess
         call()
     assert str(caught.value) == message
     assert all((array == before[name]).all() for name, array in NET.state_dict().items())
+
+
+def test_a_network_for_crops_is_trained_on_crops(rng):
+    """It fits neither the whole images, nor crops of another size."""
+    x, y = rng.random((20, 1, 14, 14), np.float32), rng.integers(0, 10, 20)
+    net = models.article_net(image_size=10, filters=2, rng=0)
+    validation = train.center_crop(x, 10), y
+    history = train.fit(net, (x, y), epochs=1, augment=train.Augment(crop=10), validation=validation, progress=False)
+    assert len(history) == 1
+    for crop in (14, 15):
+        with pytest.raises(ValueError, match=r"^fit: data: images of shape \(1, 14, 14\) do not fit: "):
+            train.fit(net, (x, y), epochs=1, augment=train.Augment(crop=crop), progress=False)
+    with pytest.raises(ValueError, match=r"^fit: validation: images of shape \(1, 14, 14\) do not fit: "):
+        train.fit(net, (x, y), epochs=1, augment=train.Augment(crop=10), validation=(x, y), progress=False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_diverges_raises_without_warnings_before():
+    x, y = training.images()
+    with pytest.raises(FloatingPointError, match="^fit: the loss is (nan|inf) in epoch 2, batch 1: first in layer"):
+        train.fit(training.network(), (x, y), epochs=9, batch_size=40, lr=1e30, validation=(x, y), progress=False)
 
 
 def test_one_gradient_may_be_clipped_alone():

@@ -102,7 +102,8 @@ def test_a_corrupt_file_is_survived_and_replaced(folder, text, monkeypatch):
 def test_entries_of_a_wrong_form_are_not_believed(folder):
     key, _ = times_for(PROBLEM, "direct")
     folder.mkdir()
-    for wrong in (3, [], {}, {"direct": "fast"}, {"direct": True}):
+    no_times = ({"direct": number} for number in (True, 0, -5, np.nan, np.inf, 10**400))
+    for wrong in (3, [], {}, {"direct": "fast"}, *no_times):
         _tuned._filed = None
         data = {"format": 1, "machines": {_tuned.machine(): {key: wrong}}}
         (folder / "tuned.json").write_text(json.dumps(data))
@@ -132,6 +133,17 @@ def test_a_folder_that_cannot_be_written(tmp_path, folder, monkeypatch):
     with pytest.warns(UserWarning, match="cannot be written"), fc.config(backend="reference"):
         plan = fc.tune(PROBLEM, seconds=0.001)
     assert "measured" in plan.explain(), "this process remembers all the same"
+
+
+def test_a_user_without_a_home(monkeypatch, tmp_path, folder):
+    """As in containers that run under any number: calls work all the same, and nothing is written into a folder "~"."""
+    monkeypatch.delenv("FASTCONV_CACHE_DIR")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which its specification says to ignore
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="there is no home folder"), fc.config(backend="reference"):
+        plan = fc.tune(PROBLEM, seconds=0.001)
+    assert "measured" in plan.explain() and not list(tmp_path.iterdir())
 
 
 def test_two_writers_lose_nothing(folder):

@@ -10,6 +10,8 @@ import numpy as np
 from fastconv._arrays import as_array
 from fastconv._problem import sequence
 
+MOST_UNNAMED = 2**20  # classes that get numbers as names: larger labels are damage, and their names would fill memory
+
 
 class Dataset:
     """Images with labels; ``images, labels = dataset`` takes it apart, ``dataset[:100]`` is a part of it.
@@ -50,6 +52,8 @@ class Dataset:
         least, most = (int(self.labels.min()), int(self.labels.max())) if len(self.labels) else (0, -1)
         if classes is not None and not sequence(classes):
             raise TypeError(f"Dataset: classes is a {type(classes).__name__}: it must be a sequence of names")
+        if classes is None and most >= MOST_UNNAMED:
+            raise ValueError(f"Dataset: label {most}: it must be below {MOST_UNNAMED} where classes are not named")
         self.classes = tuple(map(str, range(most + 1))) if classes is None else tuple(classes)
         if least < 0 or most >= len(self.classes):
             worst = least if least < 0 else most
@@ -65,6 +69,8 @@ class Dataset:
         """The images of a slice, or of an array of indices."""
         if not isinstance(rows, slice):
             rows = np.atleast_1d(rows)
+            if rows.size == 0 and rows.dtype.kind == "f":  # an empty list
+                rows = rows.astype(np.intp)
         return Dataset(self.images[rows], self.labels[rows], self.classes)
 
     def __repr__(self) -> str:

@@ -26,7 +26,7 @@ def image_folder(path: Any, size: int = 64, channels: int = 3) -> Dataset:
     Returns
     -------
     Dataset
-        Classes and files in the order of their names.
+        Classes and files in the order of their names; hidden ones (".name") are passed over.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def image_folder(path: Any, size: int = 64, channels: int = 3) -> Dataset:
         (label, file)
         for label, folder in enumerate(folders)
         for file in sorted(folder.iterdir())
-        if file.suffix.lower() in ENDINGS
+        if file.suffix.lower() in ENDINGS and not file.name.startswith(".")
     ]
     if not files:
         raise ValueError(f"{function}: {root}: it holds no folders with images, one for each class")

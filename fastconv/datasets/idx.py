@@ -65,5 +65,8 @@ def read_idx(path: Any) -> np.ndarray:
         raise ValueError(
             f"read_idx: {name}: it has {len(data)} bytes: an array of shape {shown(shape)} needs {shown(wanted)}"
         )
-    values = np.frombuffer(data, dtype, offset=start).reshape(shape)
+    try:
+        values = np.frombuffer(data, dtype, offset=start).reshape(shape)
+    except ValueError as error:  # more axes than NumPy has, or an extent of 0 beside others that overflow
+        raise ValueError(f"read_idx: {name}: no array has shape {shown(shape)} ({error})") from None
     return values.astype(dtype.newbyteorder("="))

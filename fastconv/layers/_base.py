@@ -201,10 +201,19 @@ class Layer:
         Train mode keeps what backward needs, lets `Dropout` drop and `BatchNorm2d` use and track
         the batch's statistics.
 
+        Parameters
+        ----------
+        mode : bool
+
         Returns
         -------
         Layer
             Itself.
+
+        Raises
+        ------
+        TypeError
+            If `mode` is neither True nor False; nothing is switched then.
         """
         mode = flag(f"{type(self).__name__}.train", "mode", mode)
         layers = [layer for _, layer in self.named_layers()]

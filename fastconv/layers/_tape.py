@@ -214,7 +214,7 @@ class BackwardPass:
         self._frame.pop(layer)
         if through is not None:
             self._frame.pop(through)
-        return grad_input
+        return grad_input if needs_input else None  # a layer without parameters has no work to save, and gives its own
 
     def store(self, layer: Any, **gradients: np.ndarray | None) -> None:
         """Keep gradients of parameters as ``layer.grad_<name>``; a layer met twice in one pass gets their sum."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def photographs(folder: str, found: Pretrained, limit: int | None, longest: int)
     """The pictures of a folder, in the order of their names, as the network takes them."""
     if not os.path.isdir(folder):
         raise Refusal(f"--images {folder}: there is no such folder")
-    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES)[:limit]
+    paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURES and path.name[0] != "."]
+    paths = sorted(paths)[:limit]
     if not paths:
         raise Refusal(f"--images {folder}: it holds no picture ({', '.join(PICTURES)})")
     return [_input(path, found, longest) for path in paths]
@@ -102,8 +104,8 @@ def _numbers(text: str) -> int | list[int]:
         raise argparse.ArgumentTypeError(f"{text!r}: it must be a number, or numbers with commas") from None
 
 
-def add(commands: Any) -> None:
-    """The parsers of the three commands."""
+def add(commands: Any, positive: Callable[[str], int]) -> None:
+    """The parsers of the three commands; ``positive`` reads a whole number of at least 1."""
     help_model = f"{', '.join(SOURCES)} (after `fastconv fetch`), or package.module:function that makes a network"
     see = commands.add_parser("see", help="write a page that shows what a network's filters see")
     see.add_argument("model", metavar="MODEL", help=f"{help_model}, or a folder of `fastconv train`")
@@ -121,8 +123,10 @@ def add(commands: Any) -> None:
         default="guided",
         help="of the projections (default: %(default)s)",
     )
-    see.add_argument("--limit", type=int, metavar="N", help="at most so many photographs")
-    see.add_argument("--size", type=int, default=224, metavar="PIXELS", help="longest side of an image (default: 224)")
+    see.add_argument("--limit", type=positive, metavar="N", help="at most so many photographs")
+    see.add_argument(
+        "--size", type=positive, default=224, metavar="PIXELS", help="longest side of an image (default: 224)"
+    )
     see.add_argument("--weights", metavar="FILE", help="state for package.module:function: .safetensors or .npz")
     see.add_argument(
         "--checkpoints", nargs="+", metavar="FILE", help="earlier states of the network: also show how its filters grew"
@@ -135,7 +139,7 @@ def add(commands: Any) -> None:
         "--filters", type=_numbers, metavar="3,5", help="which filters (default: the most telling ones)"
     )
     explain.add_argument("--out", default="anatomy.png", metavar="FILE", help="default: %(default)s")
-    explain.add_argument("--size", type=int, default=224, metavar="PIXELS", help="longest side of the image")
+    explain.add_argument("--size", type=positive, default=224, metavar="PIXELS", help="longest side of the image")
     explain.add_argument("--weights", metavar="FILE", help="as in `fastconv see`")
     bring = commands.add_parser("fetch", help="download, check and convert a trained network")
     bring.add_argument("name", choices=tuple(SOURCES))
@@ -174,6 +178,6 @@ def run(arguments: argparse.Namespace) -> int:
             wanted = [some] if isinstance(some, int) else some
             anatomy(found.part, image, arguments.layer, wanted, prepare=found.prepare).savefig(arguments.out)
         print(f"written: {arguments.out} ({os.path.getsize(arguments.out) / 1e6:.1f} MB)")
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise Refusal(" ".join(str(error).split())) from None
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise Refusal(" ".join(str(error).split()) or type(error).__name__) from None
     return 0

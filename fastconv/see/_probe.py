@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastconv._arrays import as_floats, ready
+from fastconv._problem import integer, shown
 from fastconv.layers import Conv2d, Layer, Sequential
 from fastconv.layers._tape import IDLE, BackwardPass, Frame, tape
 
@@ -157,6 +158,18 @@ def index_of(function: str, name: str, value: Any, size: int, what: str) -> int:
     if not 0 <= index < size:
         raise ValueError(f"{function}: {name} {index}: {what} has {size}, so it must lie in 0 .. {size - 1}")
     return index
+
+
+def several(function: str, name: str, value: Any, what: str) -> Any:
+    """``value`` if it can be gone through; TypeError for text and for what is one thing alone."""
+    if isinstance(value, (str, bytes)) or not np.iterable(value):
+        raise TypeError(f"{function}: {name} is {shown(value)}: it must be {what}")
+    return value
+
+
+def labels_of(function: str, name: str, value: Any) -> list[int]:
+    """The classes of some images."""
+    return [integer(function, name, label) for label in several(function, name, value, "a sequence of integers")]
 
 
 def images_of(function: str, name: str, value: Any) -> tuple[np.ndarray, bool]:

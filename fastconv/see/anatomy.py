@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastconv.layers import BatchNorm2d, Conv2d, Dropout, Identity, Layer
-from fastconv.see._probe import Order, convolutions, evaluated, images_of, index_of, layer_of, network, run
+from fastconv.see._probe import Order, convolutions, evaluated, images_of, index_of, layer_of, network, run, several
 from fastconv.see.explain import Explanation, explain
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ def anatomy(
         if type(found) is not Conv2d:
             raise TypeError(f"{function}: layer {name!r} is a {type(found).__name__}: it must be a Conv2d")
         chosen = [(name, found)]
-    wanted = None if filters is None else list(filters)
+    wanted = None if filters is None else list(several(function, "filters", filters, "a sequence of integers"))
+    if wanted == []:
+        raise ValueError(f"{function}: filters is empty: at least one is needed")
     with evaluated(unit):
         order = Order(unit)
         run(unit, x, order)

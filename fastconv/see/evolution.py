@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastconv._state import load
-from fastconv.see._probe import layer_of, network
+from fastconv.see._probe import layer_of, network, several
 from fastconv.see.patches import Patch, top_patches
 
 
@@ -80,11 +80,12 @@ def evolution(
     function = "evolution"
     network(function, net)
     name, _ = layer_of(function, net, layer)
+    several(function, "checkpoints", checkpoints, "a sequence of states or paths, or a mapping of labels to them")
     pairs = list(checkpoints.items()) if isinstance(checkpoints, Mapping) else [(None, one) for one in checkpoints]
     if not pairs:
         raise ValueError(f"{function}: checkpoints is empty: at least one is needed")
-    pictures = list(images)
-    wanted = None if filters is None else list(filters)
+    pictures = list(several(function, "images", images, "an iterable of (C, H, W) arrays"))
+    wanted = None if filters is None else list(several(function, "filters", filters, "a sequence of integers"))
     moving = copy.deepcopy(net)
     labels, found = [], []
     for i, (label, checkpoint) in enumerate(pairs):

@@ -23,7 +23,7 @@ from fastconv.layers import (
     Sigmoid,
     Softmax,
 )
-from fastconv.see._probe import Order, convolutions, evaluated, images_of, network, run
+from fastconv.see._probe import Order, convolutions, evaluated, images_of, labels_of, network, run, several
 from fastconv.see.patches import progress_bar
 
 # Thresholds, each with its source. tests/test_see_health.py holds them against networks that are known to be random,
@@ -379,9 +379,10 @@ class _Answers:
         }  # fmt: skip
 
 
-def _accuracy(net: Layer, images: Any, labels: Any) -> float:
-    pairs = zip(images, labels, strict=True)
-    right = [int(net(images_of("health", "an image", x)[0])[0].argmax()) == int(label) for x, label in pairs]
+def _accuracy(function: str, name: str, answers: list[int], labels: list[int]) -> float:
+    if len(answers) != len(labels):
+        raise ValueError(f"{function}: {name}: {len(labels)} labels for {len(answers)} images: there must be as many")
+    right = [answer == label for answer, label in zip(answers, labels, strict=True)]
     return float(np.mean(right)) if right else math.nan
 
 
@@ -457,6 +458,10 @@ def health(
     function = "health"
     network(function, net)
     convs = convolutions(function, net)
+    several(function, "images", images, "an iterable of (C, H, W) arrays")
+    classes = None if labels is None else labels_of(function, "labels", labels)
+    if training is not None and (not isinstance(training, (tuple, list)) or len(training) != 2):
+        raise TypeError(f"{function}: training is a {type(training).__name__}: it must be (images, labels)")
     names = {id(layer): name for name, layer in convs}
     seen: dict[int, _Activity] = {}
     followers: dict[int, int] | None = None
@@ -489,11 +494,13 @@ def health(
             raise ValueError(f"{function}: images is empty: at least one image is needed")
         layers = tuple(_judge_layer(names[id(conv)], conv, seen[id(conv)]) for _, conv in convs if id(conv) in seen)
         measured = answers.measured(last) if answers.rows else {}
-        if labels is not None and answers.rows:
-            right = [int(row.argmax()) == int(label) for row, label in zip(answers.rows, labels, strict=True)]
-            measured["accuracy"] = float(np.mean(right))
+        if classes is not None and answers.rows:
+            found = [int(row.argmax()) for row in answers.rows]
+            measured["accuracy"] = _accuracy(function, "labels", found, classes)
         if training is not None and answers.rows:
-            measured["training accuracy"] = _accuracy(net, *training)
+            known = [int(net(images_of(function, "an image", x)[0])[0].argmax()) for x in training[0]]
+            learnt = labels_of(function, "labels of training", training[1])
+            measured["training accuracy"] = _accuracy(function, "training", known, learnt)
     verdict, reasons = _verdict(layers, measured)
     return Health(verdict, tuple(reasons), layers, measured, count)
 

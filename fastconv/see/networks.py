@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fastconv._arrays import as_ndarray
+from fastconv.functional import per_channel
 from fastconv.layers import (
     BatchNorm2d,
     Conv2d,
@@ -37,6 +39,11 @@ class Preparation:
     bgr : bool
         The network takes blue, green, red.
 
+    Raises
+    ------
+    TypeError, ValueError
+        When called, for an image that is not (H, W, C), or `mean` or `scale` that are no numbers for its channels.
+
     Examples
     --------
     >>> import numpy as np
@@ -53,18 +60,25 @@ class Preparation:
     scale: float | Sequence[float] = 1 / 255
     bgr: bool = False
 
-    def _column(self, value: Any) -> np.ndarray:
-        return np.asarray(value, np.float64).reshape(-1, 1, 1)
+    def _columns(self, C: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and scale of every channel, (C, 1, 1)."""
+        mean, scale = (per_channel("Preparation", name, getattr(self, name), C) for name in ("mean", "scale"))
+        return mean[:, None, None], scale[:, None, None]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 (H, W, C) to float32 (C, H, W)."""
-        planes = np.asarray(image).transpose(2, 0, 1)
+        array = as_ndarray("Preparation", "image", image)
+        if array.ndim != 3:
+            raise ValueError(f"Preparation: image has shape {array.shape}: it must be (H, W, C)")
+        planes = array.transpose(2, 0, 1)
         planes = planes[::-1] if self.bgr else planes
-        return ((planes - self._column(self.mean)) * self._column(self.scale)).astype(np.float32)
+        mean, scale = self._columns(len(planes))
+        return ((planes - mean) * scale).astype(np.float32)
 
     def pixels(self, x: np.ndarray) -> np.ndarray:
         """float (C, H, W) to uint8 (H, W, C), for showing."""
-        planes = np.clip(np.rint(x / self._column(self.scale) + self._column(self.mean)), 0, 255).astype(np.uint8)
+        mean, scale = self._columns(len(x))
+        planes = np.clip(np.rint(x / scale + mean), 0, 255).astype(np.uint8)
         return (planes[::-1] if self.bgr else planes).transpose(1, 2, 0)
 
     def colours(self, x: np.ndarray) -> np.ndarray:

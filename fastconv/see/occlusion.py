@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from fastconv._problem import at_least, pair
+from fastconv.functional import per_channel
 from fastconv.layers import Softmax
+from fastconv.layers._base import count
 from fastconv.see._probe import Order, Watch, evaluated, images_of, index_of, layer_of, network, run
 
 
@@ -110,11 +112,14 @@ def occlusion(
     if len(x) != 1:
         raise ValueError(f"{function}: image has shape {x.shape}: it must be one image, (C, H, W)")
     C, H, W = x.shape[1:]
-    height, width = at_least(function, "size", pair(function, "size", size or max(min(H, W) // 4, 1)), 1, "extents")
-    step = at_least(function, "stride", pair(function, "stride", stride or max(min(H, W) // 16, 1)), 1, "strides")
+    size = max(min(H, W) // 4, 1) if size is None else size
+    stride = max(min(H, W) // 16, 1) if stride is None else stride
+    height, width = at_least(function, "size", pair(function, "size", size), 1, "extents")
+    step = at_least(function, "stride", pair(function, "stride", stride), 1, "strides")
+    batch = count(function, "batch", batch)
     if height > H or width > W:
         raise ValueError(f"{function}: size ({height}, {width}): the image is {H} x {W}")
-    grey = x[0].mean(axis=(1, 2)) if fill is None else np.broadcast_to(np.asarray(fill, x.dtype), (C,))
+    grey = x[0].mean(axis=(1, 2)) if fill is None else per_channel(function, "fill", fill, C).astype(x.dtype)
     watched = None if layer is None else layer_of(function, net, layer)[1]
     rows, columns = range(0, H - height + 1, step[0]), range(0, W - width + 1, step[1])
     with evaluated(net):

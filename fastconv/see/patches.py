@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._problem import choice
+from fastconv._problem import checked_shape, choice
 from fastconv.layers import Conv2d, Layer
 from fastconv.layers._summary import Signal, _Trace
-from fastconv.see._probe import evaluated, images_of, index_of, layer_of, network, output_of, prefix
+from fastconv.see._probe import evaluated, images_of, index_of, layer_of, network, output_of, prefix, several
 from fastconv.see.deconvnet import RULES, project, strongest
 
 TOGETHER = 224 * 224  # pixels that are projected at once
@@ -123,7 +123,10 @@ def field(net: Any, layer: Any, input_shape: Any) -> Field:
     function = "field"
     network(function, net)
     _, target = layer_of(function, net, layer)
-    return find_field(net, target, tuple(input_shape))
+    shape = checked_shape(function, "input", input_shape)
+    if len(shape) not in (3, 4):
+        raise ValueError(f"{function}: input_shape {shape}: it must be (C, H, W) or (N, C, H, W)")
+    return find_field(net, target, shape)
 
 
 def find_field(net: Layer, target: Layer, input_shape: tuple[int, ...]) -> Field:
@@ -273,13 +276,17 @@ def top_patches(
     network(function, net)
     choice(function, "mode", mode, tuple(RULES))
     _, target = layer_of(function, net, layer)
-    if isinstance(k, bool) or not hasattr(k, "__index__") or k < 1:
-        raise ValueError(f"{function}: k {k!r}: it must be an integer of at least 1")
-    wanted = None if filters is None else list(filters)
+    checked_k(function, k)
+    wanted = None if filters is None else list(several(function, "filters", filters, "a sequence of integers"))
     with evaluated(net):
         best = collect(function, net, images, {target: wanted}, k, progress)[target]
         found = finish(function, net, target, best, mode, progress)
     return found
+
+
+def checked_k(function: str, k: Any) -> None:
+    if isinstance(k, bool) or not hasattr(k, "__index__") or k < 1:
+        raise ValueError(f"{function}: k {k!r}: it must be an integer of at least 1")
 
 
 def collect(
@@ -294,6 +301,7 @@ def collect(
     heaps: dict[Layer, dict[int, list[_Candidate]]] = {target: {} for target in wanted}
     fields: dict[tuple[int, tuple[int, ...]], Field] = {}
     number = -1
+    several(function, "images", images, "an iterable of (C, H, W) arrays")
     for number, image in enumerate(progress_bar(images, progress, "images")):
         try:
             x, _ = images_of(function, "an image", image)
@@ -364,11 +372,11 @@ def finish(
 
 
 def progress_bar(items: Any, progress: bool, what: str, total: int | None = None) -> Any:
-    """``items`` with tqdm's bar, or as they are where it is not installed or not wanted."""
+    """``items`` with tqdm's bar on a terminal, or as they are where it is not installed or not wanted."""
     if not progress:
         return items
     try:
         from tqdm import tqdm
     except ImportError:
         return items
-    return tqdm(items, desc=what, total=total, leave=False)
+    return tqdm(items, desc=what, total=total, leave=False, disable=None)

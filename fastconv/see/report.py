@@ -12,17 +12,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastconv._problem import choice
-from fastconv._state import _write
+from fastconv._state import _write, path_name
 from fastconv.layers import Conv2d, Layer, summary
 from fastconv.see import _figures
 from fastconv.see._figures import Embedded, embedded
-from fastconv.see._probe import convolutions, evaluated, images_of, index_of, layer_of, network
+from fastconv.see._probe import convolutions, evaluated, images_of, index_of, layer_of, network, several
 from fastconv.see.anatomy import anatomy
 from fastconv.see.deconvnet import RULES, deconvnet
 from fastconv.see.evolution import evolution
 from fastconv.see.health import Health, LayerHealth, health
 from fastconv.see.occlusion import occlusion
-from fastconv.see.patches import Patch, collect, finish
+from fastconv.see.patches import Patch, checked_k, collect, finish
 
 HIDDEN, STEPS = 2, 8  # so many images are covered by a square, in so many steps along each axis and some
 GROWN = 6  # filters of each layer whose evolution is shown
@@ -162,8 +162,16 @@ def report(
         raise ImportError(f"{function}: it needs {error.name}: pip install 'fastconv[see]'") from None
     network(function, net)
     choice(function, "mode", mode, tuple(RULES))
+    checked_k(function, k)
+    path_name(function, path)
+    if history is not None and not isinstance(history, Mapping):
+        raise TypeError(f"{function}: history is a {type(history).__name__}: it must be a mapping of names to numbers")
     every = dict(convolutions(function, net))
-    chosen = every if layers is None else dict(_checked_layer(function, net, layer) for layer in layers)
+    chosen = every
+    if layers is not None:
+        wanted_layers = several(function, "layers", layers, "a sequence of names or layers")
+        chosen = dict(_checked_layer(function, net, layer) for layer in wanted_layers)
+    several(function, "images", images, "an iterable of (C, H, W) arrays")
     pictures = [images_of(function, "an image", image)[0][0] for image in images]
     if not pictures:
         raise ValueError(f"{function}: images is empty: at least one image is needed")
@@ -214,7 +222,8 @@ def _wanted(function: str, filters: Any, conv: Conv2d) -> list[int]:
         if filters < 1:
             raise ValueError(f"{function}: filters {filters}: it must be at least 1")
         return list(range(min(filters, conv.out_channels)))
-    return [index_of(function, "filters", f, conv.out_channels, "the layer") for f in filters]
+    numbers = several(function, "filters", filters, "an integer or a sequence of integers")
+    return [index_of(function, "filters", f, conv.out_channels, "the layer") for f in numbers]
 
 
 def _template(jinja2: Any) -> Any:

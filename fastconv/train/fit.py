@@ -102,7 +102,8 @@ def fit(
     clip : float, optional
         Largest norm of the gradients, see `clip_grad_norm`.
     augment : callable, optional
-        (images, generator) -> images, as `Augment`.
+        (images, generator) -> images, as `Augment`. The network must fit what it gives; `validation` does not go
+        through it (see `center_crop`).
     validation : like `data`, optional
         Measured after every epoch, in eval mode.
     callbacks : iterable of callable
@@ -131,7 +132,8 @@ def fit(
         If loss or a gradient is NaN or infinite; the message names the layer that produced it first. The checkpoint
         stays as it was.
     KeyboardInterrupt
-        After Ctrl-C, when the running step is complete and the checkpoint written. A second Ctrl-C acts at once.
+        After Ctrl-C, when the running step is complete and the checkpoint written. A second Ctrl-C acts at once; in the
+        middle of a step the checkpoint stays as it was.
     OSError
         If the checkpoint cannot be written; the former one is unchanged.
     ImportError
@@ -154,10 +156,10 @@ def fit(
     >>> bool(history["loss"][-1] < history["loss"][0])
     True
     """
-    run = _Run(net, data, validation, loss, epochs, batch_size, seed)
+    run = _Run(net, data, validation, loss, epochs, batch_size, augment, seed)
     run.optimizer = SGD(net, number("fit", "lr", lr, 0), momentum=0.9) if optimizer is None else optimizer
     _check_optimizer(run.optimizer, net)
-    run.schedule, run.augment = _callable("schedule", schedule), _callable("augment", augment)
+    run.schedule = _callable("schedule", schedule)
     run.clip = None if clip is None else checked_norm("fit", "clip", clip)
     run.patience = None if patience is None else count("fit", "patience", patience)
     if not sequence(callbacks):
@@ -180,7 +182,7 @@ def fit(
                     run.save(checkpoint)
                 interrupt.check()
         except KeyboardInterrupt:
-            if checkpoint is not None:
+            if checkpoint is not None and run.whole:
                 run.save(checkpoint)
             raise
     return run.history
@@ -234,6 +236,7 @@ def evaluate(net: Layer, data: Any, loss: Loss = softmax_cross_entropy) -> tuple
     return _evaluate(net, images, labels, loss, lambda: None)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite tells of it
 def _evaluate(
     net: Layer, images: np.ndarray, labels: np.ndarray, loss: Loss, check: Callable[[], None]
 ) -> tuple[float, float]:
@@ -265,13 +268,12 @@ class _Run:
 
     optimizer: Any
     schedule: Callable[[int], float] | None
-    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None
     clip: float | None
     patience: int | None
     callbacks: tuple[Callable[[Progress], Any], ...]
 
     def __init__(
-        self, net: Layer, data: Any, validation: Any, loss: Loss, epochs: Any, batch_size: Any, seed: Any
+        self, net: Layer, data: Any, validation: Any, loss: Loss, epochs: Any, batch_size: Any, augment: Any, seed: Any
     ) -> None:
         _check_net("fit", net, loss)
         self.net, self.loss = net, loss
@@ -279,13 +281,15 @@ class _Run:
         self.seed = integer("fit", "seed", seed)
         if self.seed < 0:
             raise ValueError(f"fit: seed {self.seed}: it must be at least 0")
-        self.images, self.labels = _checked("fit", "data", data, net, loss)
+        self.augment = _callable("augment", augment)
+        self.images, self.labels = _checked("fit", "data", data, net, loss, self.augment)
         self.validation = None if validation is None else _checked("fit", "validation", validation, net, loss)
         self.n_batches = math.ceil(len(self.images) / self.batch_size)
         self.history = History()
         self.batch = 0  # batches of the running epoch that are done
         self.total_loss, self.hits, self.seconds = 0.0, 0, 0.0  # of these batches
         self.stopped = False  # a callback or patience ended it
+        self.whole = True  # nothing is half done, so that a checkpoint of now can be gone on from
 
     @property
     def epoch(self) -> int:
@@ -306,16 +310,19 @@ class _Run:
         while self.batch < self.n_batches:
             start = time.perf_counter()
             rows = order[self.batch * self.batch_size : (self.batch + 1) * self.batch_size]
+            self.whole = False
             value, hits = self._step(rows)
             self.total_loss += value * len(rows)
             self.hits += hits
             self.batch += 1
             self.seconds += time.perf_counter() - start
+            self.whole = True
             if bar is not None:
                 bar.set_postfix_str(f"loss {self.total_loss / self.seen:.4f}{self._accuracy(', ')}", refresh=False)
                 bar.update(len(rows))
             interrupt.check()
 
+    @np.errstate(over="ignore", invalid="ignore")  # the error that follows says where it began
     def _step(self, rows: np.ndarray) -> tuple[float, int]:
         x, labels = _floats(self.images[rows], self.net), self.labels[rows]
         if self.augment is not None:
@@ -332,7 +339,8 @@ class _Run:
         if self.clip is not None:
             clip_grad_norm(self.net, self.clip)
         if self.schedule is not None:
-            self.optimizer.lr = self.schedule(self.epoch * self.n_batches + self.batch)
+            step = self.epoch * self.n_batches + self.batch
+            self.optimizer.lr = number("fit", f"schedule({step})", self.schedule(step), 0)
         self.optimizer.step()
         return value, _hits(output, labels)
 
@@ -343,6 +351,7 @@ class _Run:
             found = _evaluate(self.net, *self.validation, self.loss, interrupt.check)
             measured = dict(zip(("val_loss", "val_accuracy"), found, strict=True))
         n = len(self.images)
+        self.whole = False
         self.history.append(
             loss=self.total_loss / n,
             accuracy=self.hits / n if _classes(self.labels) else math.nan,
@@ -355,6 +364,7 @@ class _Run:
             bar.write(self._line(measured))
             bar.set_description(f"epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}")
         self.batch, self.total_loss, self.hits, self.seconds = 0, 0.0, 0, 0.0
+        self.whole = True
         event = Progress(self.net, self.optimizer, self.history, self.epoch, self.epochs)
         ends = [callback(event) for callback in self.callbacks]
         if self.patience is not None:
@@ -423,8 +433,13 @@ def _check_net(function: str, net: Any, loss: Any) -> None:
         raise TypeError(f"{function}: loss is a {type(loss).__name__}: it must be a function")
 
 
-def _checked(function: str, name: str, data: Any, net: Layer, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels, checked against each other and, by one image in eval mode, against the network."""
+def _checked(
+    function: str, name: str, data: Any, net: Layer, loss: Loss, augment: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels, checked against each other and, by one image in eval mode, against the network.
+
+    An image that does not fit as it is may do so augmented: cropped, say.
+    """
     try:
         given_images, given_labels = data
     except (TypeError, ValueError):
@@ -438,12 +453,19 @@ def _checked(function: str, name: str, data: Any, net: Layer, loss: Loss) -> tup
         raise ValueError(f"{function}: {name}: labels are {shown(given_labels)}: there must be one for each image")
     if len(labels) != len(images):
         raise ValueError(f"{function}: {name}: {len(images)} images and {len(labels)} labels: there must be as many")
+    sample = _floats(images[:1], net)
     try:
         with _evaluated(net):
-            output = net(_floats(images[:1], net))
+            try:
+                output = net(sample)
+            except ValueError:
+                if augment is None:
+                    raise
+                sample = augment(sample, np.random.default_rng(0))
+                output = net(sample)
     except ValueError as error:
         reason = "; ".join([str(error), *getattr(error, "__notes__", ())])
-        raise ValueError(f"{function}: {name}: images of shape {images.shape[1:]} do not fit: {reason}") from None
+        raise ValueError(f"{function}: {name}: images of shape {sample.shape[1:]} do not fit: {reason}") from None
     if loss is softmax_cross_entropy:
         if output.ndim != 2:
             raise ValueError(f"{function}: net gives shape {output.shape}: softmax_cross_entropy needs (N, classes)")

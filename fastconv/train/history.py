@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fastconv import _state
+from fastconv._arrays import as_array
 
 COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds", "images_per_second")
 
@@ -58,12 +60,25 @@ class History:
         return {name: self[name] for name in COLUMNS}
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Take over what `state_dict` gave."""
-        columns = [np.asarray(state_dict[name]).tolist() for name in COLUMNS]
-        self._rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
+        """Take over what `state_dict` gave; TypeError or ValueError for anything else, and nothing is changed."""
+        function = "History.load_state_dict"
+        if not isinstance(state_dict, Mapping):
+            kind = type(state_dict).__name__
+            raise TypeError(f"{function}: state_dict is a {kind}: it must be a mapping of names to arrays")
+        missing = [name for name in COLUMNS if name not in state_dict]
+        if missing:
+            raise ValueError(f"{function}: {missing[0]!r} and {len(missing) - 1} more keys: missing")
+        columns = [as_array(function, repr(name), state_dict[name]) for name in COLUMNS]
+        if any(column.ndim != 1 or column.dtype.kind not in "fiu" for column in columns):
+            raise TypeError(f"{function}: state_dict: its columns must be arrays (epochs,) of numbers")
+        if len(set(map(len, columns))) > 1:
+            raise ValueError(f"{function}: columns of {sorted(set(map(len, columns)))} epochs: they must be as long")
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        self._rows = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
     def to_csv(self, path: Any) -> None:
         """Write a table with one line for each epoch, empty where nothing was measured; whole or not at all."""
+        _state.path_name("History.to_csv", path)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
