@@ -754,6 +754,20 @@ def test_forwards_without_backward_do_not_pile_up():
     assert len(tape.frames) == 1  # of the ReLU; the network's went with it
 
 
+@pytest.mark.parametrize(
+    "last", [ReLU(), ReLU6(), Sigmoid(), Softmax(), MaxPool2d(2), MaxPool2d(2, return_indices=True)]
+)
+def test_a_layer_that_saves_its_output_does_not_keep_its_frame(last):
+    net = Sequential(Conv2d(1, 2, 3), last) if not isinstance(last, MaxPool2d) else last
+    for _ in range(5):
+        net(numbers((1, 1, 8, 8), "float32"))
+    assert len(tape.frames) <= 2
+
+
+def test_hard_swish_of_large_numbers_does_not_overflow():
+    np.testing.assert_array_equal(HardSwish()(np.array([3e38, -3e38], "float32")), np.array([3e38, 0], "float32"))
+
+
 def test_a_frame_keeps_no_layer_alive():
     net = article_net()
     gone = weakref.ref(net)

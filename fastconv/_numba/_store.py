@@ -31,8 +31,11 @@ def folders() -> list[Path]:
     """Where object files may lie, in the order of preference."""
     if chosen := setting("CACHE_DIR"):
         return [Path(chosen) / "fastconv"]
-    user = os.environ.get("FASTCONV_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fastconv")
-    return [_HERE / "__pycache__", Path(user).expanduser()]
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    default = Path(home if os.path.isabs(home) else os.path.expanduser("~/.cache"), "fastconv")
+    user = Path(os.path.expanduser(os.environ.get("FASTCONV_CACHE_DIR") or default))
+    beside = [_HERE / "__pycache__"]
+    return [*beside, user] if user.is_absolute() or user != default else beside  # some users have no home
 
 
 def writable_folder() -> Path | None:

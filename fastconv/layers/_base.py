@@ -122,9 +122,7 @@ class Layer:
             output = self._call(frame, inputs, options)
         finally:
             tape.running = IDLE
-        if frame is not None:
-            tape.keep(frame, inputs, output)
-        return output
+        return output if frame is None else tape.keep(frame, inputs, output)
 
     def _call(self, frame: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         try:

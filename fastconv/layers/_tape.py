@@ -81,12 +81,18 @@ class Tape(threading.local):
                 self.frames = [frame for frame in self.frames if not frame.outlived_by(layer)]
         return Frame(layer, self.blocks)
 
-    def keep(self, frame: Frame, inputs: tuple[Any, ...], output: Any) -> None:
-        """File a finished call."""
-        first = output[0] if isinstance(output, tuple) else output
-        if isinstance(first, np.ndarray) and not any(first is input for input in inputs):  # no 0-d number of NumPy's
-            frame.output = weakref.ref(first)
+    def keep(self, frame: Frame, inputs: tuple[Any, ...], output: Any) -> Any:
+        """File a finished call; what it returns.
+
+        That is a view: many a layer saves its output, and a frame that holds what the caller got would never be dropped.
+        """
         self.frames.append(frame)
+        first = output[0] if isinstance(output, tuple) else output
+        if not isinstance(first, np.ndarray) or any(first is input for input in inputs):  # a 0-d number of NumPy's
+            return output
+        shown = first.view()
+        frame.output = weakref.ref(shown)
+        return (shown, *output[1:]) if isinstance(output, tuple) else shown
 
     def find(self, layer: Any) -> Frame:
         """The newest frame that knows ``layer``; RuntimeError if there is none."""

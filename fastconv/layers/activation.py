@@ -220,7 +220,7 @@ class HardSwish(Elementwise):
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
         x = floats(type(self).__name__, "input", input)
-        return x * np.clip(x + 3, x.dtype.type(0), x.dtype.type(6)) / 6, x
+        return x * (np.clip(x + 3, x.dtype.type(0), x.dtype.type(6)) / 6), x
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         slope = np.where(saved <= -3, saved.dtype.type(0), np.where(saved < 3, saved / 3 + 0.5, saved.dtype.type(1)))

@@ -77,9 +77,7 @@ class MaxPool2d(Layer):
         if not with_indices:
             return functional.max_pool2d(x, *arguments), None
         output, indices = functional.max_pool2d(x, *arguments, True)
-        # The caller gets a view: a frame that holds the very array would outlive the forward that nobody goes back
-        shown = output.view()
-        return (shown, indices) if self.return_indices else shown, (indices, x.shape, output)
+        return (output, indices) if self.return_indices else output, (indices, x.shape, output)
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         indices, shape, output = saved
