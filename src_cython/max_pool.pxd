@@ -36,25 +36,37 @@ cdef extern from *:
 
     /* Every other element of two vectors, as 128-bit pieces allow: a[0] a[2] b[0] b[2] a[4] ... `untangle` puts the pairs
        of such a result into their places, once for all that was computed from it. NEXT: for each of them the one that
-       follows it among the elements; for the last any. */
+       follows it among the elements; for the last any. BEFORE, AFTER: each element's neighbour; at the end itself. */
     #if FASTCONV_VL == 16
     #define EVEN_F ((vfi){0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30})
     #define EVEN_D ((vdi){0, 8, 2, 10, 4, 12, 6, 14})
     #define NEXT_F ((vfi){1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 2, 15, 15})
     #define NEXT_D ((vdi){2, 3, 4, 5, 6, 7, 1, 7})
     #define PLACES ((vdi){0, 2, 4, 6, 1, 3, 5, 7})
+    #define BEFORE_F ((vfi){0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14})
+    #define BEFORE_D ((vdi){0, 0, 1, 2, 3, 4, 5, 6})
+    #define AFTER_F ((vfi){1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15})
+    #define AFTER_D ((vdi){1, 2, 3, 4, 5, 6, 7, 7})
     #elif FASTCONV_VL == 8
     #define EVEN_F ((vfi){0, 2, 8, 10, 4, 6, 12, 14})
     #define EVEN_D ((vdi){0, 4, 2, 6})
     #define NEXT_F ((vfi){1, 4, 3, 6, 5, 2, 7, 7})
     #define NEXT_D ((vdi){2, 3, 1, 3})
     #define PLACES ((vdi){0, 2, 1, 3})
+    #define BEFORE_F ((vfi){0, 0, 1, 2, 3, 4, 5, 6})
+    #define BEFORE_D ((vdi){0, 0, 1, 2})
+    #define AFTER_F ((vfi){1, 2, 3, 4, 5, 6, 7, 7})
+    #define AFTER_D ((vdi){1, 2, 3, 3})
     #else
     #define EVEN_F ((vfi){0, 2, 4, 6})
     #define EVEN_D ((vdi){0, 2})
     #define NEXT_F ((vfi){1, 2, 3, 3})
     #define NEXT_D ((vdi){1, 1})
     #define PLACES ((vdi){0, 1})
+    #define BEFORE_F ((vfi){0, 0, 1, 2})
+    #define BEFORE_D ((vdi){0, 0})
+    #define AFTER_F ((vfi){1, 2, 3, 3})
+    #define AFTER_D ((vdi){1, 1})
     #endif
 
     #if defined(__clang__)
@@ -106,7 +118,7 @@ cdef extern from *:
     #define POOL_LOAD_d POOL_LOAD_f
     #endif
 
-    #define POOL_HELPERS(S, type, vec, cells, VL, EVEN, NEXT) \\
+    #define POOL_HELPERS(S, type, vec, cells, VL, EVEN, NEXT, BEFORE, AFTER) \\
     /* Lane i: row[column + i]; border, and not read, where that is outside [0, extent). */ \\
     POOL vec load_##S(const type *row, Py_ssize_t column, Py_ssize_t extent, type border) \\
     POOL_LOAD_##S(type, vec, cells, VL) \\
@@ -132,6 +144,8 @@ cdef extern from *:
     POOL void pool_even_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN); } \\
     POOL void pool_odd_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN + 1); } \\
     POOL void pool_next_even_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, NEXT); } \\
+    POOL void pool_before_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, BEFORE); } \\
+    POOL void pool_after_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, AFTER); } \\
     POOL void cells_of_##S(vec *v, int inside, Py_ssize_t column, Py_ssize_t stride) \\
     { \\
         cells at = EVEN; /* that names the columns of a tap's lanes, too */ \\
@@ -194,8 +208,8 @@ cdef extern from *:
 
     typedef int float_lane;
     typedef long long double_lane;
-    POOL_HELPERS(f, float, vf, vfi, VL_FLOAT, EVEN_F, NEXT_F)
-    POOL_HELPERS(d, double, vd, vdi, VL_DOUBLE, EVEN_D, NEXT_D)
+    POOL_HELPERS(f, float, vf, vfi, VL_FLOAT, EVEN_F, NEXT_F, BEFORE_F, AFTER_F)
+    POOL_HELPERS(d, double, vd, vdi, VL_DOUBLE, EVEN_D, NEXT_D, BEFORE_D, AFTER_D)
 
     #if FASTCONV_VL == 16 && defined(__AVX512F__)
     #define POOL_RULES(S, vec, pd) \\
@@ -275,6 +289,8 @@ cdef extern from *:
     #define pool_even(v, a, b) POOL_OF(pool_even, a)(v, a, b)
     #define pool_odd(v, a, b) POOL_OF(pool_odd, a)(v, a, b)
     #define pool_next_even(v, a) POOL_OF(pool_next_even, a)(v, a)
+    #define pool_before(v, a) POOL_OF(pool_before, a)(v, a)
+    #define pool_after(v, a) POOL_OF(pool_after, a)(v, a)
     #define cells_of(v, inside, column, stride) POOL_OF(cells_of, *(v))(v, inside, column, stride)
     #define note_nan(flags, a, b) POOL_OF(note_nan, a)(flags, a, b)
     #define lanes_outside(v, column, extent) POOL_OF(lanes_outside, *(v))(v, column, extent)
@@ -301,6 +317,8 @@ cdef extern from *:
     void pool_even(...) nogil   # (v, a, b)               every other element of a, then b, not yet untangle
     void pool_odd(...) nogil    # (v, a, b)               the elements between them
     void pool_next_even(...) nogil  # (v, a)               a as pool_even gives it: each lane's next; in the last lane any
+    void pool_before(...) nogil  # (v, a)                 each lane's neighbour below, the first lane itself
+    void pool_after(...) nogil  # (v, a)                  each lane's neighbour above, the last lane itself
     void fold_max(...) nogil    # (best, value)           the maximum: NaN wins, of equals best (zeros have signs)
     void fold_first(...) nogil  # (best, where, value, cell)  where value is larger, or the first NaN: it and its cell
     void fold_larger(...) nogil  # (best, where, value, cell)  fold_first where neither is NaN
@@ -432,10 +450,11 @@ cdef inline void max_of_columns(
     note_nan(flags, between, value[0])
 
 
-# First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum.
+# First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum; one
+# in the third row is seen in the next row of windows, of which that is the first, or by `note_row`.
 cdef inline void max_strided_block(
-    const real* x,         # IN   first row of the windows
-    Py_ssize_t below1, Py_ssize_t below2,  # from there to the others, in elements
+    const real* x,         # IN   an image row
+    Py_ssize_t above, Py_ssize_t below1, Py_ssize_t below2,  # from there to the rows of the windows, in elements
     real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
     pool_flags* flags,     # OUT  of lanes that lost a NaN, or have one
     vec hidden_low, vec hidden_high,  # IN   lanes that lie outside of the image although they are read
@@ -444,23 +463,20 @@ cdef inline void max_strided_block(
 ) noexcept nogil:
     cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
     cdef vec low, high, low1, high1, low2, high2, value
-    tap(&low, inside, x, column, 0, 1, IW, -INFINITY)
-    tap(&high, inside, x, column + lanes, 0, 1, IW, -INFINITY)
+    tap(&low, inside, x + above, column, 0, 1, IW, -INFINITY)
+    tap(&high, inside, x + above, column + lanes, 0, 1, IW, -INFINITY)
     tap(&low1, inside, x + below1, column, 0, 1, IW, -INFINITY)
     tap(&high1, inside, x + below1, column + lanes, 0, 1, IW, -INFINITY)
     pool_keep(&low1)
     pool_keep(&high1)
     note_nan(flags, low1, high1)
-    low = vmax(low1, low)
-    high = vmax(high1, high)
     if K == 3:
         tap(&low2, inside, x + below2, column, 0, 1, IW, -INFINITY)
         tap(&high2, inside, x + below2, column + lanes, 0, 1, IW, -INFINITY)
-        pool_keep(&low2)
-        pool_keep(&high2)
-        note_nan(flags, low2, high2)
-        low = vmax(low2, low)
-        high = vmax(high2, high)
+        low1 = vmax(low1, low2)
+        high1 = vmax(high1, high2)
+    low = vmax(low1, low)
+    high = vmax(high1, high)
     spread(&value, -INFINITY)
     if hides_low:
         replace(&low, hidden_low, value)
@@ -469,6 +485,20 @@ cdef inline void max_strided_block(
     max_of_columns(&value, low, high, flags, K)
     untangle(&value)
     put(output, value, room)
+
+
+cdef inline void note_row(
+    pool_flags* flags, const real* row, Py_ssize_t blocks, Py_ssize_t column, Py_ssize_t IW, const bint inside, vec* like,
+) noexcept nogil:
+    """The last row of windows of which none follow."""
+    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
+    cdef vec low, high
+    while blocks > 0:
+        tap(&low, inside, row, column, 0, 1, IW, -INFINITY)
+        tap(&high, inside, row, column + lanes, 0, 1, IW, -INFINITY)
+        note_nan(flags, low, high)
+        column += 2 * lanes - 2
+        blocks -= 1
 
 
 cdef inline void max_strided_pairs(
@@ -589,40 +619,56 @@ cdef inline void max_strided_column(
 
 
 cdef inline void max_strided_rows(
-    const real* x,         # IN   where the windows begin
-    real* y,               # OUT  (rows * OW), and what the last vector writes behind it
-    pool_flags* flags, const vec* hidden, Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t OW, Py_ssize_t IW,
-    Py_ssize_t below1, Py_ssize_t below2, const bint hides, const Py_ssize_t K,
+    const real* x,         # IN   where the windows of a plane begin
+    real* y,               # OUT  (rows * OW) of each plane, and what the last vector writes behind that
+    pool_flags* flags, const vec* hidden, Py_ssize_t planes, Py_ssize_t rows, Py_ssize_t cells, Py_ssize_t blocks,
+    Py_ssize_t OW, Py_ssize_t IW, Py_ssize_t below1, Py_ssize_t below2, const bint hides, const Py_ssize_t K,
 ) noexcept nogil:
-    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1, block
-    cdef Py_ssize_t down = 2 * IW, right = OW, between = blocks - 2 if hides else blocks
+    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1, block, row
+    cdef Py_ssize_t down = 2 * IW, right = OW, between = blocks - 2 if hides else blocks, above
+    cdef const real* first
     cdef const real* at
     cdef real* to
-    cdef vec first = hidden[0], last_low = hidden[1], last_high = hidden[2]
+    cdef vec hidden_first = hidden[0], last_low = hidden[1], last_high = hidden[2]
     cdef pool_flags seen = flags[0]
     pool_own(down)
     pool_own(right)
     pool_own(between)
     pool_own(below1)
     pool_own(below2)
-    while rows > 0:
-        at = x
-        to = y
-        if hides:
-            max_strided_block(at, below1, below2, to, &seen, first, first, lanes, 0, IW, True, True, False, K)
-            at += 2 * windows
-            to += windows
-        block = between
-        while block > 0:
-            max_strided_block(at, below1, below2, to, &seen, first, first, lanes, 0, IW, True, False, False, K)
-            at += 2 * windows
-            to += windows
-            block -= 1
-        if hides:
-            max_strided_block(at, below1, below2, to, &seen, last_low, last_high, lanes, 0, IW, True, True, True, K)
-        x += down
-        y += right
-        rows -= 1
+    while planes > 0:
+        above = 0
+        first = x
+        row = rows
+        while row > 0:
+            at = first
+            to = y
+            if hides:
+                max_strided_block(
+                    at, above, below1, below2, to, &seen, hidden_first, hidden_first, lanes, 0, IW, True, True, False, K
+                )
+                at += 2 * windows
+                to += windows
+            block = between
+            while block > 0:
+                max_strided_block(
+                    at, above, below1, below2, to, &seen, hidden_first, hidden_first, lanes, 0, IW, True, False, False, K
+                )
+                at += 2 * windows
+                to += windows
+                block -= 1
+            if hides:
+                max_strided_block(
+                    at, above, below1, below2, to, &seen, last_low, last_high, lanes, 0, IW, True, True, True, K
+                )
+            above = below1 - IW  # below padding the second row came first
+            first += down
+            y += right
+            row -= 1
+        if K == 3:
+            note_row(&seen, first - down + below2, blocks, 0, IW, True, &hidden_first)
+        x += cells
+        planes -= 1
     flags[0] = seen
 
 
@@ -639,7 +685,8 @@ cdef inline void max_strided_part(
 ) noexcept nogil:
     if part.blocks > 1:
         max_strided_rows(
-            x, y, flags, hidden, part.rows, part.blocks, part.OW, part.IW, part.below1, part.below2, hides, K
+            x, y, flags, hidden, part.planes, part.rows, part.cells, part.blocks, part.OW, part.IW, part.below1, part.below2,
+            hides, K,
         )
     elif part.pairs:
         max_strided_pairs(
@@ -699,14 +746,13 @@ cdef inline void max_strided_planes(
         first[parts] = first_row(oh, 2, geometry) * IW - geometry[GEO_PAD_LEFT]
         part[parts] = Strided(1, alike - oh, geometry[GEO_IH] * IW, blocks, OW, IW, below[1], below[K - 1], pairs)
         oh = alike
-        if (
-            K == 3 and blocks == 1 and parts == 1 and part[0].below1 == 0 and part[0].below2 == IW and below[1] == IW
-            and below[2] == 2 * IW
+        if parts == 1 and below[1] == IW and below[K - 1] == (K - 1) * IW and part[0].below1 == 0 and (
+            part[0].below2 == IW if K == 3 else blocks > 1
         ):
-            part[0].rows += part[1].rows  # one row of padding: where rows are carried on, only the first one tells
+            part[0].rows += part[1].rows  # one row of padding, which only the first one meets
         else:
             parts += 1
-    if parts == 1 and blocks == 1:
+    if parts == 1:
         part[0].planes = planes
     while planes > 0:
         for n in range(parts):
@@ -735,14 +781,16 @@ cdef inline void max_strided_row(
     for block in range(blocks):
         if block < whole and (block > 0 or pad_left <= 0):
             max_strided_block(
-                x, below1, below2, y + windows * block, flags, none, none, lanes, 2 * windows * block - pad_left, IW, True,
+                x, 0, below1, below2, y + windows * block, flags, none, none, lanes, 2 * windows * block - pad_left, IW, True,
                 False, False, K,
             )
         else:
             max_strided_block(
-                x, below1, below2, y + windows * block, flags, none, none, room - windows * block,
+                x, 0, below1, below2, y + windows * block, flags, none, none, room - windows * block,
                 2 * windows * block - pad_left, IW, False, False, False, K,
             )
+    if K == 3:
+        note_row(flags, x + below2, blocks, -pad_left, IW, False, like)
 
 
 cdef inline bint max_strided(
@@ -807,13 +855,81 @@ cdef struct Sliding:
     Py_ssize_t planes, rows, top, column, room, IH, IW, OW
 
 
+cdef enum:  # where a vector of windows lies in its rows
+    INNER, LEFT, RIGHT, SIDE  # not at their ends, with a padding cell at the left or the right end, at an end without padding
+
+
+cdef inline void max_sliding_inside(
+    vec* reduced, const real* row, pool_flags* flags, const int place
+) noexcept nogil:
+    """No cell outside is read: its neighbour, of the same window, stands for it. Middle cells are not looked at."""
+    cdef vec left, middle, right
+    middle = (<const vec*> (row + 1))[0]
+    pool_keep(&middle)
+    if place == LEFT:
+        pool_before(&left, middle)
+    else:
+        left = (<const vec*> row)[0]
+    if place == RIGHT:
+        pool_after(&right, middle)
+    else:
+        right = (<const vec*> (row + 2))[0]
+    pool_keep(&right)
+    if place == SIDE:
+        note_nan(flags, left, right)
+    reduced[0] = vmax(right, vmax(left, middle))
+
+
+cdef inline void max_sliding_whole(
+    const real* x,         # IN   a plane
+    real* y,               # OUT  a vector of windows in each row
+    pool_flags* flags, const Sliding* part, const int place, vec* like,
+) noexcept nogil:
+    """Two output rows at a time: each needs the two middle ones of four rows. Middle cells that are NaN stay."""
+    cdef Py_ssize_t planes = part.planes, rows = part.rows, top = part.top, column = part.column
+    cdef Py_ssize_t IW = part.IW, OW = part.OW, below = part.IH - 1, row, ih
+    cdef const real* at
+    cdef vec first, second, third, fourth, both
+    cdef pool_flags seen = flags[0]
+    while planes > 0:
+        ih = top
+        at = x + min(max(ih, 0), below) * IW + column
+        max_sliding_inside(&first, at, &seen, place)
+        at += IW if <size_t> ih < <size_t> below else 0
+        ih += 1
+        max_sliding_inside(&second, at, &seen, place)
+        row = rows
+        while row > 0:
+            at += IW if <size_t> ih < <size_t> below else 0
+            ih += 1
+            max_sliding_inside(&third, at, &seen, place)
+            note_nan(&seen, second, third)
+            both = vmax(second, third)
+            (<vec*> y)[0] = vmax(first, both)
+            y += OW
+            if row == 1:
+                break
+            at += IW if <size_t> ih < <size_t> below else 0
+            ih += 1
+            max_sliding_inside(&fourth, at, &seen, place)
+            (<vec*> y)[0] = vmax(fourth, both)
+            y += OW
+            first = third
+            second = fourth
+            row -= 2
+        note_nan(&seen, first, second)
+        x += (below + 1) * IW
+        planes -= 1
+    flags[0] = seen
+
+
 cdef inline void max_sliding_row(
-    vec* reduced, const real* row, pool_flags* flags, Py_ssize_t column, Py_ssize_t IW, const bint inside
+    vec* reduced, const real* row, pool_flags* flags, Py_ssize_t column, Py_ssize_t IW
 ) noexcept nogil:
     cdef vec middle, right
-    tap(reduced, inside, row, column, 0, 1, IW, -INFINITY)
-    tap(&middle, inside, row, column, 1, 1, IW, -INFINITY)
-    tap(&right, inside, row, column, 2, 1, IW, -INFINITY)
+    tap(reduced, False, row, column, 0, 1, IW, -INFINITY)
+    tap(&middle, False, row, column, 1, 1, IW, -INFINITY)
+    tap(&right, False, row, column, 2, 1, IW, -INFINITY)
     pool_keep(&middle)
     pool_keep(&right)
     note_nan(flags, middle, right)
@@ -823,7 +939,7 @@ cdef inline void max_sliding_row(
 cdef inline void max_sliding_column(
     const real* x,         # IN   a plane
     real* y,               # OUT  a vector of windows in each row, exact or what it writes behind them
-    pool_flags* flags, const Sliding* part, const bint inside, const bint exact, vec* like,
+    pool_flags* flags, const Sliding* part, const bint exact, vec* like,
 ) noexcept nogil:
     # Copies: a vector may be stored to where part lies, for all that the compiler knows
     cdef Py_ssize_t planes = part.planes, rows = part.rows, top = part.top, column = part.column, room = part.room
@@ -834,17 +950,17 @@ cdef inline void max_sliding_column(
     while planes > 0:
         ih = top
         at = x + min(max(ih, 0), below) * IW
-        max_sliding_row(&second, at, &seen, column, IW, inside)
+        max_sliding_row(&second, at, &seen, column, IW)
         at += IW if <size_t> ih < <size_t> below else 0
         ih += 1
-        max_sliding_row(&third, at, &seen, column, IW, inside)
+        max_sliding_row(&third, at, &seen, column, IW)
         row = rows
         while row > 0:
             at += IW if <size_t> ih < <size_t> below else 0
             ih += 1
             first = second
             second = third
-            max_sliding_row(&third, at, &seen, column, IW, inside)
+            max_sliding_row(&third, at, &seen, column, IW)
             first = vmax(third, vmax(second, first))
             if exact:
                 put(y, first, room)
@@ -863,19 +979,37 @@ cdef inline void max_sliding_column(
 cdef inline void max_sliding_inner(
     const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
 ) noexcept nogil:
-    max_sliding_column(x, y, flags, part, True, False, like)
+    max_sliding_whole(x, y, flags, part, INNER, like)
 
 
-cdef inline void max_sliding_outer(
+cdef inline void max_sliding_left(
     const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
 ) noexcept nogil:
-    max_sliding_column(x, y, flags, part, False, False, like)
+    max_sliding_whole(x, y, flags, part, LEFT, like)
 
 
-cdef inline void max_sliding_last(
+cdef inline void max_sliding_right(
     const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
 ) noexcept nogil:
-    max_sliding_column(x, y, flags, part, False, True, like)
+    max_sliding_whole(x, y, flags, part, RIGHT, like)
+
+
+cdef inline void max_sliding_side(
+    const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
+) noexcept nogil:
+    max_sliding_whole(x, y, flags, part, SIDE, like)
+
+
+cdef inline void max_sliding_masked(
+    const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
+) noexcept nogil:
+    max_sliding_column(x, y, flags, part, False, like)
+
+
+cdef inline void max_sliding_exact(
+    const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
+) noexcept nogil:
+    max_sliding_column(x, y, flags, part, True, like)
 
 
 cdef inline bint max_sliding(
@@ -884,31 +1018,41 @@ cdef inline bint max_sliding(
     Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t planes, Py_ssize_t room, const int64_t* geometry, vec* like,
 ) noexcept nogil:
     """Rows [oh_first, oh_last) of ``planes`` output planes, 3x3 windows at step 1; False, and any values, if a NaN was lost."""
-    # Down each vector of columns, the last first: what it writes past the end of rows is overwritten by the others. The
-    # first to_row rows, counted through all planes, have room for that.
+    # Down each vector of columns. The last one ends with the rows where these take several, and padding is one cell at most.
+    # Else the last comes first: what it writes past the end of rows is overwritten by the others, and the first to_row rows,
+    # counted through all planes, have room for that.
     cdef:
         Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW], count = oh_last - oh_first, rows = planes * count, row = 0
         Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes, oh = oh_first, last, block
-        Py_ssize_t to_row = min(whole_vectors(room, blocks * lanes, OW), rows)
+        Py_ssize_t left = geometry[GEO_PAD_LEFT], right = OW - left + 2 - IW, to_row
         Sliding part
         pool_flags flags
         real* y = output + oh_first * OW
         void (*run)(const real*, real*, pool_flags*, const Sliding*, vec*) noexcept nogil
     flags = no_nan()
+    if blocks > 1 and left <= 1 and right <= 1:
+        part = Sliding(planes, count, oh - geometry[GEO_PAD_TOP], 0, 0, geometry[GEO_IH], IW, OW)
+        for block in range(blocks):
+            if block == 0:
+                run = max_sliding_left if left == 1 else max_sliding_side
+            elif block < blocks - 1:
+                run = max_sliding_inner
+            else:
+                run = max_sliding_right if right == 1 else max_sliding_side
+            pool_own(run)
+            part.column = min(block * lanes, OW - lanes) - left
+            run(x, y + part.column + left, &flags, &part, like)
+        return not has_nan(flags)
+    to_row = min(whole_vectors(room, blocks * lanes, OW), rows)
     while row < rows:
         last = min(oh_last, oh + (to_row if row < to_row else rows) - row)
         part = Sliding(1, last - oh, oh - geometry[GEO_PAD_TOP], 0, 0, geometry[GEO_IH], IW, OW)
         if oh == oh_first and last == oh_last and row < to_row:
             part.planes = (to_row - row) // count
         for block in range(blocks - 1, -1, -1):
-            part.column = block * lanes - geometry[GEO_PAD_LEFT]
+            part.column = block * lanes - left
             part.room = room - row * OW - block * lanes
-            if row >= to_row:
-                run = max_sliding_last
-            elif 0 <= part.column <= IW - lanes - 2:
-                run = max_sliding_inner
-            else:
-                run = max_sliding_outer
+            run = max_sliding_masked if row < to_row else max_sliding_exact
             pool_own(run)
             run(x, y + block * lanes, &flags, &part, like)
         row += part.planes * part.rows
