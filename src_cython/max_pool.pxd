@@ -11,7 +11,7 @@ Cells of one window are numbered with integers as wide as the elements: in float
 """
 
 from libc.math cimport INFINITY
-from libc.stdint cimport int32_t
+from libc.stdint cimport INT32_MAX, int32_t
 
 from common cimport (
     GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
@@ -43,6 +43,8 @@ cdef extern from *:
     #define NEXT_F ((vfi){1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 2, 15, 15})
     #define NEXT_D ((vdi){2, 3, 4, 5, 6, 7, 1, 7})
     #define PLACES ((vdi){0, 2, 4, 6, 1, 3, 5, 7})
+    #define LOWER ((vfi){0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29})
+    #define UPPER ((vfi){2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31})
     #define BEFORE_F ((vfi){0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14})
     #define BEFORE_D ((vdi){0, 0, 1, 2, 3, 4, 5, 6})
     #define AFTER_F ((vfi){1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15})
@@ -53,6 +55,8 @@ cdef extern from *:
     #define NEXT_F ((vfi){1, 4, 3, 6, 5, 2, 7, 7})
     #define NEXT_D ((vdi){2, 3, 1, 3})
     #define PLACES ((vdi){0, 2, 1, 3})
+    #define LOWER ((vfi){0, 8, 1, 9, 4, 12, 5, 13})
+    #define UPPER ((vfi){2, 10, 3, 11, 6, 14, 7, 15})
     #define BEFORE_F ((vfi){0, 0, 1, 2, 3, 4, 5, 6})
     #define BEFORE_D ((vdi){0, 0, 1, 2})
     #define AFTER_F ((vfi){1, 2, 3, 4, 5, 6, 7, 7})
@@ -63,6 +67,8 @@ cdef extern from *:
     #define NEXT_F ((vfi){1, 2, 3, 3})
     #define NEXT_D ((vdi){1, 1})
     #define PLACES ((vdi){0, 1})
+    #define LOWER ((vfi){0, 4, 1, 5})
+    #define UPPER ((vfi){2, 6, 3, 7})
     #define BEFORE_F ((vfi){0, 0, 1, 2})
     #define BEFORE_D ((vdi){0, 0})
     #define AFTER_F ((vfi){1, 2, 3, 3})
@@ -146,13 +152,18 @@ cdef extern from *:
     POOL void pool_next_even_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, NEXT); } \\
     POOL void pool_before_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, BEFORE); } \\
     POOL void pool_after_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, AFTER); } \\
-    POOL void cells_of_##S(vec *v, int inside, Py_ssize_t column, Py_ssize_t stride) \\
+    POOL void cells_of_##S(vec *v, Py_ssize_t first, Py_ssize_t stride) \\
     { \\
         cells at = EVEN; /* that names the columns of a tap's lanes, too */ \\
         if (stride == 1) for (int i = 0; i < VL; i++) at[i] = i; \\
-        at += (type##_lane)column; \\
-        if (!inside) at &= ~(at < 0); \\
-        *v = (vec)at; \\
+        *v = (vec)(at + (type##_lane)first); \\
+    } \\
+    POOL void taps_outside_##S(vec *v, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) \\
+    { \\
+        vec at_; \\
+        cells_of_##S(&at_, column, stride); \\
+        cells at = (cells)at_; \\
+        *v = (vec)((at < 0) | (at >= (type##_lane)extent)); \\
     } \\
     POOL void lanes_outside_##S(vec *v, Py_ssize_t column, Py_ssize_t extent) \\
     { \\
@@ -167,7 +178,6 @@ cdef extern from *:
         __builtin_memcpy(p, &v, sizeof v / 2); \\
         __builtin_memcpy(p + step, (const char *)&v + sizeof v / 2, sizeof v / 2); \\
     } \\
-    POOL void replace_##S(vec *v, vec mask, vec by) { *v = SIMD_SELECT((cells)mask, by, *v); } \\
     POOL int has_flags_##S(vec v) \\
     { vdi bits = (vdi)v; long long any = 0; for (int i = 0; i < VL_DOUBLE; i++) any |= bits[i]; return any != 0; } \\
     POOL void untangle_##S(vec *v) { *v = (vec)POOL_SHUFFLE(VL_DOUBLE, (vdi)*v, (vdi)*v, PLACES); } \\
@@ -175,6 +185,8 @@ cdef extern from *:
     { cells lane; for (int i = 0; i < VL; i++) lane[i] = i; *v = (vec)(lane * (type##_lane)step + (type##_lane)first); } \\
     POOL void spread_##S(vec *v, type number) { *v = number - (vec){0}; } /* - 0 keeps the sign of zeros */ \\
     POOL void add_cells_##S(vec *v, vec other) { *v = (vec)((cells)*v + (cells)other); } \\
+    POOL void subtract_cells_##S(vec *v, vec from) { *v = (vec)((cells)from - (cells)*v); } \\
+    POOL void add_flags_##S(vec *v, vec other) { *v = (vec)((cells)*v | (cells)other); } \\
     POOL_RARE void put_some_##S(type *p, vec v, Py_ssize_t count) \\
     { \\
         type lanes[VL]; \\
@@ -211,6 +223,15 @@ cdef extern from *:
     POOL_HELPERS(f, float, vf, vfi, VL_FLOAT, EVEN_F, NEXT_F, BEFORE_F, AFTER_F)
     POOL_HELPERS(d, double, vd, vdi, VL_DOUBLE, EVEN_D, NEXT_D, BEFORE_D, AFTER_D)
 
+    /* Cells as `untangle` would order them: in a float's the pieces hold pairs, each of which becomes one piece. */
+    POOL void put_tangled_cells_f(int64_t *p, vf v)
+    {
+        *(vdi *)p = (vdi)POOL_SHUFFLE(VL_FLOAT, (vfi)v, (vfi){0}, LOWER);
+        *(vdi *)(p + VL_DOUBLE) = (vdi)POOL_SHUFFLE(VL_FLOAT, (vfi)v, (vfi){0}, UPPER);
+    }
+    POOL void put_tangled_cells_d(int64_t *p, vd v)
+    { untangle_d(&v); *(vdi *)p = (vdi)v; }
+
     #if FASTCONV_VL == 16 && defined(__AVX512F__)
     #define POOL_RULES(S, vec, pd) \\
     POOL void fold_max_##S(vec *best, vec value) \\
@@ -235,7 +256,14 @@ cdef extern from *:
         __auto_type wins = _mm512_cmp_##pd##_mask(value, *best, _CMP_GT_OQ); \\
         *best = _mm512_max_##pd(value, *best); \\
         *where = _mm512_mask_mov_##pd(*where, wins, cell); \\
-    }
+    } \\
+    POOL void fold_second_##S(vec *best, vec *wins, vec value) \\
+    { \\
+        *wins = (vec)_mm512_maskz_set1_##epi(_mm512_cmp_##pd##_mask(value, *best, _CMP_GT_OQ), -1); \\
+        *best = _mm512_max_##pd(value, *best); \\
+    } \\
+    POOL void replace_##S(vec *v, vec mask, vec by) \\
+    { *v = _mm512_mask_mov_##pd(*v, _mm512_test_##epi##_mask((__m512i)mask, (__m512i)mask), by); }
     POOL_COMMON_RULES(f, vf, ps, epi32)
     POOL_COMMON_RULES(d, vd, pd, epi64)
     #else
@@ -268,7 +296,10 @@ cdef extern from *:
         cells wins = value > *best; \\
         *best = vmax_##S(value, *best); \\
         *where = PICK_##S(wins, cell, *where); \\
-    }
+    } \\
+    POOL void fold_second_##S(vec *best, vec *wins, vec value) \\
+    { *wins = (vec)(value > *best); *best = vmax_##S(value, *best); } \\
+    POOL void replace_##S(vec *v, vec mask, vec by) { *v = PICK_##S((cells)mask, by, *v); }
     POOL_COMMON_RULES(f, vf, vfi)
     POOL_COMMON_RULES(d, vd, vdi)
     #endif
@@ -291,7 +322,12 @@ cdef extern from *:
     #define pool_next_even(v, a) POOL_OF(pool_next_even, a)(v, a)
     #define pool_before(v, a) POOL_OF(pool_before, a)(v, a)
     #define pool_after(v, a) POOL_OF(pool_after, a)(v, a)
-    #define cells_of(v, inside, column, stride) POOL_OF(cells_of, *(v))(v, inside, column, stride)
+    #define cells_of(v, first, stride) POOL_OF(cells_of, *(v))(v, first, stride)
+    #define taps_outside(v, column, stride, extent) POOL_OF(taps_outside, *(v))(v, column, stride, extent)
+    #define fold_second(best, wins, value) POOL_OF(fold_second, value)(best, wins, value)
+    #define subtract_cells(v, from) POOL_OF(subtract_cells, from)(v, from)
+    #define add_flags(v, other) POOL_OF(add_flags, other)(v, other)
+    #define put_tangled_cells(p, v) POOL_OF(put_tangled_cells, v)(p, v)
     #define note_nan(flags, a, b) POOL_OF(note_nan, a)(flags, a, b)
     #define lanes_outside(v, column, extent) POOL_OF(lanes_outside, *(v))(v, column, extent)
     #define pool_keep(v) POOL_OF(pool_keep, *(v))(v)
@@ -331,7 +367,12 @@ cdef extern from *:
     void pool_keep(...) nogil   # (v)                     in a register, for those that need it
     void put_halves(...) nogil  # (p, value, step)        the lower lanes to p, the upper ones to p + step
     void replace(...) nogil     # (v, mask, by)           v = by in the lanes that mask flags
-    void cells_of(...) nogil    # (v, inside, column, stride)  cells: columns of the first tap of windows, 0 for those below it
+    void cells_of(...) nogil    # (v, first, stride)      cells: first + stride * i, in the order of a tap's lanes
+    void taps_outside(...) nogil  # (v, column, stride, extent)  flags those of such cells that are not in [0, extent)
+    void fold_second(...) nogil  # (best, wins, value)    fold_max of what is not NaN; flags the lanes where value is larger
+    void subtract_cells(...) nogil  # (v, from)           cells: v = from - v
+    void add_flags(...) nogil   # (v, other)              flags what other flags, too
+    void put_tangled_cells(...) nogil  # (p, v)           untangled cells to memory, as 64 bits
     void ramp(...) nogil        # (v, first, step)        cells: lane i is first + i * step
     void add_cells(...) nogil   # (v, other)              cells: v += other
     void put(...) nogil         # (p, value, count)       the first count lanes to memory
@@ -1064,48 +1105,80 @@ cdef inline bint max_sliding(
     return not has_nan(flags)
 
 
+# How the lanes of a vector of windows meet the image's sides: which of them have tap 0, 1, 2 outside, and tap 0 to the left.
+cdef enum:
+    TO_THE_LEFT = 3
+    SIDES = 4
+
+
 cdef inline void reduce_row(
     vec* best,             # OUT  maxima along the row, as tap orders them
-    vec* columns,          # OUT  theirs
-    pool_flags* flags,            # OUT  of lanes that lost a NaN
+    vec* place,            # OUT  cells: 0 or less, minus the tap of each that has it
+    pool_flags* flags,     # OUT  of lanes that lost a NaN
     const real* x,         # IN   image row
-    Py_ssize_t column, Py_ssize_t IW,
-    const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
+    const vec* outside,    # IN   (SIDES) where masked or across
+    Py_ssize_t column, Py_ssize_t IW, const bint masked, const bint across, const Py_ssize_t K, const Py_ssize_t stride,
 ) noexcept nogil:
-    cdef Py_ssize_t kw
-    cdef vec other, last, cell
-    tap(best, inside, x, column, 0, stride, IW, -INFINITY)
-    cells_of(columns, inside, column, stride)
-    for kw in range(1, K):
-        tap(&other, inside, x, column, kw, stride, IW, -INFINITY)
-        cells_of(&cell, True, column + kw, stride)
-        fold_larger(best, columns, other, cell)
-        if kw == K - 1:
-            note_nan(flags, other, last if K == 3 else other)
-        last = other
-
-
-cdef inline Py_ssize_t blocks_inside(
-    Py_ssize_t pad_left, Py_ssize_t readable, Py_ssize_t lanes, const Py_ssize_t K, const Py_ssize_t stride
-) noexcept nogil:
-    """Vectors of windows, from the first of a row on, whose taps end within ``readable`` elements."""
-    return max(readable + pad_left - (K - 1 if stride != 2 else (K - 1) & ~1), 0) // (lanes * stride)
+    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
+    cdef vec other, last, low, high, lowest, cell
+    x += 0 if masked else column
+    if masked:
+        tap(best, False, x, column, 0, stride, IW, -INFINITY)
+        tap(&other, False, x, column, 1, stride, IW, -INFINITY)
+        if K == 3:
+            tap(&last, False, x, column, 2, stride, IW, -INFINITY)
+    elif stride == 2:
+        low = (<const vec*> x)[0]
+        high = (<const vec*> (x + lanes))[0]
+        pool_even(best, low, high)
+        pool_odd(&other, low, high)
+        if K == 3:
+            pool_odd(&last, (<const vec*> (x + 1))[0], (<const vec*> (x + 1 + lanes))[0])
+    else:
+        best[0] = (<const vec*> x)[0]
+        other = (<const vec*> (x + 1))[0]
+        last = (<const vec*> (x + 2))[0]
+    if across:
+        spread(&lowest, -INFINITY)
+        replace(best, outside[0], lowest)
+        replace(&other, outside[1], lowest)
+        if K == 3:
+            replace(&last, outside[2], lowest)
+    fold_second(best, place, other)
+    if masked or across:
+        add_flags(place, outside[TO_THE_LEFT])
+    if K == 3:
+        ramp(&cell, -2, 0)
+        fold_larger(best, place, last, cell)
+    note_nan(flags, other, last if K == 3 else other)
 
 
 cdef inline void carry_row(
     const real* x,         # IN   image row
-    real* carried,         # OUT  (size) reduced; columns behind
-    pool_flags* flags,
-    Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t size, const Py_ssize_t K, const Py_ssize_t stride, vec* like,
+    real* carried,         # OUT  (size) reduced; places behind
+    pool_flags* flags, const vec* sides, Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t size,
+    const Py_ssize_t K, const Py_ssize_t stride, vec* like,
 ) noexcept nogil:
-    # As if no vector lay inside: one row of a plane need not be fast, but the code short
-    cdef Py_ssize_t ow = 0, lanes = sizeof(vec) // sizeof(real)
-    cdef vec best, columns
-    while ow < OW:
-        reduce_row(&best, &columns, flags, x, ow * stride - pad_left, IW, False, K, stride)
-        (<vec*> (carried + ow))[0] = best
-        (<vec*> (carried + size + ow))[0] = columns
-        ow += lanes
+    # Masked: one row of a plane need not be fast, but the code short
+    cdef Py_ssize_t block, lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes
+    cdef vec best, place
+    for block in range(blocks):
+        reduce_row(
+            &best, &place, flags, x, side_of(sides, block, blocks), column_of(block, OW, lanes, stride) - pad_left, IW, True,
+            False, K, stride,
+        )
+        (<vec*> (carried + block * lanes))[0] = best
+        (<vec*> (carried + size + block * lanes))[0] = place
+
+
+cdef inline Py_ssize_t column_of(Py_ssize_t block, Py_ssize_t OW, Py_ssize_t lanes, const Py_ssize_t stride) noexcept nogil:
+    """The first padded column of a vector of windows: where a row has several, the last one ends with it."""
+    return min(block * lanes, max(OW - lanes, 0)) * stride
+
+
+cdef inline const vec* side_of(const vec* sides, Py_ssize_t block, Py_ssize_t blocks) noexcept nogil:
+    """Of the first vector of a row, of the last, of the others."""
+    return sides + (0 if block == 0 else SIDES if block == blocks - 1 else 2 * SIDES)
 
 
 cdef inline void max_common_block(
@@ -1115,37 +1188,43 @@ cdef inline void max_common_block(
     const real* newer,     # IN   carried: the second
     real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
     int64_t* indices,      # OUT  the same
-    pool_flags* flags,
-    Py_ssize_t room, int64_t first_cell, Py_ssize_t column, Py_ssize_t IW, Py_ssize_t size,
-    const bint inside, const Py_ssize_t K, const Py_ssize_t stride, vec* like,
+    pool_flags* flags, const vec* outside,
+    Py_ssize_t room, Py_ssize_t first_cell, Py_ssize_t column, Py_ssize_t IW, Py_ssize_t size,
+    const bint masked, const bint across, const Py_ssize_t K, const Py_ssize_t stride, vec* like,
 ) noexcept nogil:
     cdef Py_ssize_t row
-    cdef vec value, where, other, last, cell, step
+    cdef vec value, where, other, place, last, step
     if stride == K:
-        reduce_row(&value, &where, flags, x, column, IW, inside, K, stride)
+        reduce_row(&value, &where, flags, x, outside, column, IW, masked, across, K, stride)
     else:
         value = (<const vec*> oldest)[0]
         where = (<const vec*> (oldest + size))[0]
     for row in range(1, K):
         if row < K - stride:
             other = (<const vec*> newer)[0]
-            cell = (<const vec*> (newer + size))[0]
+            place = (<const vec*> (newer + size))[0]
         else:
-            reduce_row(&other, &cell, flags, x + below[row], column, IW, inside, K, stride)
+            reduce_row(&other, &place, flags, x + below[row], outside, column, IW, masked, across, K, stride)
         if row == K - 1:
             note_nan(flags, other, last if K == 3 else other)
             if stride < K:
                 (<vec*> oldest)[0] = other
-                (<vec*> (oldest + size))[0] = cell
-        ramp(&step, below[row], 0)
-        add_cells(&cell, step)
-        fold_larger(&value, &where, other, cell)
+                (<vec*> (oldest + size))[0] = place
+        ramp(&step, -below[row], 0)
+        add_cells(&place, step)
+        fold_larger(&value, &where, other, place)
         last = other
+    cells_of(&step, first_cell + column, stride)
+    subtract_cells(&where, step)
     if stride == 2:
         untangle(&value)
-        untangle(&where)
+        if not masked:
+            put_tangled_cells(indices, where)
+        else:
+            untangle(&where)
     put(output, value, room)
-    put_cells(indices, where, first_cell, room)
+    if masked or stride == 1:
+        put_cells(indices, where, 0, room)
 
 
 cdef inline bint max_common(
@@ -1153,80 +1232,97 @@ cdef inline bint max_common(
     real* output,          # OUT  its output plane
     int64_t* indices,      # OUT  the same
     real* ring,            # TMP  max_ring_size
-    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t readable, Py_ssize_t room,
+    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t planes, Py_ssize_t readable, Py_ssize_t room,
     const Py_ssize_t K, const Py_ssize_t stride, const int64_t* geometry, vec* like,
 ) noexcept nogil:
-    """Output rows [oh_first, oh_last) of one plane; False, and any values, if a NaN was lost."""
-    # K - stride reduced rows are carried from one output row to the next.
+    """Rows [oh_first, oh_last) of ``planes`` output planes and their indices; False, and any values, if a NaN was lost."""
+    # K - stride reduced rows are carried from one output row to the next. Rows that meet the start or the end of what may be
+    # read or written are masked. Windows across a side read the row before or behind.
     cdef:
-        Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW]
-        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t size = row_size(geometry), lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes
-        Py_ssize_t last_tap = blocks * stride - pad_left + K - 1  # of a row's vectors, or behind it
-        Py_ssize_t oh = oh_first, alike, ow, ow_left = 0 if pad_left <= 0 else lanes, ow_right, first
-        Py_ssize_t below[3]
-        bint whole, crosses = (OW - 1) * stride - pad_left + K > IW
+        Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW], cells = geometry[GEO_IH] * IW
+        Py_ssize_t pad_left = geometry[GEO_PAD_LEFT], size = row_size(geometry)
+        Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes, width = max(OW, lanes)
+        Py_ssize_t reach = (width - 1) * stride - pad_left + K  # of a row's vectors
+        Py_ssize_t done = 0, n_across = 0, start = 0, stop = blocks, oh, alike, first, column, block, n
+        Py_ssize_t[3] below
+        Py_ssize_t[2] across
+        bint crosses = (OW - 1) * stride - pad_left + K > IW, masked
         const real* rows
         real* oldest = ring
         real* newer = ring + 2 * size
         real* other
         real* y = output + oh_first * OW
         int64_t* where = indices + oh_first * OW
+        vec[3 * SIDES] sides
         pool_flags flags
     flags = no_nan()
-    while oh < oh_last:
-        # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
-        first = first_row(oh, stride, geometry)
-        alike = rows_alike(oh, oh_last, K, stride, geometry, &below[0])
-        while alike > oh + 1 and (
-            (not crosses and ((alike - 1) * stride - pad_top + K - 1) * IW + last_tap > readable)
-            or (alike - 1 - oh_first) * OW + blocks > room
-        ):
-            alike -= 1
-        ow_right = lanes * blocks_inside(
-            pad_left, IW if crosses else readable - ((alike - 1 - oh) * stride + first) * IW - below[K - 1], lanes, K, stride
-        )
-        rows = x + first * IW
-        if oh == oh_first:
-            if stride < K:
-                carry_row(rows, oldest, &flags, pad_left, IW, OW, size, K, stride, like)
-            if stride < K - 1:
-                carry_row(rows + below[1], newer, &flags, pad_left, IW, OW, size, K, stride, like)
-        ow_right = min(min(ow_right, (room - (alike - 1 - oh_first) * OW) // lanes * lanes), blocks)
-        whole = ow_left == 0 and ow_right == blocks
-        while oh < alike:
-            if whole:  # apart from the other rows, for then all that the loop needs is in registers
-                ow = 0
-                while ow < blocks:
-                    max_common_block(
-                        rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags, lanes,
-                        first * IW, ow * stride - pad_left, IW, size, True, K, stride, like,
-                    )
-                    ow += lanes
-            else:
-                ow = 0
-                while ow < blocks:
-                    if ow_left <= ow < ow_right:
+    for block in range(2):
+        column = column_of(block * (blocks - 1), OW, lanes, stride) - pad_left
+        for n in range(K):
+            taps_outside(&sides[block * SIDES + n], column + n, stride, IW)
+        taps_outside(&sides[block * SIDES + TO_THE_LEFT], column, stride, INT32_MAX)
+    for n in range(SIDES):
+        spread(&sides[2 * SIDES + n], 0)
+    if pad_left > 0 or (blocks == 1 and crosses):
+        across[0] = 0
+        n_across = start = 1
+    if blocks > 1 and crosses:
+        stop = blocks - 1
+        across[n_across] = stop
+        n_across += 1
+    while planes > 0:
+        oh = oh_first
+        while oh < oh_last:
+            alike = rows_alike(oh, oh_last, K, stride, geometry, &below[0])
+            first = first_row(oh, stride, geometry) * IW
+            rows = x + first
+            if oh == oh_first and stride < K:
+                carry_row(rows, oldest, &flags, &sides[0], pad_left, IW, OW, size, K, stride, like)
+                if stride < K - 1:
+                    carry_row(rows + below[1], newer, &flags, &sides[0], pad_left, IW, OW, size, K, stride, like)
+            while oh < alike:
+                masked = (
+                    (done == 0 and pad_left > 0) or room - done < width or readable - first - below[K - 1] < reach
+                )
+                if masked:
+                    for block in range(blocks):
                         max_common_block(
-                            rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags, lanes,
-                            first * IW, ow * stride - pad_left, IW, size, True, K, stride, like,
+                            rows, below, oldest + block * lanes, newer + block * lanes, y + column_of(block, OW, lanes, 1),
+                            where + column_of(block, OW, lanes, 1), &flags, side_of(&sides[0], block, blocks),
+                            OW, first, column_of(block, OW, lanes, stride) - pad_left, IW, size,
+                            True, False, K, stride, like,
                         )
-                    else:
+                else:
+                    block = start
+                    while block < stop:
                         max_common_block(
-                            rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags,
-                            room - (oh - oh_first) * OW - ow, first * IW, ow * stride - pad_left, IW, size, False,
-                            K, stride, like,
+                            rows, below, oldest + block * lanes, newer + block * lanes, y + column_of(block, OW, lanes, 1),
+                            where + column_of(block, OW, lanes, 1), &flags, NULL,
+                            lanes, first, column_of(block, OW, lanes, stride) - pad_left, IW, size,
+                            False, False, K, stride, like,
                         )
-                    ow += lanes
-            oh += 1
-            first += stride
-            rows += stride * IW
-            y += OW
-            where += OW
-            if stride < K - 1:
-                other = oldest
-                oldest = newer
-                newer = other
+                        block += 1
+                    for n in range(n_across):
+                        block = across[n]
+                        max_common_block(
+                            rows, below, oldest + block * lanes, newer + block * lanes, y + column_of(block, OW, lanes, 1),
+                            where + column_of(block, OW, lanes, 1), &flags, side_of(&sides[0], block, blocks),
+                            lanes, first, column_of(block, OW, lanes, stride) - pad_left, IW, size,
+                            False, True, K, stride, like,
+                        )
+                oh += 1
+                done += OW
+                first += stride * IW
+                rows += stride * IW
+                y += OW
+                where += OW
+                if stride < K - 1:
+                    other = oldest
+                    oldest = newer
+                    newer = other
+        x += cells
+        readable -= cells
+        planes -= 1
     return not has_nan(flags)
 
 
@@ -1236,10 +1332,10 @@ cdef inline bint max_windows(
 ) noexcept nogil:
     if indices != NULL:
         if geometry[GEO_KH] == 2:
-            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 2, 2, geometry, like)
+            return max_common(x, output, indices, ring, oh_first, oh_last, planes, readable, room, 2, 2, geometry, like)
         if geometry[GEO_STRIDE_H] == 2:
-            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 2, geometry, like)
-        return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 1, geometry, like)
+            return max_common(x, output, indices, ring, oh_first, oh_last, planes, readable, room, 3, 2, geometry, like)
+        return max_common(x, output, indices, ring, oh_first, oh_last, planes, readable, room, 3, 1, geometry, like)
     if geometry[GEO_KH] == 2:
         return max_strided(x, output, oh_first, oh_last, planes, readable, room, 2, geometry, like)
     if geometry[GEO_STRIDE_H] == 2:
@@ -1420,8 +1516,9 @@ cdef inline void max_of_planes(
 ) noexcept nogil:
     cdef:
         Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], windows = geometry[GEO_OH] * geometry[GEO_OW], plane
-        Py_ssize_t together = planes if common and indices == NULL else 1
+        Py_ssize_t together = planes if common else 1
         bint done = False
+    common = common and (indices == NULL or (geometry[GEO_PAD_LEFT] <= 1 and cells >> 31 == 0))
     for plane in range(planes):
         if common and plane % together == 0:
             done = max_windows(x, output, indices, ring, oh_first, oh_last, together, readable, room, geometry, like)
