@@ -342,6 +342,7 @@ cdef extern from *:
     #define put(p, value, count) POOL_OF(put, value)((void *)(p), value, count)
     #define put_cells(p, cell, base, count) POOL_OF(put_cells, cell)(p, cell, base, count)
     """
+    void SIMD_PREFETCH(...) nogil
     ctypedef long long pool_flags  # a flag for each lane
     # Macros over both vector types; v, best and where are pointers to vectors, value, other and cell are vectors.
     # Vectors of cells hold integers as wide as `real` in the bits of a vf or vd.
@@ -504,6 +505,9 @@ cdef inline void max_strided_block(
 ) noexcept nogil:
     cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
     cdef vec low, high, low1, high1, low2, high2, value
+    if inside:  # of long rows, which run through other levels of cache, the processor itself asks for too few
+        SIMD_PREFETCH(x + column + 8 * IW)
+        SIMD_PREFETCH(x + column + 9 * IW)
     tap(&low, inside, x + above, column, 0, 1, IW, -INFINITY)
     tap(&high, inside, x + above, column + lanes, 0, 1, IW, -INFINITY)
     tap(&low1, inside, x + below1, column, 0, 1, IW, -INFINITY)
@@ -939,6 +943,7 @@ cdef inline void max_sliding_whole(
         at += IW if <size_t> ih < <size_t> below else 0
         ih += 1
         max_sliding_inside(&second, at, &seen, place)
+        note_nan(&seen, first, second)
         row = rows
         while row > 0:
             at += IW if <size_t> ih < <size_t> below else 0
@@ -975,6 +980,7 @@ cdef inline void max_sliding_row(
     pool_keep(&right)
     note_nan(flags, middle, right)
     reduced[0] = vmax(right, vmax(middle, reduced[0]))
+    note_nan(flags, reduced[0], reduced[0])  # the left one stays
 
 
 cdef inline void max_sliding_column(
