@@ -142,4 +142,4 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
 
 def kernel_ready(out: np.ndarray) -> bool:
     """Whether a kernel can write ``out`` itself; else the result is copied into it."""
-    return out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
+    return out.flags.carray and out.dtype.isnative

@@ -83,6 +83,9 @@ def _freeze(value: Any) -> Any:
     return kind, value
 
 
+FROZEN_FALSE = _freeze(False)
+
+
 def _planned(key: tuple[Any, ...], make: Callable[[], Plan]) -> Plan:
     """The plan made for the same raw arguments before, else a new one."""
     key = (*key, _backends.settings())
@@ -1040,7 +1043,8 @@ def _max_pool(
     key = (
         function, x.shape, x.dtype.char, kernel_size if type(kernel_size) is int else _freeze(kernel_size),
         stride if type(stride) is int else _freeze(stride), padding if type(padding) is int else _freeze(padding),
-        dilation if type(dilation) is int else _freeze(dilation), _freeze(ceil_mode), backend, _backends.settings(),
+        dilation if type(dilation) is int else _freeze(dilation), FROZEN_FALSE if ceil_mode is False else _freeze(ceil_mode),
+        backend, _backends.settings(),
     )  # fmt: skip
     try:
         plan = known_plans[key]
@@ -1059,15 +1063,21 @@ def _max_pool(
     if out is not None:
         check_out(function, out, shape, plan.problem.dtype, (input if plain else x,))
         in_place = kernel_ready(out)
-    target = out.reshape(plan.output_shape) if in_place else np.empty(plan.output_shape, x.dtype)
+    as_planned = shape is plan.output_shape
+    if in_place:
+        target = out if as_planned else out.reshape(plan.output_shape)
+    else:
+        target = np.empty(plan.output_shape, x.dtype)
     indices = np.empty(plan.output_shape, np.int64) if return_indices else NO_INDICES
     plan.run((x,), (target, indices))
-    result = target.reshape(shape)
+    result = target if as_planned else target.reshape(shape)
     if out is not None:
         if not in_place:
             out[...] = result
         result = out
-    return (result, indices.reshape(shape)) if return_indices else result
+    if return_indices:
+        return result, indices if as_planned else indices.reshape(shape)
+    return result
 
 
 def _pool_plan(function: str, problem: PoolProblem, op: str, backend: str) -> Plan:

@@ -11,7 +11,7 @@ Cells of one window are numbered with integers as wide as the elements: in float
 """
 
 from libc.math cimport INFINITY
-from libc.stdint cimport int32_t
+from libc.stdint cimport INT32_MAX, int32_t
 
 from common cimport (
     GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
@@ -36,25 +36,43 @@ cdef extern from *:
 
     /* Every other element of two vectors, as 128-bit pieces allow: a[0] a[2] b[0] b[2] a[4] ... `untangle` puts the pairs
        of such a result into their places, once for all that was computed from it. NEXT: for each of them the one that
-       follows it among the elements; for the last any. */
+       follows it among the elements; for the last any. BEFORE, AFTER: each element's neighbour; at the end itself. */
     #if FASTCONV_VL == 16
     #define EVEN_F ((vfi){0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30})
     #define EVEN_D ((vdi){0, 8, 2, 10, 4, 12, 6, 14})
     #define NEXT_F ((vfi){1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 2, 15, 15})
     #define NEXT_D ((vdi){2, 3, 4, 5, 6, 7, 1, 7})
     #define PLACES ((vdi){0, 2, 4, 6, 1, 3, 5, 7})
+    #define LOWER ((vfi){0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29})
+    #define UPPER ((vfi){2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31})
+    #define BEFORE_F ((vfi){0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14})
+    #define BEFORE_D ((vdi){0, 0, 1, 2, 3, 4, 5, 6})
+    #define AFTER_F ((vfi){1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15})
+    #define AFTER_D ((vdi){1, 2, 3, 4, 5, 6, 7, 7})
     #elif FASTCONV_VL == 8
     #define EVEN_F ((vfi){0, 2, 8, 10, 4, 6, 12, 14})
     #define EVEN_D ((vdi){0, 4, 2, 6})
     #define NEXT_F ((vfi){1, 4, 3, 6, 5, 2, 7, 7})
     #define NEXT_D ((vdi){2, 3, 1, 3})
     #define PLACES ((vdi){0, 2, 1, 3})
+    #define LOWER ((vfi){0, 8, 1, 9, 4, 12, 5, 13})
+    #define UPPER ((vfi){2, 10, 3, 11, 6, 14, 7, 15})
+    #define BEFORE_F ((vfi){0, 0, 1, 2, 3, 4, 5, 6})
+    #define BEFORE_D ((vdi){0, 0, 1, 2})
+    #define AFTER_F ((vfi){1, 2, 3, 4, 5, 6, 7, 7})
+    #define AFTER_D ((vdi){1, 2, 3, 3})
     #else
     #define EVEN_F ((vfi){0, 2, 4, 6})
     #define EVEN_D ((vdi){0, 2})
     #define NEXT_F ((vfi){1, 2, 3, 3})
     #define NEXT_D ((vdi){1, 1})
     #define PLACES ((vdi){0, 1})
+    #define LOWER ((vfi){0, 4, 1, 5})
+    #define UPPER ((vfi){2, 6, 3, 7})
+    #define BEFORE_F ((vfi){0, 0, 1, 2})
+    #define BEFORE_D ((vdi){0, 0})
+    #define AFTER_F ((vfi){1, 2, 3, 3})
+    #define AFTER_D ((vdi){1, 1})
     #endif
 
     #if defined(__clang__)
@@ -106,7 +124,7 @@ cdef extern from *:
     #define POOL_LOAD_d POOL_LOAD_f
     #endif
 
-    #define POOL_HELPERS(S, type, vec, cells, VL, EVEN, NEXT) \\
+    #define POOL_HELPERS(S, type, vec, cells, VL, EVEN, NEXT, BEFORE, AFTER) \\
     /* Lane i: row[column + i]; border, and not read, where that is outside [0, extent). */ \\
     POOL vec load_##S(const type *row, Py_ssize_t column, Py_ssize_t extent, type border) \\
     POOL_LOAD_##S(type, vec, cells, VL) \\
@@ -132,13 +150,20 @@ cdef extern from *:
     POOL void pool_even_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN); } \\
     POOL void pool_odd_##S(vec *v, vec a, vec b) { *v = POOL_SHUFFLE(VL, a, b, EVEN + 1); } \\
     POOL void pool_next_even_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, NEXT); } \\
-    POOL void cells_of_##S(vec *v, int inside, Py_ssize_t column, Py_ssize_t stride) \\
+    POOL void pool_before_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, BEFORE); } \\
+    POOL void pool_after_##S(vec *v, vec a) { *v = POOL_SHUFFLE(VL, a, a, AFTER); } \\
+    POOL void cells_of_##S(vec *v, Py_ssize_t first, Py_ssize_t stride) \\
     { \\
         cells at = EVEN; /* that names the columns of a tap's lanes, too */ \\
         if (stride == 1) for (int i = 0; i < VL; i++) at[i] = i; \\
-        at += (type##_lane)column; \\
-        if (!inside) at &= ~(at < 0); \\
-        *v = (vec)at; \\
+        *v = (vec)(at + (type##_lane)first); \\
+    } \\
+    POOL void taps_outside_##S(vec *v, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) \\
+    { \\
+        vec at_; \\
+        cells_of_##S(&at_, column, stride); \\
+        cells at = (cells)at_; \\
+        *v = (vec)((at < 0) | (at >= (type##_lane)extent)); \\
     } \\
     POOL void lanes_outside_##S(vec *v, Py_ssize_t column, Py_ssize_t extent) \\
     { \\
@@ -153,7 +178,6 @@ cdef extern from *:
         __builtin_memcpy(p, &v, sizeof v / 2); \\
         __builtin_memcpy(p + step, (const char *)&v + sizeof v / 2, sizeof v / 2); \\
     } \\
-    POOL void replace_##S(vec *v, vec mask, vec by) { *v = SIMD_SELECT((cells)mask, by, *v); } \\
     POOL int has_flags_##S(vec v) \\
     { vdi bits = (vdi)v; long long any = 0; for (int i = 0; i < VL_DOUBLE; i++) any |= bits[i]; return any != 0; } \\
     POOL void untangle_##S(vec *v) { *v = (vec)POOL_SHUFFLE(VL_DOUBLE, (vdi)*v, (vdi)*v, PLACES); } \\
@@ -161,6 +185,8 @@ cdef extern from *:
     { cells lane; for (int i = 0; i < VL; i++) lane[i] = i; *v = (vec)(lane * (type##_lane)step + (type##_lane)first); } \\
     POOL void spread_##S(vec *v, type number) { *v = number - (vec){0}; } /* - 0 keeps the sign of zeros */ \\
     POOL void add_cells_##S(vec *v, vec other) { *v = (vec)((cells)*v + (cells)other); } \\
+    POOL void subtract_cells_##S(vec *v, vec from) { *v = (vec)((cells)from - (cells)*v); } \\
+    POOL void add_flags_##S(vec *v, vec other) { *v = (vec)((cells)*v | (cells)other); } \\
     POOL_RARE void put_some_##S(type *p, vec v, Py_ssize_t count) \\
     { \\
         type lanes[VL]; \\
@@ -194,8 +220,17 @@ cdef extern from *:
 
     typedef int float_lane;
     typedef long long double_lane;
-    POOL_HELPERS(f, float, vf, vfi, VL_FLOAT, EVEN_F, NEXT_F)
-    POOL_HELPERS(d, double, vd, vdi, VL_DOUBLE, EVEN_D, NEXT_D)
+    POOL_HELPERS(f, float, vf, vfi, VL_FLOAT, EVEN_F, NEXT_F, BEFORE_F, AFTER_F)
+    POOL_HELPERS(d, double, vd, vdi, VL_DOUBLE, EVEN_D, NEXT_D, BEFORE_D, AFTER_D)
+
+    /* Cells as `untangle` would order them: in a float's the pieces hold pairs, each of which becomes one piece. */
+    POOL void put_tangled_cells_f(int64_t *p, vf v)
+    {
+        *(vdi *)p = (vdi)POOL_SHUFFLE(VL_FLOAT, (vfi)v, (vfi){0}, LOWER);
+        *(vdi *)(p + VL_DOUBLE) = (vdi)POOL_SHUFFLE(VL_FLOAT, (vfi)v, (vfi){0}, UPPER);
+    }
+    POOL void put_tangled_cells_d(int64_t *p, vd v)
+    { untangle_d(&v); *(vdi *)p = (vdi)v; }
 
     #if FASTCONV_VL == 16 && defined(__AVX512F__)
     #define POOL_RULES(S, vec, pd) \\
@@ -221,7 +256,14 @@ cdef extern from *:
         __auto_type wins = _mm512_cmp_##pd##_mask(value, *best, _CMP_GT_OQ); \\
         *best = _mm512_max_##pd(value, *best); \\
         *where = _mm512_mask_mov_##pd(*where, wins, cell); \\
-    }
+    } \\
+    POOL void fold_second_##S(vec *best, vec *wins, vec value) \\
+    { \\
+        *wins = (vec)_mm512_maskz_set1_##epi(_mm512_cmp_##pd##_mask(value, *best, _CMP_GT_OQ), -1); \\
+        *best = _mm512_max_##pd(value, *best); \\
+    } \\
+    POOL void replace_##S(vec *v, vec mask, vec by) \\
+    { *v = _mm512_mask_mov_##pd(*v, _mm512_test_##epi##_mask((__m512i)mask, (__m512i)mask), by); }
     POOL_COMMON_RULES(f, vf, ps, epi32)
     POOL_COMMON_RULES(d, vd, pd, epi64)
     #else
@@ -254,7 +296,10 @@ cdef extern from *:
         cells wins = value > *best; \\
         *best = vmax_##S(value, *best); \\
         *where = PICK_##S(wins, cell, *where); \\
-    }
+    } \\
+    POOL void fold_second_##S(vec *best, vec *wins, vec value) \\
+    { *wins = (vec)(value > *best); *best = vmax_##S(value, *best); } \\
+    POOL void replace_##S(vec *v, vec mask, vec by) { *v = PICK_##S((cells)mask, by, *v); }
     POOL_COMMON_RULES(f, vf, vfi)
     POOL_COMMON_RULES(d, vd, vdi)
     #endif
@@ -275,7 +320,14 @@ cdef extern from *:
     #define pool_even(v, a, b) POOL_OF(pool_even, a)(v, a, b)
     #define pool_odd(v, a, b) POOL_OF(pool_odd, a)(v, a, b)
     #define pool_next_even(v, a) POOL_OF(pool_next_even, a)(v, a)
-    #define cells_of(v, inside, column, stride) POOL_OF(cells_of, *(v))(v, inside, column, stride)
+    #define pool_before(v, a) POOL_OF(pool_before, a)(v, a)
+    #define pool_after(v, a) POOL_OF(pool_after, a)(v, a)
+    #define cells_of(v, first, stride) POOL_OF(cells_of, *(v))(v, first, stride)
+    #define taps_outside(v, column, stride, extent) POOL_OF(taps_outside, *(v))(v, column, stride, extent)
+    #define fold_second(best, wins, value) POOL_OF(fold_second, value)(best, wins, value)
+    #define subtract_cells(v, from) POOL_OF(subtract_cells, from)(v, from)
+    #define add_flags(v, other) POOL_OF(add_flags, other)(v, other)
+    #define put_tangled_cells(p, v) POOL_OF(put_tangled_cells, v)(p, v)
     #define note_nan(flags, a, b) POOL_OF(note_nan, a)(flags, a, b)
     #define lanes_outside(v, column, extent) POOL_OF(lanes_outside, *(v))(v, column, extent)
     #define pool_keep(v) POOL_OF(pool_keep, *(v))(v)
@@ -290,6 +342,7 @@ cdef extern from *:
     #define put(p, value, count) POOL_OF(put, value)((void *)(p), value, count)
     #define put_cells(p, cell, base, count) POOL_OF(put_cells, cell)(p, cell, base, count)
     """
+    void SIMD_PREFETCH(...) nogil
     ctypedef long long pool_flags  # a flag for each lane
     # Macros over both vector types; v, best and where are pointers to vectors, value, other and cell are vectors.
     # Vectors of cells hold integers as wide as `real` in the bits of a vf or vd.
@@ -301,6 +354,8 @@ cdef extern from *:
     void pool_even(...) nogil   # (v, a, b)               every other element of a, then b, not yet untangle
     void pool_odd(...) nogil    # (v, a, b)               the elements between them
     void pool_next_even(...) nogil  # (v, a)               a as pool_even gives it: each lane's next; in the last lane any
+    void pool_before(...) nogil  # (v, a)                 each lane's neighbour below, the first lane itself
+    void pool_after(...) nogil  # (v, a)                  each lane's neighbour above, the last lane itself
     void fold_max(...) nogil    # (best, value)           the maximum: NaN wins, of equals best (zeros have signs)
     void fold_first(...) nogil  # (best, where, value, cell)  where value is larger, or the first NaN: it and its cell
     void fold_larger(...) nogil  # (best, where, value, cell)  fold_first where neither is NaN
@@ -313,7 +368,12 @@ cdef extern from *:
     void pool_keep(...) nogil   # (v)                     in a register, for those that need it
     void put_halves(...) nogil  # (p, value, step)        the lower lanes to p, the upper ones to p + step
     void replace(...) nogil     # (v, mask, by)           v = by in the lanes that mask flags
-    void cells_of(...) nogil    # (v, inside, column, stride)  cells: columns of the first tap of windows, 0 for those below it
+    void cells_of(...) nogil    # (v, first, stride)      cells: first + stride * i, in the order of a tap's lanes
+    void taps_outside(...) nogil  # (v, column, stride, extent)  flags those of such cells that are not in [0, extent)
+    void fold_second(...) nogil  # (best, wins, value)    fold_max of what is not NaN; flags the lanes where value is larger
+    void subtract_cells(...) nogil  # (v, from)           cells: v = from - v
+    void add_flags(...) nogil   # (v, other)              flags what other flags, too
+    void put_tangled_cells(...) nogil  # (p, v)           untangled cells to memory, as 64 bits
     void ramp(...) nogil        # (v, first, step)        cells: lane i is first + i * step
     void add_cells(...) nogil   # (v, other)              cells: v += other
     void put(...) nogil         # (p, value, count)       the first count lanes to memory
@@ -432,10 +492,11 @@ cdef inline void max_of_columns(
     note_nan(flags, between, value[0])
 
 
-# First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum.
+# First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum; one
+# in the third row is seen in the next row of windows, of which that is the first, or by `note_row`.
 cdef inline void max_strided_block(
-    const real* x,         # IN   first row of the windows
-    Py_ssize_t below1, Py_ssize_t below2,  # from there to the others, in elements
+    const real* x,         # IN   an image row
+    Py_ssize_t above, Py_ssize_t below1, Py_ssize_t below2,  # from there to the rows of the windows, in elements
     real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
     pool_flags* flags,     # OUT  of lanes that lost a NaN, or have one
     vec hidden_low, vec hidden_high,  # IN   lanes that lie outside of the image although they are read
@@ -444,23 +505,23 @@ cdef inline void max_strided_block(
 ) noexcept nogil:
     cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
     cdef vec low, high, low1, high1, low2, high2, value
-    tap(&low, inside, x, column, 0, 1, IW, -INFINITY)
-    tap(&high, inside, x, column + lanes, 0, 1, IW, -INFINITY)
+    if inside:  # of long rows, which run through other levels of cache, the processor itself asks for too few
+        SIMD_PREFETCH(x + column + 8 * IW)
+        SIMD_PREFETCH(x + column + 9 * IW)
+    tap(&low, inside, x + above, column, 0, 1, IW, -INFINITY)
+    tap(&high, inside, x + above, column + lanes, 0, 1, IW, -INFINITY)
     tap(&low1, inside, x + below1, column, 0, 1, IW, -INFINITY)
     tap(&high1, inside, x + below1, column + lanes, 0, 1, IW, -INFINITY)
     pool_keep(&low1)
     pool_keep(&high1)
     note_nan(flags, low1, high1)
-    low = vmax(low1, low)
-    high = vmax(high1, high)
     if K == 3:
         tap(&low2, inside, x + below2, column, 0, 1, IW, -INFINITY)
         tap(&high2, inside, x + below2, column + lanes, 0, 1, IW, -INFINITY)
-        pool_keep(&low2)
-        pool_keep(&high2)
-        note_nan(flags, low2, high2)
-        low = vmax(low2, low)
-        high = vmax(high2, high)
+        low1 = vmax(low1, low2)
+        high1 = vmax(high1, high2)
+    low = vmax(low1, low)
+    high = vmax(high1, high)
     spread(&value, -INFINITY)
     if hides_low:
         replace(&low, hidden_low, value)
@@ -469,6 +530,20 @@ cdef inline void max_strided_block(
     max_of_columns(&value, low, high, flags, K)
     untangle(&value)
     put(output, value, room)
+
+
+cdef inline void note_row(
+    pool_flags* flags, const real* row, Py_ssize_t blocks, Py_ssize_t column, Py_ssize_t IW, const bint inside, vec* like,
+) noexcept nogil:
+    """The last row of windows of which none follow."""
+    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
+    cdef vec low, high
+    while blocks > 0:
+        tap(&low, inside, row, column, 0, 1, IW, -INFINITY)
+        tap(&high, inside, row, column + lanes, 0, 1, IW, -INFINITY)
+        note_nan(flags, low, high)
+        column += 2 * lanes - 2
+        blocks -= 1
 
 
 cdef inline void max_strided_pairs(
@@ -589,40 +664,56 @@ cdef inline void max_strided_column(
 
 
 cdef inline void max_strided_rows(
-    const real* x,         # IN   where the windows begin
-    real* y,               # OUT  (rows * OW), and what the last vector writes behind it
-    pool_flags* flags, const vec* hidden, Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t OW, Py_ssize_t IW,
-    Py_ssize_t below1, Py_ssize_t below2, const bint hides, const Py_ssize_t K,
+    const real* x,         # IN   where the windows of a plane begin
+    real* y,               # OUT  (rows * OW) of each plane, and what the last vector writes behind that
+    pool_flags* flags, const vec* hidden, Py_ssize_t planes, Py_ssize_t rows, Py_ssize_t cells, Py_ssize_t blocks,
+    Py_ssize_t OW, Py_ssize_t IW, Py_ssize_t below1, Py_ssize_t below2, const bint hides, const Py_ssize_t K,
 ) noexcept nogil:
-    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1, block
-    cdef Py_ssize_t down = 2 * IW, right = OW, between = blocks - 2 if hides else blocks
+    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real), windows = lanes if K == 2 else lanes - 1, block, row
+    cdef Py_ssize_t down = 2 * IW, right = OW, between = blocks - 2 if hides else blocks, above
+    cdef const real* first
     cdef const real* at
     cdef real* to
-    cdef vec first = hidden[0], last_low = hidden[1], last_high = hidden[2]
+    cdef vec hidden_first = hidden[0], last_low = hidden[1], last_high = hidden[2]
     cdef pool_flags seen = flags[0]
     pool_own(down)
     pool_own(right)
     pool_own(between)
     pool_own(below1)
     pool_own(below2)
-    while rows > 0:
-        at = x
-        to = y
-        if hides:
-            max_strided_block(at, below1, below2, to, &seen, first, first, lanes, 0, IW, True, True, False, K)
-            at += 2 * windows
-            to += windows
-        block = between
-        while block > 0:
-            max_strided_block(at, below1, below2, to, &seen, first, first, lanes, 0, IW, True, False, False, K)
-            at += 2 * windows
-            to += windows
-            block -= 1
-        if hides:
-            max_strided_block(at, below1, below2, to, &seen, last_low, last_high, lanes, 0, IW, True, True, True, K)
-        x += down
-        y += right
-        rows -= 1
+    while planes > 0:
+        above = 0
+        first = x
+        row = rows
+        while row > 0:
+            at = first
+            to = y
+            if hides:
+                max_strided_block(
+                    at, above, below1, below2, to, &seen, hidden_first, hidden_first, lanes, 0, IW, True, True, False, K
+                )
+                at += 2 * windows
+                to += windows
+            block = between
+            while block > 0:
+                max_strided_block(
+                    at, above, below1, below2, to, &seen, hidden_first, hidden_first, lanes, 0, IW, True, False, False, K
+                )
+                at += 2 * windows
+                to += windows
+                block -= 1
+            if hides:
+                max_strided_block(
+                    at, above, below1, below2, to, &seen, last_low, last_high, lanes, 0, IW, True, True, True, K
+                )
+            above = below1 - IW  # below padding the second row came first
+            first += down
+            y += right
+            row -= 1
+        if K == 3:
+            note_row(&seen, first - down + below2, blocks, 0, IW, True, &hidden_first)
+        x += cells
+        planes -= 1
     flags[0] = seen
 
 
@@ -639,7 +730,8 @@ cdef inline void max_strided_part(
 ) noexcept nogil:
     if part.blocks > 1:
         max_strided_rows(
-            x, y, flags, hidden, part.rows, part.blocks, part.OW, part.IW, part.below1, part.below2, hides, K
+            x, y, flags, hidden, part.planes, part.rows, part.cells, part.blocks, part.OW, part.IW, part.below1, part.below2,
+            hides, K,
         )
     elif part.pairs:
         max_strided_pairs(
@@ -699,14 +791,13 @@ cdef inline void max_strided_planes(
         first[parts] = first_row(oh, 2, geometry) * IW - geometry[GEO_PAD_LEFT]
         part[parts] = Strided(1, alike - oh, geometry[GEO_IH] * IW, blocks, OW, IW, below[1], below[K - 1], pairs)
         oh = alike
-        if (
-            K == 3 and blocks == 1 and parts == 1 and part[0].below1 == 0 and part[0].below2 == IW and below[1] == IW
-            and below[2] == 2 * IW
+        if parts == 1 and below[1] == IW and below[K - 1] == (K - 1) * IW and part[0].below1 == 0 and (
+            part[0].below2 == IW if K == 3 else blocks > 1
         ):
-            part[0].rows += part[1].rows  # one row of padding: where rows are carried on, only the first one tells
+            part[0].rows += part[1].rows  # one row of padding, which only the first one meets
         else:
             parts += 1
-    if parts == 1 and blocks == 1:
+    if parts == 1:
         part[0].planes = planes
     while planes > 0:
         for n in range(parts):
@@ -735,14 +826,16 @@ cdef inline void max_strided_row(
     for block in range(blocks):
         if block < whole and (block > 0 or pad_left <= 0):
             max_strided_block(
-                x, below1, below2, y + windows * block, flags, none, none, lanes, 2 * windows * block - pad_left, IW, True,
+                x, 0, below1, below2, y + windows * block, flags, none, none, lanes, 2 * windows * block - pad_left, IW, True,
                 False, False, K,
             )
         else:
             max_strided_block(
-                x, below1, below2, y + windows * block, flags, none, none, room - windows * block,
+                x, 0, below1, below2, y + windows * block, flags, none, none, room - windows * block,
                 2 * windows * block - pad_left, IW, False, False, False, K,
             )
+    if K == 3:
+        note_row(flags, x + below2, blocks, -pad_left, IW, False, like)
 
 
 cdef inline bint max_strided(
@@ -807,23 +900,93 @@ cdef struct Sliding:
     Py_ssize_t planes, rows, top, column, room, IH, IW, OW
 
 
+cdef enum:  # where a vector of windows lies in its rows
+    INNER, LEFT, RIGHT, SIDE  # not at their ends, with a padding cell at the left or the right end, at an end without padding
+
+
+cdef inline void max_sliding_inside(
+    vec* reduced, const real* row, pool_flags* flags, const int place
+) noexcept nogil:
+    """No cell outside is read: its neighbour, of the same window, stands for it. Middle cells are not looked at."""
+    cdef vec left, middle, right
+    middle = (<const vec*> (row + 1))[0]
+    pool_keep(&middle)
+    if place == LEFT:
+        pool_before(&left, middle)
+    else:
+        left = (<const vec*> row)[0]
+    if place == RIGHT:
+        pool_after(&right, middle)
+    else:
+        right = (<const vec*> (row + 2))[0]
+    pool_keep(&right)
+    if place == SIDE:
+        note_nan(flags, left, right)
+    reduced[0] = vmax(right, vmax(left, middle))
+
+
+cdef inline void max_sliding_whole(
+    const real* x,         # IN   a plane
+    real* y,               # OUT  a vector of windows in each row
+    pool_flags* flags, const Sliding* part, const int place, vec* like,
+) noexcept nogil:
+    """Two output rows at a time: each needs the two middle ones of four rows. Middle cells that are NaN stay."""
+    cdef Py_ssize_t planes = part.planes, rows = part.rows, top = part.top, column = part.column
+    cdef Py_ssize_t IW = part.IW, OW = part.OW, below = part.IH - 1, row, ih
+    cdef const real* at
+    cdef vec first, second, third, fourth, both
+    cdef pool_flags seen = flags[0]
+    while planes > 0:
+        ih = top
+        at = x + min(max(ih, 0), below) * IW + column
+        max_sliding_inside(&first, at, &seen, place)
+        at += IW if <size_t> ih < <size_t> below else 0
+        ih += 1
+        max_sliding_inside(&second, at, &seen, place)
+        note_nan(&seen, first, second)
+        row = rows
+        while row > 0:
+            at += IW if <size_t> ih < <size_t> below else 0
+            ih += 1
+            max_sliding_inside(&third, at, &seen, place)
+            note_nan(&seen, second, third)
+            both = vmax(second, third)
+            (<vec*> y)[0] = vmax(first, both)
+            y += OW
+            if row == 1:
+                break
+            at += IW if <size_t> ih < <size_t> below else 0
+            ih += 1
+            max_sliding_inside(&fourth, at, &seen, place)
+            (<vec*> y)[0] = vmax(fourth, both)
+            y += OW
+            first = third
+            second = fourth
+            row -= 2
+        note_nan(&seen, first, second)
+        x += (below + 1) * IW
+        planes -= 1
+    flags[0] = seen
+
+
 cdef inline void max_sliding_row(
-    vec* reduced, const real* row, pool_flags* flags, Py_ssize_t column, Py_ssize_t IW, const bint inside
+    vec* reduced, const real* row, pool_flags* flags, Py_ssize_t column, Py_ssize_t IW
 ) noexcept nogil:
     cdef vec middle, right
-    tap(reduced, inside, row, column, 0, 1, IW, -INFINITY)
-    tap(&middle, inside, row, column, 1, 1, IW, -INFINITY)
-    tap(&right, inside, row, column, 2, 1, IW, -INFINITY)
+    tap(reduced, False, row, column, 0, 1, IW, -INFINITY)
+    tap(&middle, False, row, column, 1, 1, IW, -INFINITY)
+    tap(&right, False, row, column, 2, 1, IW, -INFINITY)
     pool_keep(&middle)
     pool_keep(&right)
     note_nan(flags, middle, right)
     reduced[0] = vmax(right, vmax(middle, reduced[0]))
+    note_nan(flags, reduced[0], reduced[0])  # the left one stays
 
 
 cdef inline void max_sliding_column(
     const real* x,         # IN   a plane
     real* y,               # OUT  a vector of windows in each row, exact or what it writes behind them
-    pool_flags* flags, const Sliding* part, const bint inside, const bint exact, vec* like,
+    pool_flags* flags, const Sliding* part, const bint exact, vec* like,
 ) noexcept nogil:
     # Copies: a vector may be stored to where part lies, for all that the compiler knows
     cdef Py_ssize_t planes = part.planes, rows = part.rows, top = part.top, column = part.column, room = part.room
@@ -834,17 +997,17 @@ cdef inline void max_sliding_column(
     while planes > 0:
         ih = top
         at = x + min(max(ih, 0), below) * IW
-        max_sliding_row(&second, at, &seen, column, IW, inside)
+        max_sliding_row(&second, at, &seen, column, IW)
         at += IW if <size_t> ih < <size_t> below else 0
         ih += 1
-        max_sliding_row(&third, at, &seen, column, IW, inside)
+        max_sliding_row(&third, at, &seen, column, IW)
         row = rows
         while row > 0:
             at += IW if <size_t> ih < <size_t> below else 0
             ih += 1
             first = second
             second = third
-            max_sliding_row(&third, at, &seen, column, IW, inside)
+            max_sliding_row(&third, at, &seen, column, IW)
             first = vmax(third, vmax(second, first))
             if exact:
                 put(y, first, room)
@@ -863,19 +1026,37 @@ cdef inline void max_sliding_column(
 cdef inline void max_sliding_inner(
     const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
 ) noexcept nogil:
-    max_sliding_column(x, y, flags, part, True, False, like)
+    max_sliding_whole(x, y, flags, part, INNER, like)
 
 
-cdef inline void max_sliding_outer(
+cdef inline void max_sliding_left(
     const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
 ) noexcept nogil:
-    max_sliding_column(x, y, flags, part, False, False, like)
+    max_sliding_whole(x, y, flags, part, LEFT, like)
 
 
-cdef inline void max_sliding_last(
+cdef inline void max_sliding_right(
     const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
 ) noexcept nogil:
-    max_sliding_column(x, y, flags, part, False, True, like)
+    max_sliding_whole(x, y, flags, part, RIGHT, like)
+
+
+cdef inline void max_sliding_side(
+    const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
+) noexcept nogil:
+    max_sliding_whole(x, y, flags, part, SIDE, like)
+
+
+cdef inline void max_sliding_masked(
+    const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
+) noexcept nogil:
+    max_sliding_column(x, y, flags, part, False, like)
+
+
+cdef inline void max_sliding_exact(
+    const real* x, real* y, pool_flags* flags, const Sliding* part, vec* like
+) noexcept nogil:
+    max_sliding_column(x, y, flags, part, True, like)
 
 
 cdef inline bint max_sliding(
@@ -884,31 +1065,41 @@ cdef inline bint max_sliding(
     Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t planes, Py_ssize_t room, const int64_t* geometry, vec* like,
 ) noexcept nogil:
     """Rows [oh_first, oh_last) of ``planes`` output planes, 3x3 windows at step 1; False, and any values, if a NaN was lost."""
-    # Down each vector of columns, the last first: what it writes past the end of rows is overwritten by the others. The
-    # first to_row rows, counted through all planes, have room for that.
+    # Down each vector of columns. The last one ends with the rows where these take several, and padding is one cell at most.
+    # Else the last comes first: what it writes past the end of rows is overwritten by the others, and the first to_row rows,
+    # counted through all planes, have room for that.
     cdef:
         Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW], count = oh_last - oh_first, rows = planes * count, row = 0
         Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes, oh = oh_first, last, block
-        Py_ssize_t to_row = min(whole_vectors(room, blocks * lanes, OW), rows)
+        Py_ssize_t left = geometry[GEO_PAD_LEFT], right = OW - left + 2 - IW, to_row
         Sliding part
         pool_flags flags
         real* y = output + oh_first * OW
         void (*run)(const real*, real*, pool_flags*, const Sliding*, vec*) noexcept nogil
     flags = no_nan()
+    if blocks > 1 and left <= 1 and right <= 1:
+        part = Sliding(planes, count, oh - geometry[GEO_PAD_TOP], 0, 0, geometry[GEO_IH], IW, OW)
+        for block in range(blocks):
+            if block == 0:
+                run = max_sliding_left if left == 1 else max_sliding_side
+            elif block < blocks - 1:
+                run = max_sliding_inner
+            else:
+                run = max_sliding_right if right == 1 else max_sliding_side
+            pool_own(run)
+            part.column = min(block * lanes, OW - lanes) - left
+            run(x, y + part.column + left, &flags, &part, like)
+        return not has_nan(flags)
+    to_row = min(whole_vectors(room, blocks * lanes, OW), rows)
     while row < rows:
         last = min(oh_last, oh + (to_row if row < to_row else rows) - row)
         part = Sliding(1, last - oh, oh - geometry[GEO_PAD_TOP], 0, 0, geometry[GEO_IH], IW, OW)
         if oh == oh_first and last == oh_last and row < to_row:
             part.planes = (to_row - row) // count
         for block in range(blocks - 1, -1, -1):
-            part.column = block * lanes - geometry[GEO_PAD_LEFT]
+            part.column = block * lanes - left
             part.room = room - row * OW - block * lanes
-            if row >= to_row:
-                run = max_sliding_last
-            elif 0 <= part.column <= IW - lanes - 2:
-                run = max_sliding_inner
-            else:
-                run = max_sliding_outer
+            run = max_sliding_masked if row < to_row else max_sliding_exact
             pool_own(run)
             run(x, y + block * lanes, &flags, &part, like)
         row += part.planes * part.rows
@@ -920,48 +1111,80 @@ cdef inline bint max_sliding(
     return not has_nan(flags)
 
 
+# How the lanes of a vector of windows meet the image's sides: which of them have tap 0, 1, 2 outside, and tap 0 to the left.
+cdef enum:
+    TO_THE_LEFT = 3
+    SIDES = 4
+
+
 cdef inline void reduce_row(
     vec* best,             # OUT  maxima along the row, as tap orders them
-    vec* columns,          # OUT  theirs
-    pool_flags* flags,            # OUT  of lanes that lost a NaN
+    vec* place,            # OUT  cells: 0 or less, minus the tap of each that has it
+    pool_flags* flags,     # OUT  of lanes that lost a NaN
     const real* x,         # IN   image row
-    Py_ssize_t column, Py_ssize_t IW,
-    const bint inside, const Py_ssize_t K, const Py_ssize_t stride,
+    const vec* outside,    # IN   (SIDES) where masked or across
+    Py_ssize_t column, Py_ssize_t IW, const bint masked, const bint across, const Py_ssize_t K, const Py_ssize_t stride,
 ) noexcept nogil:
-    cdef Py_ssize_t kw
-    cdef vec other, last, cell
-    tap(best, inside, x, column, 0, stride, IW, -INFINITY)
-    cells_of(columns, inside, column, stride)
-    for kw in range(1, K):
-        tap(&other, inside, x, column, kw, stride, IW, -INFINITY)
-        cells_of(&cell, True, column + kw, stride)
-        fold_larger(best, columns, other, cell)
-        if kw == K - 1:
-            note_nan(flags, other, last if K == 3 else other)
-        last = other
-
-
-cdef inline Py_ssize_t blocks_inside(
-    Py_ssize_t pad_left, Py_ssize_t readable, Py_ssize_t lanes, const Py_ssize_t K, const Py_ssize_t stride
-) noexcept nogil:
-    """Vectors of windows, from the first of a row on, whose taps end within ``readable`` elements."""
-    return max(readable + pad_left - (K - 1 if stride != 2 else (K - 1) & ~1), 0) // (lanes * stride)
+    cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
+    cdef vec other, last, low, high, lowest, cell
+    x += 0 if masked else column
+    if masked:
+        tap(best, False, x, column, 0, stride, IW, -INFINITY)
+        tap(&other, False, x, column, 1, stride, IW, -INFINITY)
+        if K == 3:
+            tap(&last, False, x, column, 2, stride, IW, -INFINITY)
+    elif stride == 2:
+        low = (<const vec*> x)[0]
+        high = (<const vec*> (x + lanes))[0]
+        pool_even(best, low, high)
+        pool_odd(&other, low, high)
+        if K == 3:
+            pool_odd(&last, (<const vec*> (x + 1))[0], (<const vec*> (x + 1 + lanes))[0])
+    else:
+        best[0] = (<const vec*> x)[0]
+        other = (<const vec*> (x + 1))[0]
+        last = (<const vec*> (x + 2))[0]
+    if across:
+        spread(&lowest, -INFINITY)
+        replace(best, outside[0], lowest)
+        replace(&other, outside[1], lowest)
+        if K == 3:
+            replace(&last, outside[2], lowest)
+    fold_second(best, place, other)
+    if masked or across:
+        add_flags(place, outside[TO_THE_LEFT])
+    if K == 3:
+        ramp(&cell, -2, 0)
+        fold_larger(best, place, last, cell)
+    note_nan(flags, other, last if K == 3 else other)
 
 
 cdef inline void carry_row(
     const real* x,         # IN   image row
-    real* carried,         # OUT  (size) reduced; columns behind
-    pool_flags* flags,
-    Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t size, const Py_ssize_t K, const Py_ssize_t stride, vec* like,
+    real* carried,         # OUT  (size) reduced; places behind
+    pool_flags* flags, const vec* sides, Py_ssize_t pad_left, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t size,
+    const Py_ssize_t K, const Py_ssize_t stride, vec* like,
 ) noexcept nogil:
-    # As if no vector lay inside: one row of a plane need not be fast, but the code short
-    cdef Py_ssize_t ow = 0, lanes = sizeof(vec) // sizeof(real)
-    cdef vec best, columns
-    while ow < OW:
-        reduce_row(&best, &columns, flags, x, ow * stride - pad_left, IW, False, K, stride)
-        (<vec*> (carried + ow))[0] = best
-        (<vec*> (carried + size + ow))[0] = columns
-        ow += lanes
+    # Masked: one row of a plane need not be fast, but the code short
+    cdef Py_ssize_t block, lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes
+    cdef vec best, place
+    for block in range(blocks):
+        reduce_row(
+            &best, &place, flags, x, side_of(sides, block, blocks), column_of(block, OW, lanes, stride) - pad_left, IW, True,
+            False, K, stride,
+        )
+        (<vec*> (carried + block * lanes))[0] = best
+        (<vec*> (carried + size + block * lanes))[0] = place
+
+
+cdef inline Py_ssize_t column_of(Py_ssize_t block, Py_ssize_t OW, Py_ssize_t lanes, const Py_ssize_t stride) noexcept nogil:
+    """The first padded column of a vector of windows: where a row has several, the last one ends with it."""
+    return min(block * lanes, max(OW - lanes, 0)) * stride
+
+
+cdef inline const vec* side_of(const vec* sides, Py_ssize_t block, Py_ssize_t blocks) noexcept nogil:
+    """Of the first vector of a row, of the last, of the others."""
+    return sides + (0 if block == 0 else SIDES if block == blocks - 1 else 2 * SIDES)
 
 
 cdef inline void max_common_block(
@@ -971,37 +1194,43 @@ cdef inline void max_common_block(
     const real* newer,     # IN   carried: the second
     real* output,          # OUT  a vector of windows, of which only ``room`` elements may be written
     int64_t* indices,      # OUT  the same
-    pool_flags* flags,
-    Py_ssize_t room, int64_t first_cell, Py_ssize_t column, Py_ssize_t IW, Py_ssize_t size,
-    const bint inside, const Py_ssize_t K, const Py_ssize_t stride, vec* like,
+    pool_flags* flags, const vec* outside,
+    Py_ssize_t room, Py_ssize_t first_cell, Py_ssize_t column, Py_ssize_t IW, Py_ssize_t size,
+    const bint masked, const bint across, const Py_ssize_t K, const Py_ssize_t stride, vec* like,
 ) noexcept nogil:
     cdef Py_ssize_t row
-    cdef vec value, where, other, last, cell, step
+    cdef vec value, where, other, place, last, step
     if stride == K:
-        reduce_row(&value, &where, flags, x, column, IW, inside, K, stride)
+        reduce_row(&value, &where, flags, x, outside, column, IW, masked, across, K, stride)
     else:
         value = (<const vec*> oldest)[0]
         where = (<const vec*> (oldest + size))[0]
     for row in range(1, K):
         if row < K - stride:
             other = (<const vec*> newer)[0]
-            cell = (<const vec*> (newer + size))[0]
+            place = (<const vec*> (newer + size))[0]
         else:
-            reduce_row(&other, &cell, flags, x + below[row], column, IW, inside, K, stride)
+            reduce_row(&other, &place, flags, x + below[row], outside, column, IW, masked, across, K, stride)
         if row == K - 1:
             note_nan(flags, other, last if K == 3 else other)
             if stride < K:
                 (<vec*> oldest)[0] = other
-                (<vec*> (oldest + size))[0] = cell
-        ramp(&step, below[row], 0)
-        add_cells(&cell, step)
-        fold_larger(&value, &where, other, cell)
+                (<vec*> (oldest + size))[0] = place
+        ramp(&step, -below[row], 0)
+        add_cells(&place, step)
+        fold_larger(&value, &where, other, place)
         last = other
+    cells_of(&step, first_cell + column, stride)
+    subtract_cells(&where, step)
     if stride == 2:
         untangle(&value)
-        untangle(&where)
+        if not masked:
+            put_tangled_cells(indices, where)
+        else:
+            untangle(&where)
     put(output, value, room)
-    put_cells(indices, where, first_cell, room)
+    if masked or stride == 1:
+        put_cells(indices, where, 0, room)
 
 
 cdef inline bint max_common(
@@ -1009,80 +1238,97 @@ cdef inline bint max_common(
     real* output,          # OUT  its output plane
     int64_t* indices,      # OUT  the same
     real* ring,            # TMP  max_ring_size
-    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t readable, Py_ssize_t room,
+    Py_ssize_t oh_first, Py_ssize_t oh_last, Py_ssize_t planes, Py_ssize_t readable, Py_ssize_t room,
     const Py_ssize_t K, const Py_ssize_t stride, const int64_t* geometry, vec* like,
 ) noexcept nogil:
-    """Output rows [oh_first, oh_last) of one plane; False, and any values, if a NaN was lost."""
-    # K - stride reduced rows are carried from one output row to the next.
+    """Rows [oh_first, oh_last) of ``planes`` output planes and their indices; False, and any values, if a NaN was lost."""
+    # K - stride reduced rows are carried from one output row to the next. Rows that meet the start or the end of what may be
+    # read or written are masked. Windows across a side read the row before or behind.
     cdef:
-        Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW]
-        Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
-        Py_ssize_t size = row_size(geometry), lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes
-        Py_ssize_t last_tap = blocks * stride - pad_left + K - 1  # of a row's vectors, or behind it
-        Py_ssize_t oh = oh_first, alike, ow, ow_left = 0 if pad_left <= 0 else lanes, ow_right, first
-        Py_ssize_t below[3]
-        bint whole, crosses = (OW - 1) * stride - pad_left + K > IW
+        Py_ssize_t IW = geometry[GEO_IW], OW = geometry[GEO_OW], cells = geometry[GEO_IH] * IW
+        Py_ssize_t pad_left = geometry[GEO_PAD_LEFT], size = row_size(geometry)
+        Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes, width = max(OW, lanes)
+        Py_ssize_t reach = (width - 1) * stride - pad_left + K  # of a row's vectors
+        Py_ssize_t done = 0, n_across = 0, start = 0, stop = blocks, oh, alike, first, column, block, n
+        Py_ssize_t[3] below
+        Py_ssize_t[2] across
+        bint crosses = (OW - 1) * stride - pad_left + K > IW, masked
         const real* rows
         real* oldest = ring
         real* newer = ring + 2 * size
         real* other
         real* y = output + oh_first * OW
         int64_t* where = indices + oh_first * OW
+        vec[3 * SIDES] sides
         pool_flags flags
     flags = no_nan()
-    while oh < oh_last:
-        # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
-        first = first_row(oh, stride, geometry)
-        alike = rows_alike(oh, oh_last, K, stride, geometry, &below[0])
-        while alike > oh + 1 and (
-            (not crosses and ((alike - 1) * stride - pad_top + K - 1) * IW + last_tap > readable)
-            or (alike - 1 - oh_first) * OW + blocks > room
-        ):
-            alike -= 1
-        ow_right = lanes * blocks_inside(
-            pad_left, IW if crosses else readable - ((alike - 1 - oh) * stride + first) * IW - below[K - 1], lanes, K, stride
-        )
-        rows = x + first * IW
-        if oh == oh_first:
-            if stride < K:
-                carry_row(rows, oldest, &flags, pad_left, IW, OW, size, K, stride, like)
-            if stride < K - 1:
-                carry_row(rows + below[1], newer, &flags, pad_left, IW, OW, size, K, stride, like)
-        ow_right = min(min(ow_right, (room - (alike - 1 - oh_first) * OW) // lanes * lanes), blocks)
-        whole = ow_left == 0 and ow_right == blocks
-        while oh < alike:
-            if whole:  # apart from the other rows, for then all that the loop needs is in registers
-                ow = 0
-                while ow < blocks:
-                    max_common_block(
-                        rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags, lanes,
-                        first * IW, ow * stride - pad_left, IW, size, True, K, stride, like,
-                    )
-                    ow += lanes
-            else:
-                ow = 0
-                while ow < blocks:
-                    if ow_left <= ow < ow_right:
+    for block in range(2):
+        column = column_of(block * (blocks - 1), OW, lanes, stride) - pad_left
+        for n in range(K):
+            taps_outside(&sides[block * SIDES + n], column + n, stride, IW)
+        taps_outside(&sides[block * SIDES + TO_THE_LEFT], column, stride, INT32_MAX)
+    for n in range(SIDES):
+        spread(&sides[2 * SIDES + n], 0)
+    if pad_left > 0 or (blocks == 1 and crosses):
+        across[0] = 0
+        n_across = start = 1
+    if blocks > 1 and crosses:
+        stop = blocks - 1
+        across[n_across] = stop
+        n_across += 1
+    while planes > 0:
+        oh = oh_first
+        while oh < oh_last:
+            alike = rows_alike(oh, oh_last, K, stride, geometry, &below[0])
+            first = first_row(oh, stride, geometry) * IW
+            rows = x + first
+            if oh == oh_first and stride < K:
+                carry_row(rows, oldest, &flags, &sides[0], pad_left, IW, OW, size, K, stride, like)
+                if stride < K - 1:
+                    carry_row(rows + below[1], newer, &flags, &sides[0], pad_left, IW, OW, size, K, stride, like)
+            while oh < alike:
+                masked = (
+                    (done == 0 and pad_left > 0) or room - done < width or readable - first - below[K - 1] < reach
+                )
+                if masked:
+                    for block in range(blocks):
                         max_common_block(
-                            rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags, lanes,
-                            first * IW, ow * stride - pad_left, IW, size, True, K, stride, like,
+                            rows, below, oldest + block * lanes, newer + block * lanes, y + column_of(block, OW, lanes, 1),
+                            where + column_of(block, OW, lanes, 1), &flags, side_of(&sides[0], block, blocks),
+                            OW, first, column_of(block, OW, lanes, stride) - pad_left, IW, size,
+                            True, False, K, stride, like,
                         )
-                    else:
+                else:
+                    block = start
+                    while block < stop:
                         max_common_block(
-                            rows, below, oldest + ow, newer + ow, y + ow, where + ow, &flags,
-                            room - (oh - oh_first) * OW - ow, first * IW, ow * stride - pad_left, IW, size, False,
-                            K, stride, like,
+                            rows, below, oldest + block * lanes, newer + block * lanes, y + column_of(block, OW, lanes, 1),
+                            where + column_of(block, OW, lanes, 1), &flags, NULL,
+                            lanes, first, column_of(block, OW, lanes, stride) - pad_left, IW, size,
+                            False, False, K, stride, like,
                         )
-                    ow += lanes
-            oh += 1
-            first += stride
-            rows += stride * IW
-            y += OW
-            where += OW
-            if stride < K - 1:
-                other = oldest
-                oldest = newer
-                newer = other
+                        block += 1
+                    for n in range(n_across):
+                        block = across[n]
+                        max_common_block(
+                            rows, below, oldest + block * lanes, newer + block * lanes, y + column_of(block, OW, lanes, 1),
+                            where + column_of(block, OW, lanes, 1), &flags, side_of(&sides[0], block, blocks),
+                            lanes, first, column_of(block, OW, lanes, stride) - pad_left, IW, size,
+                            False, True, K, stride, like,
+                        )
+                oh += 1
+                done += OW
+                first += stride * IW
+                rows += stride * IW
+                y += OW
+                where += OW
+                if stride < K - 1:
+                    other = oldest
+                    oldest = newer
+                    newer = other
+        x += cells
+        readable -= cells
+        planes -= 1
     return not has_nan(flags)
 
 
@@ -1092,10 +1338,10 @@ cdef inline bint max_windows(
 ) noexcept nogil:
     if indices != NULL:
         if geometry[GEO_KH] == 2:
-            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 2, 2, geometry, like)
+            return max_common(x, output, indices, ring, oh_first, oh_last, planes, readable, room, 2, 2, geometry, like)
         if geometry[GEO_STRIDE_H] == 2:
-            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 2, geometry, like)
-        return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 1, geometry, like)
+            return max_common(x, output, indices, ring, oh_first, oh_last, planes, readable, room, 3, 2, geometry, like)
+        return max_common(x, output, indices, ring, oh_first, oh_last, planes, readable, room, 3, 1, geometry, like)
     if geometry[GEO_KH] == 2:
         return max_strided(x, output, oh_first, oh_last, planes, readable, room, 2, geometry, like)
     if geometry[GEO_STRIDE_H] == 2:
@@ -1276,8 +1522,9 @@ cdef inline void max_of_planes(
 ) noexcept nogil:
     cdef:
         Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], windows = geometry[GEO_OH] * geometry[GEO_OW], plane
-        Py_ssize_t together = planes if common and indices == NULL else 1
+        Py_ssize_t together = planes if common else 1
         bint done = False
+    common = common and (indices == NULL or (geometry[GEO_PAD_LEFT] <= 1 and cells >> 31 == 0))
     for plane in range(planes):
         if common and plane % together == 0:
             done = max_windows(x, output, indices, ring, oh_first, oh_last, together, readable, room, geometry, like)

@@ -147,20 +147,25 @@ def test_max_pool(engine, case, kind, dtype):
     check_max(engine, x, case.problem(dtype), f"{engine.name} {case.name} {kind}")
 
 
-@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1)], ids=str)
-def test_max_pool_loses_no_nan(engine, window, dtype):
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 0), (3, 1, 1)], ids=str)
+@pytest.mark.parametrize("extents", [(5, 19), (3, 36), (6, 7), (6, 13)], ids=str)  # for vectors of any width
+def test_max_pool_loses_no_nan(engine, window, extents, dtype):
     """The common windows look at some cells alone for NaN: one in each cell of a plane in turn, beside planes without."""
-    IH, IW = 5, 19
+    IH, IW = extents
     x = np.tile(normals((1, 1, IH, IW), dtype, 3), (1, IH * IW + 1, 1, 1))
     cells = np.arange(IH * IW)
     x[0, cells, cells // IW, cells % IW] = np.nan
     p = Pool("", x.shape, *window).problem(dtype)
     check_max(engine, x, p, f"{engine.name} {window}")
     # One NaN sends all planes of a task the slow way: each cell by itself, too
-    values, alone = exact_max(x, p)[0], Pool("", (1, 1, IH, IW), *window).problem(dtype)
+    (values, indices), alone = exact_max(x, p), Pool("", (1, 1, IH, IW), *window).problem(dtype)
     for cell in cells:
-        actual, _ = max_pool(engine, x[:, cell : cell + 1], alone, with_indices=False)
-        assert_same(actual, values[:, cell : cell + 1], f"{engine.name} {window} {cell}")
+        one = slice(cell, cell + 1)
+        actual, _ = max_pool(engine, x[:, one], alone, with_indices=False)
+        assert_same(actual, values[:, one], f"{engine.name} {window} {cell}")
+        actual, where = max_pool(engine, x[:, one], alone)
+        assert_same(actual, values[:, one], f"{engine.name} {window} {cell}")
+        assert_same(where, indices[:, one], f"{engine.name} {window} {cell}: indices")
 
 
 @pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 1, 1)], ids=str)

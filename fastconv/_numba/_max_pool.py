@@ -13,11 +13,12 @@ import numpy as np
 
 from fastconv._numba._jit import VL_FLOAT, helper, shared
 from fastconv._numba._pool_simd import (
-    add_cells, even, fold_max, has_flags, insert, lanes_outside, larger, load_cells, load_inside, next_even, no_flags,
-    not_negative, note_nan, odd, pick, ramp, store_cells, store_first, store_halves, takes, untangle,
+    add_cells, after, before, even, fold_max, has_flags, insert, lanes_outside, larger, load_cells, load_inside, next_even,
+    no_flags, note_nan, odd, outside, pick, ramp, store_cells, store_first, store_halves, store_tangled_cells, subtract_cells,
+    takes, untangle,
 )  # fmt: skip
 from fastconv._numba._simd import (
-    broadcast, get, inlined, itemsize, lanes, load, local, outlined, put, rolled, store, vmax,
+    broadcast, get, inlined, itemsize, lanes, load, local, outlined, prefetch, put, rolled, store, vmax,
 )  # fmt: skip
 from fastconv._problem import (
     GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
@@ -174,35 +175,52 @@ def max_of_columns(flags, low, high, K):
 
 
 # Loops stay rolled: rows and vectors are few, and whether one is left over is guessed wrongly as often as the loop ends.
-# First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum.
+# First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum; one
+# in the third row is seen in the next row of windows, of which that is the first, or by `note_row`.
 @helper
 def max_strided_block(
     flags,  # IN   of lanes that lost a NaN, or have one
     hidden_low, hidden_high,  # IN   lanes that lie outside of the image although they are read
-    x,  # IN   first row of the windows
-    below1, below2,  # IN   from there to the others, in elements
+    x,  # IN   an image row
+    above, below1, below2,  # IN   from there to the rows of the windows, in elements
     output,  # OUT  a vector of windows, of which only ``room`` elements may be written
     room, column, IW, inside, hides_low, hides_high, K, dtype,
 ):  # fmt: skip
     inlined()
     VL, element, lowest = lanes(dtype), itemsize(dtype), dtype.type(-np.inf)
-    low = tap(x, inside, column, 0, 1, IW, lowest, dtype)
-    high = tap(x, inside, column + VL, 0, 1, IW, lowest, dtype)
+    if inside:  # of long rows, which run through other levels of cache, the processor itself asks for too few
+        prefetch(x + (column + 8 * IW) * element)
+        prefetch(x + (column + 9 * IW) * element)
+    low = tap(x + above * element, inside, column, 0, 1, IW, lowest, dtype)
+    high = tap(x + above * element, inside, column + VL, 0, 1, IW, lowest, dtype)
     low1 = tap(x + below1 * element, inside, column, 0, 1, IW, lowest, dtype)
     high1 = tap(x + below1 * element, inside, column + VL, 0, 1, IW, lowest, dtype)
     flags = note_nan(flags, low1, high1)
-    low, high = vmax(low1, low), vmax(high1, high)
     if K == 3:
         low2 = tap(x + below2 * element, inside, column, 0, 1, IW, lowest, dtype)
         high2 = tap(x + below2 * element, inside, column + VL, 0, 1, IW, lowest, dtype)
-        flags = note_nan(flags, low2, high2)
-        low, high = vmax(low2, low), vmax(high2, high)
+        low1, high1 = vmax(low1, low2), vmax(high1, high2)
+    low, high = vmax(low1, low), vmax(high1, high)
     if hides_low:
         low = pick(hidden_low, broadcast(lowest), low)
     if hides_high:
         high = pick(hidden_high, broadcast(lowest), high)
     value, flags = max_of_columns(flags, low, high, K)
     put_first(output, 0, untangle(value), room, dtype)
+    return flags
+
+
+@helper
+def note_row(flags, row, blocks, column, IW, inside, dtype):
+    """The last row of windows of which none follow."""
+    inlined()
+    VL, lowest = lanes(dtype), dtype.type(-np.inf)
+    while blocks > 0:
+        rolled()
+        low = tap(row, inside, column, 0, 1, IW, lowest, dtype)
+        flags = note_nan(flags, low, tap(row, inside, column + VL, 0, 1, IW, lowest, dtype))
+        column += 2 * VL - 2
+        blocks -= 1
     return flags
 
 
@@ -296,39 +314,46 @@ def max_strided_column(
 @helper
 def max_strided_rows(
     flags,
-    first, last_low, last_high,  # IN   lanes outside of the image, of the first vector and of the last two
-    x,  # IN   where the windows begin
-    y,  # OUT  (rows * OW), and what the last vector writes behind it
-    rows, blocks, OW, IW, below1, below2, hides, K, dtype,
+    hidden_first, last_low, last_high,  # IN   lanes outside of the image, of the first vector and of the last two
+    x,  # IN   where the windows of a plane begin
+    y,  # OUT  (rows * OW) of each plane, and what the last vector writes behind that
+    planes, rows, cells, blocks, OW, IW, below1, below2, hides, K, dtype,
 ):  # fmt: skip
     inlined()
     VL, element = lanes(dtype), itemsize(dtype)
     windows = VL if K == 2 else VL - 1
     between = blocks - 2 if hides else blocks
-    while rows > 0:
-        at, to = x, y
-        if hides:
-            flags = max_strided_block(
-                flags, first, first, at, below1, below2, to, VL, 0, IW, True, True, False, K, dtype
-            )
-            at += 2 * windows * element
-            to += windows * element
-        block = between
-        while block > 0:
-            rolled()
-            flags = max_strided_block(
-                flags, first, first, at, below1, below2, to, VL, 0, IW, True, False, False, K, dtype
-            )
-            at += 2 * windows * element
-            to += windows * element
-            block -= 1
-        if hides:
-            flags = max_strided_block(
-                flags, last_low, last_high, at, below1, below2, to, VL, 0, IW, True, True, True, K, dtype
-            )
-        x += 2 * IW * element
-        y += OW * element
-        rows -= 1
+    while planes > 0:
+        above, first, row = 0, x, rows
+        while row > 0:
+            at, to = first, y
+            if hides:
+                flags = max_strided_block(
+                    flags, hidden_first, hidden_first, at, above, below1, below2, to, VL, 0, IW, True, True, False, K, dtype
+                )  # fmt: skip
+                at += 2 * windows * element
+                to += windows * element
+            block = between
+            while block > 0:
+                rolled()
+                flags = max_strided_block(
+                    flags, hidden_first, hidden_first, at, above, below1, below2, to, VL, 0, IW, True, False, False, K, dtype
+                )  # fmt: skip
+                at += 2 * windows * element
+                to += windows * element
+                block -= 1
+            if hides:
+                flags = max_strided_block(
+                    flags, last_low, last_high, at, above, below1, below2, to, VL, 0, IW, True, True, True, K, dtype
+                )
+            above = below1 - IW  # below padding the second row came first
+            first += 2 * IW * element
+            y += OW * element
+            row -= 1
+        if K == 3:
+            flags = note_row(flags, first + (below2 - 2 * IW) * element, blocks, 0, IW, True, dtype)
+        x += cells * element
+        planes -= 1
     return flags
 
 
@@ -347,8 +372,8 @@ def max_strided_part(
     last_high = lanes_outside(column + VL, IW, dtype)
     if blocks > 1:
         return max_strided_rows(
-            flags, first, last_low, last_high, x, y, rows, blocks, OW, IW, below1, below2, hides, K, dtype
-        )
+            flags, first, last_low, last_high, x, y, planes, rows, cells, blocks, OW, IW, below1, below2, hides, K, dtype
+        )  # fmt: skip
     if pairs:
         return max_strided_pairs(flags, first, x, y, planes, rows, cells, OW, IW, below1, below2, hides, K, dtype)
     return max_strided_column(
@@ -398,19 +423,12 @@ def max_strided_planes(
         part[4 * parts] = first_row(oh, 2, geometry) * IW - geometry[GEO_PAD_LEFT]
         part[4 * parts + 1], part[4 * parts + 2], part[4 * parts + 3] = alike - oh, below1, below2
         oh = alike
-        if (
-            K == 3
-            and blocks == 1
-            and parts == 1
-            and part[2] == 0
-            and part[3] == IW
-            and below1 == IW
-            and below2 == 2 * IW
-        ):
-            part[1] += part[5]  # one row of padding: where rows are carried on, only the first one tells
+        one_above = parts == 1 and below1 == IW and below2 == (K - 1) * IW and part[2] == 0
+        if one_above and (part[3] == IW if K == 3 else blocks > 1):
+            part[1] += part[5]  # one row of padding, which only the first one meets
         else:
             parts += 1
-    if parts == 1 and blocks == 1:
+    if parts == 1:
         together = planes
     while planes > 0:
         for n in range(parts):
@@ -458,26 +476,14 @@ def max_strided_row(
         to, column = y + windows * block * element, 2 * windows * block - pad_left
         if block < whole and (block > 0 or pad_left <= 0):
             flags = max_strided_block(
-                flags, none, none, x, below1, below2, to, VL, column, IW, True, False, False, K, dtype
+                flags, none, none, x, 0, below1, below2, to, VL, column, IW, True, False, False, K, dtype
             )
         else:
             flags = max_strided_block(
-                flags,
-                none,
-                none,
-                x,
-                below1,
-                below2,
-                to,
-                room - windows * block,
-                column,
-                IW,
-                False,
-                False,
-                False,
-                K,
-                dtype,
-            )
+                flags, none, none, x, 0, below1, below2, to, room - windows * block, column, IW, False, False, False, K, dtype
+            )  # fmt: skip
+    if K == 3:
+        flags = note_row(flags, x + below2 * element, blocks, -pad_left, IW, False, dtype)
     return flags
 
 
@@ -529,14 +535,75 @@ def max_strided(
     return not has_flags(flags)
 
 
+# Where a vector of windows lies in its rows: not at their ends, with a padding cell at the left or the right end, at an end
+# without padding
+INNER, LEFT, RIGHT, SIDE = range(4)
+
+
 @helper
-def max_sliding_row(flags, row, column, IW, inside, dtype):
+def max_sliding_inside(flags, row, place, dtype):
+    """No cell outside is read: its neighbour, of the same window, stands for it. Middle cells are not looked at."""
+    inlined()
+    middle = load(row, 1, dtype)
+    left = before(middle) if place == LEFT else load(row, 0, dtype)
+    right = after(middle) if place == RIGHT else load(row, 2, dtype)
+    if place == SIDE:
+        flags = note_nan(flags, left, right)
+    return vmax(right, vmax(left, middle)), flags
+
+
+@helper
+def max_sliding_whole(
+    flags,  # IN   of lanes that lost a NaN
+    x,  # IN   a plane
+    y,  # OUT  a vector of windows in each row
+    planes, rows, top, column, place, geometry, dtype,
+):  # fmt: skip
+    """Two output rows at a time: each needs the two middle ones of four rows. Middle cells that are NaN stay."""
+    inlined()
+    IW, OW, below, element = geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_IH] - 1, itemsize(dtype)
+    while planes > 0:
+        ih = top
+        at = x + (min(max(ih, 0), below) * IW + column) * element
+        first, flags = max_sliding_inside(flags, at, place, dtype)
+        at += IW * element if 0 <= ih < below else 0
+        ih += 1
+        second, flags = max_sliding_inside(flags, at, place, dtype)
+        flags = note_nan(flags, first, second)
+        row = rows
+        while row > 0:
+            rolled()
+            at += IW * element if 0 <= ih < below else 0
+            ih += 1
+            third, flags = max_sliding_inside(flags, at, place, dtype)
+            flags = note_nan(flags, second, third)
+            both = vmax(second, third)
+            store(y, 0, vmax(first, both))
+            y += OW * element
+            if row == 1:
+                break
+            at += IW * element if 0 <= ih < below else 0
+            ih += 1
+            first = third
+            second, flags = max_sliding_inside(flags, at, place, dtype)
+            store(y, 0, vmax(second, both))
+            y += OW * element
+            row -= 2
+        flags = note_nan(flags, first, second)
+        x += (below + 1) * IW * element
+        planes -= 1
+    return flags
+
+
+@helper
+def max_sliding_row(flags, row, column, IW, dtype):
     inlined()
     lowest = dtype.type(-np.inf)
-    left = tap(row, inside, column, 0, 1, IW, lowest, dtype)
-    middle = tap(row, inside, column, 1, 1, IW, lowest, dtype)
-    right = tap(row, inside, column, 2, 1, IW, lowest, dtype)
-    return vmax(right, vmax(middle, left)), note_nan(flags, middle, right)
+    left = tap(row, False, column, 0, 1, IW, lowest, dtype)
+    middle = tap(row, False, column, 1, 1, IW, lowest, dtype)
+    right = tap(row, False, column, 2, 1, IW, lowest, dtype)
+    reduced = vmax(right, vmax(middle, left))
+    return reduced, note_nan(note_nan(flags, middle, right), reduced, reduced)  # the left one stays
 
 
 @helper
@@ -544,7 +611,7 @@ def max_sliding_column(
     flags,  # IN   of lanes that lost a NaN
     x,  # IN   a plane
     y,  # OUT  a vector of windows in each row, exact or what it writes behind them
-    planes, rows, top, column, room, inside, exact, geometry, dtype,
+    planes, rows, top, column, room, exact, geometry, dtype,
 ):  # fmt: skip
     """Rows of planes that are alike, down one vector of columns."""
     inlined()
@@ -552,16 +619,16 @@ def max_sliding_column(
     while planes > 0:
         ih = top
         at = x + min(max(ih, 0), below) * IW * element
-        second, flags = max_sliding_row(flags, at, column, IW, inside, dtype)
+        second, flags = max_sliding_row(flags, at, column, IW, dtype)
         at += IW * element if 0 <= ih < below else 0
         ih += 1
-        third, flags = max_sliding_row(flags, at, column, IW, inside, dtype)
+        third, flags = max_sliding_row(flags, at, column, IW, dtype)
         row = rows
         while row > 0:
             at += IW * element if 0 <= ih < below else 0
             ih += 1
             first, second = second, third
-            third, flags = max_sliding_row(flags, at, column, IW, inside, dtype)
+            third, flags = max_sliding_row(flags, at, column, IW, dtype)
             value = vmax(third, vmax(second, first))
             if exact:
                 put_first(y, 0, value, room, dtype)
@@ -578,21 +645,39 @@ def max_sliding_column(
 
 # Functions of their own, so that registers are all theirs.
 @helper
-def max_sliding_inner(flags, x, y, planes, rows, top, column, room, geometry, dtype):
+def max_sliding_inner(flags, x, y, planes, rows, top, column, geometry, dtype):
     outlined()
-    return max_sliding_column(flags, x, y, planes, rows, top, column, room, True, False, geometry, dtype)
+    return max_sliding_whole(flags, x, y, planes, rows, top, column, INNER, geometry, dtype)
 
 
 @helper
-def max_sliding_outer(flags, x, y, planes, rows, top, column, room, geometry, dtype):
+def max_sliding_left(flags, x, y, planes, rows, top, column, geometry, dtype):
     outlined()
-    return max_sliding_column(flags, x, y, planes, rows, top, column, room, False, False, geometry, dtype)
+    return max_sliding_whole(flags, x, y, planes, rows, top, column, LEFT, geometry, dtype)
 
 
 @helper
-def max_sliding_last(flags, x, y, planes, rows, top, column, room, geometry, dtype):
+def max_sliding_right(flags, x, y, planes, rows, top, column, geometry, dtype):
     outlined()
-    return max_sliding_column(flags, x, y, planes, rows, top, column, room, False, True, geometry, dtype)
+    return max_sliding_whole(flags, x, y, planes, rows, top, column, RIGHT, geometry, dtype)
+
+
+@helper
+def max_sliding_side(flags, x, y, planes, rows, top, column, geometry, dtype):
+    outlined()
+    return max_sliding_whole(flags, x, y, planes, rows, top, column, SIDE, geometry, dtype)
+
+
+@helper
+def max_sliding_masked(flags, x, y, planes, rows, top, column, room, geometry, dtype):
+    outlined()
+    return max_sliding_column(flags, x, y, planes, rows, top, column, room, False, geometry, dtype)
+
+
+@helper
+def max_sliding_exact(flags, x, y, planes, rows, top, column, room, geometry, dtype):
+    outlined()
+    return max_sliding_column(flags, x, y, planes, rows, top, column, room, True, geometry, dtype)
 
 
 @helper
@@ -602,28 +687,41 @@ def max_sliding(
     oh_first, oh_last, planes, room, geometry, dtype,
 ):  # fmt: skip
     """Rows [oh_first, oh_last) of ``planes`` output planes, 3x3 windows at step 1; False, and any values, if a NaN was lost."""
-    # Down each vector of columns, the last first: what it writes past the end of rows is overwritten by the others. The
-    # first to_row rows, counted through all planes, have room for that.
+    # Down each vector of columns. The last one ends with the rows where these take several, and padding is one cell at most.
+    # Else the last comes first: what it writes past the end of rows is overwritten by the others, and the first to_row rows,
+    # counted through all planes, have room for that.
     inlined()
-    IH, IW, OW, pad_left = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT]
+    IH, IW, OW, left = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT]
     VL, element, flags = lanes(dtype), itemsize(dtype), no_flags(dtype)
-    count, blocks, row, oh = oh_last - oh_first, (OW + VL - 1) // VL, 0, oh_first
+    count, blocks, row, oh, right = oh_last - oh_first, (OW + VL - 1) // VL, 0, oh_first, OW - left + 2 - IW
     rows = planes * count
-    to_row = min(whole_vectors(room, blocks * VL, OW), rows)
     y = output + oh_first * OW * element
+    if blocks > 1 and left <= 1 and right <= 1:
+        top = oh - geometry[GEO_PAD_TOP]
+        for block in range(blocks):
+            ow = min(block * VL, OW - VL)
+            to, column = y + ow * element, ow - left
+            if block == 0 and left == 1:
+                flags = max_sliding_left(flags, x, to, planes, count, top, column, geometry, dtype)
+            elif block == blocks - 1 and right == 1:
+                flags = max_sliding_right(flags, x, to, planes, count, top, column, geometry, dtype)
+            elif block == 0 or block == blocks - 1:
+                flags = max_sliding_side(flags, x, to, planes, count, top, column, geometry, dtype)
+            else:
+                flags = max_sliding_inner(flags, x, to, planes, count, top, column, geometry, dtype)
+        return not has_flags(flags)
+    to_row = min(whole_vectors(room, blocks * VL, OW), rows)
     while row < rows:
         last = min(oh_last, oh + (to_row if row < to_row else rows) - row)
         together, n, top = 1, last - oh, oh - geometry[GEO_PAD_TOP]
         if oh == oh_first and last == oh_last and row < to_row:
             together = (to_row - row) // count
         for block in range(blocks - 1, -1, -1):
-            to, column, space = y + block * VL * element, block * VL - pad_left, room - row * OW - block * VL
-            if row >= to_row:
-                flags = max_sliding_last(flags, x, to, together, n, top, column, space, geometry, dtype)
-            elif 0 <= column <= IW - VL - 2:
-                flags = max_sliding_inner(flags, x, to, together, n, top, column, space, geometry, dtype)
+            to, column, space = y + block * VL * element, block * VL - left, room - row * OW - block * VL
+            if row < to_row:
+                flags = max_sliding_masked(flags, x, to, together, n, top, column, space, geometry, dtype)
             else:
-                flags = max_sliding_outer(flags, x, to, together, n, top, column, space, geometry, dtype)
+                flags = max_sliding_exact(flags, x, to, together, n, top, column, space, geometry, dtype)
         row += together * n
         y += together * n * OW * element
         oh = last
@@ -634,11 +732,16 @@ def max_sliding(
 
 
 @helper
-def cells_of(inside, column, stride, dtype):
-    """Cells: columns of the first tap of windows, 0 for those below it, in the order of `tap`."""
+def cells_of(first, stride, dtype):
+    """Cells: first + stride * i, in the order of the lanes of `tap`."""
     at = even(ramp(0, 1, dtype), ramp(lanes(dtype), 1, dtype)) if stride == 2 else ramp(0, 1, dtype)
-    at = add_cells(at, ramp(column, 0, dtype))
-    return at if inside else not_negative(at)
+    return add_cells(at, ramp(first, 0, dtype))
+
+
+@helper
+def taps_outside(column, stride, extent, dtype):
+    """The lanes whose tap, of the first window ``column``, is not in [0, extent)."""
+    return outside(cells_of(column, stride, dtype), extent)
 
 
 @helper
@@ -651,42 +754,59 @@ def fold_larger(best, where, value, cell):
 def reduce_row(
     flags,  # IN   of lanes that lost a NaN
     x,  # IN   image row
-    column, IW, inside, K, stride, dtype,
+    column, IW, masked, across, K, stride, dtype,
 ):  # fmt: skip
-    """Maxima along the row, as tap orders them; their columns; flags."""
+    """Maxima along the row, as tap orders them; cells: 0 or less, minus the tap of each that has it; flags.
+
+    across: taps may lie outside, but all can be read; masked: they cannot.
+    """
     inlined()
-    lowest = dtype.type(-np.inf)
-    last = best = tap(x, inside, column, 0, stride, IW, lowest, dtype)
-    columns = cells_of(inside, column, stride, dtype)
-    for kw in range(1, K):
-        other = tap(x, inside, column, kw, stride, IW, lowest, dtype)
-        best, columns = fold_larger(best, columns, other, cells_of(True, column + kw, stride, dtype))
-        if kw == K - 1:
-            flags = note_nan(flags, other, last if K == 3 else other)
-        last = other
-    return best, columns, flags
+    lowest, VL = dtype.type(-np.inf), lanes(dtype)
+    if masked:
+        best = tap(x, False, column, 0, stride, IW, lowest, dtype)
+        other = last = tap(x, False, column, 1, stride, IW, lowest, dtype)
+        if K == 3:
+            last = tap(x, False, column, 2, stride, IW, lowest, dtype)
+    elif stride == 2:
+        low, high = load(x, column, dtype), load(x, column + VL, dtype)
+        best, other = even(low, high), odd(low, high)
+        last = odd(load(x, column + 1, dtype), load(x, column + 1 + VL, dtype)) if K == 3 else other
+    else:
+        best, other, last = load(x, column, dtype), load(x, column + 1, dtype), load(x, column + 2, dtype)
+    if across:
+        best = pick(taps_outside(column, stride, IW, dtype), broadcast(lowest), best)
+        other = pick(taps_outside(column + 1, stride, IW, dtype), broadcast(lowest), other)
+        if K == 3:
+            last = pick(taps_outside(column + 2, stride, IW, dtype), broadcast(lowest), last)
+    best, place = fold_larger(best, ramp(0, 0, dtype), other, ramp(-1, 0, dtype))
+    if masked or across:  # to the left of the image
+        place = pick(taps_outside(column, stride, 2**31 - 1, dtype), ramp(-1, 0, dtype), place)
+    if K == 3:
+        best, place = fold_larger(best, place, last, ramp(-2, 0, dtype))
+    return best, place, note_nan(flags, other, last if K == 3 else other)
 
 
 @helper
-def blocks_inside(pad_left, readable, VL, K, stride):
-    """Vectors of windows, from the first of a row on, whose taps end within ``readable`` elements."""
-    return max(readable + pad_left - (K - 1 if stride != 2 else (K - 1) // 2 * 2), 0) // (VL * stride)
+def column_of(block, OW, VL, stride):
+    """The first padded column of a vector of windows: where a row has several, the last one ends with it."""
+    return min(block * VL, max(OW - VL, 0)) * stride
 
 
 @helper
 def carry_row(
     flags,
     x,  # IN   image row
-    carried,  # OUT  (size) reduced; columns behind
+    carried,  # OUT  (size) reduced; places behind
     pad_left, IW, OW, size, K, stride, dtype,
 ):  # fmt: skip
-    # As if no vector lay inside: one row of a plane need not be fast, but the code short
+    # Masked: one row of a plane need not be fast, but the code short
     inlined()
-    for ow in range(0, OW, lanes(dtype)):
-        column = ow * stride - pad_left
-        best, columns, flags = reduce_row(flags, x, column, IW, False, K, stride, dtype)
-        store(carried, ow, best)
-        store(carried, size + ow, columns)
+    VL = lanes(dtype)
+    for block in range((OW + VL - 1) // VL):
+        column = column_of(block, OW, VL, stride) - pad_left
+        best, place, flags = reduce_row(flags, x, column, IW, True, False, K, stride, dtype)
+        store(carried, block * VL, best)
+        store(carried, size + block * VL, place)
     return flags
 
 
@@ -697,32 +817,43 @@ def max_common_block(
     below1, below2,  # IN   from there to the others, in elements
     oldest,  # IN/OUT  carried: the first row reduced, which the last replaces
     newer,  # IN   carried: the second
-    output,  # OUT  a vector of windows, of which only ``room`` elements may be written
+    output,  # OUT  a row of windows
     indices,  # OUT  the same
-    room, first_cell, column, IW, size, inside, K, stride, dtype,
+    block, first_cell, pad_left, IW, OW, size, masked, across, K, stride, dtype,
 ):  # fmt: skip
     inlined()
-    element = itemsize(dtype)
+    element, VL = itemsize(dtype), lanes(dtype)
+    ow, column = column_of(block, OW, VL, 1), column_of(block, OW, VL, stride) - pad_left
+    carried, carried_places = block * VL, size + block * VL
     if stride == K:
-        value, where, flags = reduce_row(flags, x, column, IW, inside, K, stride, dtype)
+        value, where, flags = reduce_row(flags, x, column, IW, masked, across, K, stride, dtype)
     else:
-        value, where = load(oldest, 0, dtype), load_cells(oldest, size, dtype)
+        value, where = load(oldest, carried, dtype), load_cells(oldest, carried_places, dtype)
     last = value
     for row in range(1, K):
         below = below1 if row == 1 else below2
         if row < K - stride:
-            other, cell = load(newer, 0, dtype), load_cells(newer, size, dtype)
+            other, place = load(newer, carried, dtype), load_cells(newer, carried_places, dtype)
         else:
-            other, cell, flags = reduce_row(flags, x + below * element, column, IW, inside, K, stride, dtype)
+            other, place, flags = reduce_row(flags, x + below * element, column, IW, masked, across, K, stride, dtype)
         if row == K - 1:
             flags = note_nan(flags, other, last if K == 3 else other)
             if stride < K:
-                store(oldest, 0, other)
-                store(oldest, size, cell)
-        value, where = fold_larger(value, where, other, add_cells(cell, ramp(below, 0, dtype)))
+                store(oldest, carried, other)
+                store(oldest, carried_places, place)
+        value, where = fold_larger(value, where, other, add_cells(place, ramp(-below, 0, dtype)))
         last = other
-    put_first(output, 0, untangle(value) if stride == 2 else value, room, dtype)
-    store_cells(indices, 0, untangle(where) if stride == 2 else where, first_cell, room)
+    where = subtract_cells(cells_of(first_cell + column, stride, dtype), where)
+    value = untangle(value) if stride == 2 else value
+    if masked:
+        put_first(output, ow, value, OW, dtype)
+        store_cells(indices, ow, untangle(where) if stride == 2 else where, 0, OW)
+    else:
+        store(output, ow, value)
+        if stride == 2:
+            store_tangled_cells(indices, ow, where)
+        else:
+            store_cells(indices, ow, where, 0, VL)
     return flags
 
 
@@ -732,73 +863,67 @@ def max_common(
     output,  # OUT  its output plane
     indices,  # OUT  the same
     ring,  # TMP  max_ring_size
-    oh_first, oh_last, readable, room, K, stride, geometry, dtype,
+    oh_first, oh_last, planes, readable, room, K, stride, geometry, dtype,
 ):  # fmt: skip
-    """Output rows [oh_first, oh_last) of one plane; False, and any values, if a NaN was lost."""
-    # K - stride reduced rows are carried from one output row to the next.
+    """Rows [oh_first, oh_last) of ``planes`` output planes and their indices; False, and any values, if a NaN was lost."""
+    # K - stride reduced rows are carried from one output row to the next. Rows that meet the start or the end of what may be
+    # read or written are masked. Windows across a side read the row before or behind.
     inlined()
-    IW, OW = geometry[GEO_IW], geometry[GEO_OW]
-    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    size, VL, element = row_size(geometry), lanes(dtype), itemsize(dtype)
-    blocks = (OW + VL - 1) // VL * VL
-    last_tap = blocks * stride - pad_left + K - 1  # of a row's vectors, or behind it
-    ow_left = 0 if pad_left <= 0 else VL
+    IW, OW, pad_left = geometry[GEO_IW], geometry[GEO_OW], geometry[GEO_PAD_LEFT]
+    size, VL, element, cells = row_size(geometry), lanes(dtype), itemsize(dtype), geometry[GEO_IH] * geometry[GEO_IW]
+    blocks, width, done = (OW + VL - 1) // VL, max(OW, VL), 0
+    reach = (width - 1) * stride - pad_left + K  # of a row's vectors
     crosses = (OW - 1) * stride - pad_left + K > IW
+    start = 1 if pad_left > 0 or (blocks == 1 and crosses) else 0
+    stop = blocks - 1 if blocks > 1 and crosses else blocks
     oldest, newer = ring, ring + 2 * size * element
     y, where = output + oh_first * OW * element, indices + oh_first * OW * 8
     flags = no_flags(dtype)
-    oh = oh_first
-    while oh < oh_last:
-        # Output rows [oh, alike): one row that is not whole inside, or as many as are and have space for whole vectors
-        first = first_row(oh, stride, geometry)
-        alike, below1, below2 = rows_alike(oh, oh_last, K, stride, geometry)
-        while alike > oh + 1 and (
-            (not crosses and ((alike - 1) * stride - pad_top + K - 1) * IW + last_tap > readable)
-            or (alike - 1 - oh_first) * OW + blocks > room
-        ):
-            alike -= 1
-        ow_right = VL * blocks_inside(
-            pad_left, IW if crosses else readable - ((alike - 1 - oh) * stride + first) * IW - below2, VL, K, stride
-        )
-        rows = x + first * IW * element
-        if oh == oh_first:
-            if stride < K:
+    while planes > 0:
+        oh = oh_first
+        while oh < oh_last:
+            alike, below1, below2 = rows_alike(oh, oh_last, K, stride, geometry)
+            first = first_row(oh, stride, geometry) * IW
+            rows = x + first * element
+            if oh == oh_first and stride < K:
                 flags = carry_row(flags, rows, oldest, pad_left, IW, OW, size, K, stride, dtype)
-            if stride < K - 1:
-                below = below1 * element
-                flags = carry_row(flags, rows + below, newer, pad_left, IW, OW, size, K, stride, dtype)
-        ow_right = min(min(ow_right, (room - (alike - 1 - oh_first) * OW) // VL * VL), blocks)
-        whole = ow_left == 0 and ow_right == blocks
-        while oh < alike:
-            if whole:  # apart from the other rows, for then all that the loop needs is in registers
-                ow = 0
-                while ow < blocks:
-                    flags = max_common_block(
-                        flags, rows, below1, below2, oldest + ow * element, newer + ow * element, y + ow * element,
-                        where + ow * 8, VL, first * IW, ow * stride - pad_left, IW, size, True, K, stride, dtype,
-                    )  # fmt: skip
-                    ow += VL
-            else:
-                for ow in range(0, blocks, VL):
-                    if ow_left <= ow < ow_right:
+                if stride < K - 1:
+                    below = below1 * element
+                    flags = carry_row(flags, rows + below, newer, pad_left, IW, OW, size, K, stride, dtype)
+            while oh < alike:
+                if (done == 0 and pad_left > 0) or room - done < width or readable - first - below2 < reach:
+                    for block in range(blocks):
                         flags = max_common_block(
-                            flags, rows, below1, below2, oldest + ow * element, newer + ow * element, y + ow * element,
-                            where + ow * 8, VL, first * IW, ow * stride - pad_left, IW, size, True, K, stride,
-                            dtype,
-                        )  # fmt: skip
-                    else:
-                        flags = max_common_block(
-                            flags, rows, below1, below2, oldest + ow * element, newer + ow * element, y + ow * element,
-                            where + ow * 8, room - (oh - oh_first) * OW - ow, first * IW, ow * stride - pad_left, IW, size,
+                            flags, rows, below1, below2, oldest, newer, y, where, block, first, pad_left, IW, OW, size, True,
                             False, K, stride, dtype,
                         )  # fmt: skip
-            oh += 1
-            first += stride
-            rows += stride * IW * element
-            y += OW * element
-            where += OW * 8
-            if stride < K - 1:
-                oldest, newer = newer, oldest
+                else:
+                    for block in range(start, stop):
+                        flags = max_common_block(
+                            flags, rows, below1, below2, oldest, newer, y, where, block, first, pad_left, IW, OW, size, False,
+                            False, K, stride, dtype,
+                        )  # fmt: skip
+                    if start == 1:
+                        flags = max_common_block(
+                            flags, rows, below1, below2, oldest, newer, y, where, 0, first, pad_left, IW, OW, size, False,
+                            True, K, stride, dtype,
+                        )  # fmt: skip
+                    if stop < blocks:
+                        flags = max_common_block(
+                            flags, rows, below1, below2, oldest, newer, y, where, stop, first, pad_left, IW, OW, size, False,
+                            True, K, stride, dtype,
+                        )  # fmt: skip
+                oh += 1
+                done += OW
+                first += stride * IW
+                rows += stride * IW * element
+                y += OW * element
+                where += OW * 8
+                if stride < K - 1:
+                    oldest, newer = newer, oldest
+        x += cells * element
+        readable -= cells
+        planes -= 1
     return not has_flags(flags)
 
 
@@ -807,10 +932,14 @@ def max_windows(x, output, indices, ring, oh_first, oh_last, planes, readable, r
     outlined()
     if indices != 0:
         if geometry[GEO_KH] == 2:
-            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 2, 2, geometry, dtype)
+            return max_common(
+                x, output, indices, ring, oh_first, oh_last, planes, readable, room, 2, 2, geometry, dtype
+            )
         if geometry[GEO_STRIDE_H] == 2:
-            return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 2, geometry, dtype)
-        return max_common(x, output, indices, ring, oh_first, oh_last, readable, room, 3, 1, geometry, dtype)
+            return max_common(
+                x, output, indices, ring, oh_first, oh_last, planes, readable, room, 3, 2, geometry, dtype
+            )
+        return max_common(x, output, indices, ring, oh_first, oh_last, planes, readable, room, 3, 1, geometry, dtype)
     if geometry[GEO_KH] == 2:
         return max_strided(x, output, oh_first, oh_last, planes, readable, room, 2, geometry, dtype)
     if geometry[GEO_STRIDE_H] == 2:
@@ -982,7 +1111,8 @@ def max_of_planes(
     geometry, dtype,
 ):  # fmt: skip
     cells, windows = geometry[GEO_IH] * geometry[GEO_IW], geometry[GEO_OH] * geometry[GEO_OW]
-    together = planes if common and indices == 0 else 1
+    together = planes if common else 1
+    common = common and (indices == 0 or (geometry[GEO_PAD_LEFT] <= 1 and cells >> 31 == 0))
     done = False
     for plane in range(planes):
         if common and plane % together == 0:

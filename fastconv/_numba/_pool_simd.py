@@ -9,6 +9,7 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
                                                           a[0] a[2] b[0] b[2] a[4] ...
     next_even(v)                                          v as even gives it: each lane's next; in the last lane any
     untangle(v)                                           puts the pairs of such a result into their places
+    before(v), after(v)                                   each lane's neighbour below or above; at the end itself
     store_first(address, offset, v, count)                the first ``count`` lanes
     store_halves(address, v, step)                        the lower lanes to the address, the upper ones ``step`` bytes behind
     divide(a, b), sum_of_lanes(v)                         a / b; the sum, by halves
@@ -18,16 +19,18 @@ Cells are integers as wide as the elements: a vector of them has as many lanes.
     pick(mask, a, b)                                      a where the mask is set, else b
     ramp(first, step, dtype)                              cells: lane i is first + i * step
     add_cells(a, b), load_cells(address, offset, dtype)   cells; `store` of _simd writes them
-    not_negative(cells)                                   cells, 0 for those below it
+    subtract_cells(a, b)                                  cells: a - b
     no_flags(dtype)                                       flags of lanes, none set: a mask with AVX-512, cells without
     note_nan(flags, a, b), has_flags(flags)               flags, set where a or b is NaN besides; whether one is set
     store_cells(address, offset, cells, base, count)      the first ``count`` cells + base, as 64 bits
+    store_tangled_cells(address, offset, cells)           cells that are not negative, untangled, as 64 bits
     load_indices(address, offset, dtype)                  int64 indices as cells, apart
     apart(v), zip_pieces_low(a, b), zip_pieces_high(a, b) pairs of 64 bits, ordered so that the lower and upper halves of all
                                                           128-bit pieces of a and b, in turns, stand in the elements' order
     beyond_cells(address, offset, dtype)                  cells, in any order: what of these does not fit into a cell, or 0
     same(a, b), first_ones(count, dtype)                  mask: cells are equal; cells: 1 in the first ``count`` lanes, 0 behind
     lanes_outside(column, extent, dtype)                  mask: column + lane is not in [0, extent)
+    outside(cells, extent)                                mask: cells that are not in [0, extent)
     either(a, b)                                          cells: the bits of both
 """
 
@@ -178,6 +181,33 @@ def store_cells(typingctx, address, offset, cells, base, count):
     return types.none(types.int64, types.int64, cells, types.int64, types.int64), codegen
 
 
+def _tangled_pieces(count: int, upper: bool) -> list[int]:
+    """32-bit cells and, beside each, one of a vector behind them: the lower or upper pairs of the 128-bit pieces."""
+    return [piece + 2 * upper + j + side for piece in range(0, count, 4) for j in (0, 1) for side in (0, count)]
+
+
+def _python_store_tangled_cells(address: int, offset: int, cells: np.ndarray) -> None:
+    _python_store_cells(address, offset, cells[_untangled(cells.size, 8 // cells.itemsize)], 0, cells.size)
+
+
+@_with_python(_python_store_tangled_cells)
+def store_tangled_cells(typingctx, address, offset, cells):
+    def codegen(context, builder, signature, arguments):
+        value, count = arguments[2], cells.count
+        if cells.dtype.bitwidth == 64:
+            places = [_untangled(count, 1)]
+        else:
+            places = [_tangled_pieces(count, upper) for upper in (False, True)]
+        for number, lanes_of in enumerate(places):
+            mask = ir.VectorType(ir.IntType(32), count)(lanes_of)
+            to = builder.add(arguments[1], ir.IntType(64)(number * count // 2))
+            part = builder.shuffle_vector(value, value.type(None), mask)
+            builder.store(part, _pointer(builder, arguments[0], to, value.type, 64), align=8)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, cells), codegen
+
+
 # --------------------------------------------------------------------------------------------------------------- lanes
 
 
@@ -255,6 +285,8 @@ def _zipped_pieces(count: int, half: int, second: int = 0) -> list[int]:
 
 even, odd, next_even = _shuffler(_evens), _shuffler(_odds), _permuter(_following)
 untangle, apart = _permuter(_untangled), _permuter(_apart)
+before = _permuter(lambda count, half: [0, *range(count - 1)])
+after = _permuter(lambda count, half: [*range(1, count), count - 1])
 zip_pieces_low, zip_pieces_high = _shuffler(_zipped_pieces), _shuffler(partial(_zipped_pieces, second=1))
 
 
@@ -330,13 +362,9 @@ def add_cells(typingctx, a, b):
     return a(a, b), lambda context, builder, signature, arguments: builder.add(*arguments)
 
 
-@_with_python(lambda cells: np.maximum(cells, 0))
-def not_negative(typingctx, cells):
-    def codegen(context, builder, signature, arguments):
-        zero = arguments[0].type(None)
-        return builder.select(builder.icmp_signed(">", arguments[0], zero), arguments[0], zero)
-
-    return cells(cells), codegen
+@_with_python(lambda a, b: a - b)
+def subtract_cells(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, arguments: builder.sub(*arguments)
 
 
 # As cells, each note would take a slow transfer from a mask register; without those, masks are cells themselves
@@ -455,3 +483,12 @@ def lanes_outside(typingctx, column, extent, dtype):
         return builder.not_(_below(builder, start, limit, count))
 
     return Vector(types.boolean, count)(types.int64, types.int64, dtype), codegen
+
+
+@_with_python(lambda cells, extent: (cells < 0) | (cells >= extent))
+def outside(typingctx, cells, extent):
+    def codegen(context, builder, signature, arguments):
+        limit = _spread(builder, _resize(builder, arguments[1], cells.dtype.bitwidth), cells.count)
+        return builder.icmp_unsigned(">=", arguments[0], limit)  # unsigned, what is negative is large
+
+    return Vector(types.boolean, cells.count)(cells, types.int64), codegen

@@ -16,7 +16,7 @@ from fastconv._numba._max_pool import (
 )  # fmt: skip
 from fastconv._numba._pool_simd import (
     add_cells, apart, beyond_cells, divide, either, even, first_ones, fold_max, has_flags, insert, larger, load_cells,
-    load_indices, load_inside, not_negative, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes,
+    load_indices, load_inside, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes,
     untangle, zip_pieces_high, zip_pieces_low,
 )  # fmt: skip
 from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, local, put, store
