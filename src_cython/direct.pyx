@@ -34,7 +34,6 @@ cdef enum:
     FLUSH = 64       # vectors after which grad_weight's partial sums are put aside
     TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
     TOGETHER = 4096  # elements of depthwise planes, images and results, whose columns are taken in turns
-    SPREAD = 1 << 16  # elements of an image whose cells are spread in a copy: half of a second-level cache
     CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
 
 cdef extern from *:
@@ -463,35 +462,22 @@ cdef struct Conv:
     Py_ssize_t together           # filters of a unit
     Py_ssize_t rows, chunk, units, batch, n_tasks  # result rows of a plane and of a unit; units of a task
     Py_ssize_t K, planes          # depthwise: kernel extent, else 0; planes whose columns are taken in turns
-    # Images are copied with their border, cells 2 apart and zeros between: rows and columns of a copy; 0: read in place
-    Py_ssize_t height, cells
 
 
-cdef void spread_out(Conv* conv) noexcept nogil:
-    # As many zeros between the cells of grad_output: a convolution of stride 1. Three products of four are wasted, which
-    # costs less than vectors for each of the four sums that an input cell can be.
-    cdef:
-        Py_ssize_t height = conv.OH + conv.KH - 1, cells = max(conv.OW, _VL_FLOAT) + conv.KW - 1
-    cells = max(cells, conv.pad_left + 2 * ceil_div(conv.IW, _VL_FLOAT) * _VL_FLOAT)
-    cells = ceil_div(cells, _VL_FLOAT) * _VL_FLOAT
-    if height * cells <= SPREAD:
-        conv.height, conv.cells, conv.stride_h, conv.stride_w = height, cells, 1, 1
-
-
-cdef void share_out(Conv* conv) noexcept nogil:
+cdef void share_out(Conv* conv, Py_ssize_t strided) noexcept nogil:
     # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
-    # whatever the number of threads.
+    # whatever the number of threads. `strided`: of the kernel, a result meets one cell in so many.
     cdef Py_ssize_t work, chunks
     conv.K = depthwise_extent(conv)
     conv.together = 1 if conv.K else FILTERS
     if conv.pool_KH and conv.buffered < conv.OH and conv.buffered * FILTERS > conv.OH:
         conv.together = 1
-    work = max(min(conv.together, conv.F) * conv.C * conv.KH * conv.KW * conv.OH * conv.OW, 1)
-    chunks = 1 if conv.cells else max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
+    work = max(min(conv.together, conv.F) * conv.C * conv.KH * conv.KW * conv.OH * conv.OW // strided, 1)
+    chunks = max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
     conv.chunk = max(ceil_div(ceil_div(conv.rows, chunks), 2) * 2, 2)
     conv.units = conv.N * conv.G * ceil_div(conv.F, conv.together) * ceil_div(conv.rows, conv.chunk)
     conv.batch = max(TASK // work, 1)
-    conv.planes = max(TOGETHER // max(conv.OH * conv.OW + max(conv.IH * conv.IW, conv.height * conv.cells), 1), 1)
+    conv.planes = max(TOGETHER // max(conv.OH * conv.OW + conv.IH * conv.IW, 1), 1)
     conv.n_tasks = ceil_div(conv.units, conv.batch)
 
 
@@ -511,9 +497,8 @@ cdef Conv forward(const int64_t* geometry) noexcept nogil:
     conv.pool_KH = geometry[GEO_POOL_KH]
     conv.accumulate = geometry[GEO_ACCUMULATE] != 0 and conv.pool_KH == 0
     conv.rows = geometry[GEO_POOL_OH] if conv.pool_KH else conv.OH
-    conv.height = conv.cells = 0
     conv.buffered = min(conv.OH, max(conv.pool_KH, 4096 // max(conv.OW, 1))) if conv.pool_KH else 0
-    share_out(&conv)
+    share_out(&conv, 1)
     return conv
 
 
@@ -534,15 +519,14 @@ cdef Conv adjoint(const int64_t* geometry) noexcept nogil:
     conv.pool_KH = conv.buffered = 0
     conv.accumulate = geometry[GEO_ACCUMULATE] != 0
     conv.rows = conv.OH
-    conv.height = conv.cells = 0
-    if depthwise_extent(&conv) and conv.stride_w == 2 and conv.pad_top >= 0 and conv.pad_left >= 0:
-        spread_out(&conv)
-    share_out(&conv)
+    share_out(&conv, conv.stride_h * conv.stride_w)
+    if conv.stride_h > 1 and not (0 <= conv.pad_top < conv.KH and 0 <= conv.pad_left < conv.KW):
+        conv.K = 0
     return conv
 
 
 cdef Py_ssize_t depthwise_extent(const Conv* conv) noexcept nogil:
-    # Kernel extent of the cases that depthwise_planes is made for; 0: not one of them.
+    # Kernel extent of the cases that depthwise_planes and adjoint_planes are made for; 0: not one of them.
     if (
         conv.C == 1 and conv.KH == conv.KW and conv.dil_h == conv.dil_w == 1 and conv.stride_h == conv.stride_w
         and (conv.stride_h == 1 and conv.KH in (3, 5, 7) or conv.stride_h == 2 and conv.KH in (3, 5))
@@ -574,9 +558,10 @@ cdef inline void depthwise_load(
     vec* x,               # OUT  K: the image under each column of the kernel
     const real* row,      # IN   an image row, from the first tap's column on
     const real* other,    # IN   where its second vector is
-    const vec* lanes,     # IN   for each load: lanes in the row; not looked at if `plain`
-    int K, int stride, bint plain, bint pair,
+    const vec* lanes,     # IN   for each load: lanes in the row
+    int K, int stride, bint inner, bint pair,
 ) noexcept nogil:
+    # `inner`: under all lanes the middle of the kernel is inside the row. Only loads that reach further look at `lanes`.
     cdef:
         int kw, j
         vec a, b
@@ -587,18 +572,18 @@ cdef inline void depthwise_load(
         x[0], x[2] = preceding(x[1]), following(x[1])
     elif stride == 1:
         for kw in range(K):
-            load_lanes(&x[kw], row + kw, lanes[kw], plain)
+            load_lanes(&x[kw], row + kw, lanes[kw], inner and kw == K // 2)
     elif ORDERED:
-        load_lanes(&a, row, lanes[0], plain)
-        load_lanes(&b, other, lanes[1], plain)
+        load_lanes(&a, row, lanes[0], False)
+        load_lanes(&b, other, lanes[1], False)
         x[0], x[1] = even(a, b), odd(a, b)
         for kw in range(2, K):
             x[kw] = following(x[kw - 2])
     else:
         for kw in range(K):
             j = kw - 1 if kw % 2 == 0 and kw > 0 else kw
-            load_lanes(&a, row + j, lanes[j], plain)
-            load_lanes(&b, other + j, lanes[K + j], plain)
+            load_lanes(&a, row + j, lanes[j], inner and j >= K // 2)
+            load_lanes(&b, other + j, lanes[K + j], inner and j < K // 2)
             x[kw] = odd(a, b) if j < kw else even(a, b)
 
 
@@ -627,14 +612,14 @@ cdef inline void depthwise_step(
     const vec* taps,      # IN   K x K
     const vec* shift,
     const vec* lanes,
-    int K, int stride, int phase, bint plain, bint pair,
+    int K, int stride, int phase, bint inner, bint pair,
 ) noexcept nogil:
     # Each vector that is loaded serves all output rows that it belongs to. The kernel rows are written out: a compiler
     # does not unroll a loop as long as that, and then keeps no sum in a register.
     cdef:
         int j
         vec[7] x
-    depthwise_load(&x[0], row, other, lanes, K, stride, plain, pair)
+    depthwise_load(&x[0], row, other, lanes, K, stride, inner, pair)
     if phase == 0:
         for j in range((K - 1) // stride, 0, -1):
             sums[j] = sums[j - 1]
@@ -652,7 +637,7 @@ cdef struct Planes:
     Py_ssize_t count, F, filters  # planes of results; of those that read one image; of one sample
     Py_ssize_t IH, IW, OW
     Py_ssize_t to_image, to_out   # to the next image, to the next plane of results
-    Py_ssize_t ahead, out_ahead   # to what is fetched into the cache meanwhile: images, results
+    Py_ssize_t ahead, out_ahead   # from a row to what is fetched into the cache meanwhile: images, results of a stride of 2
     bint turned, accumulate       # the filter's cells from the last to the first
 
 
@@ -670,6 +655,34 @@ cdef inline void next_plane(
             f[0] = 0
 
 
+cdef inline void depthwise_fetch(const real* row, int stride, bint pair, vec* unused) noexcept nogil:
+    if not pair:  # whole planes lie one behind the other
+        prefetch(row)
+        if ORDERED and stride == 2:  # a column of two cache lines
+            prefetch(row + sizeof(vec) // sizeof(real))
+
+
+cdef inline void depthwise_store(
+    const Planes* p,
+    real* to,             # OUT  a vector of a row
+    const vec* sums,
+    vec low, vec high, real act_min, real act_max,
+    const real* limit, Py_ssize_t skip, Py_ssize_t end, Py_ssize_t out_other, Py_ssize_t other_end,
+    int K, int stride, bint inner, bint pair,
+) noexcept nogil:
+    cdef vec value = sums[(K - 1) // stride]
+    if stride == 2:
+        value = in_order(value)
+    if inner:
+        (<vec*> to)[0] = vmin(high, vmax(low, value))
+    elif ORDERED or seldom(to > limit):
+        store(to, value, skip, end, p.accumulate, act_min, act_max)
+        if pair:
+            store(to + out_other, value, sizeof(vec) // sizeof(real) // 2, other_end, p.accumulate, act_min, act_max)
+    else:
+        (<vec*> to)[0] = vmin(high, vmax(low, value))
+
+
 cdef inline void depthwise_column(
     const Planes* p,
     const real* image,    # IN   of the first plane of results
@@ -682,21 +695,20 @@ cdef inline void depthwise_column(
     Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column,  # image row and column at the first tap
     const real* limit,    # beyond which a vector may not start; before, what it writes too far is written again
     Py_ssize_t skip, Py_ssize_t end,  # else: the lanes to write
-    int K, int stride, bint plain, bint pair, vec* unused,
+    int K, int stride, bint inner, bint pair, vec* unused,
 ) noexcept nogil:
     # One vector wide, down the rows of a plane: every image row is loaded once, and no output row has to be one of a
     # block. The planes' columns are taken in turns: masks and the like serve many rows. A pair: two planes whose rows are
     # half a vector.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), half = VL // 2, IH = p.IH, IW = p.IW, OW = p.OW
-        Py_ssize_t ahead = p.ahead, out_ahead = p.out_ahead, in_group = f % p.F, plane = 0, _oh, ih
+        Py_ssize_t ahead = p.ahead, in_group = f % p.F, plane = 0, ih, run, _
         Py_ssize_t beside = VL if not pair else -half if stride == 1 else 0, to_other = beside, out_other = 0, other_end = half
-        bint accumulate = p.accumulate
         int i
         vec[49] taps
         vec[7] sums
         vec[14] lanes
-        vec shift, low, high, value
+        vec shift, low, high
         real zero = 0
         const real* shifts = &zero
         const real* other_shift = &zero
@@ -740,32 +752,30 @@ cdef inline void depthwise_column(
         begin += top * IW + column
         for i in range(K - stride):
             row = begin if <size_t> ih < <size_t> IH else outside
-            other = begin + to_other if <size_t> ih < <size_t> IH else outside + beside
-            depthwise_step(&sums[0], row, other, &taps[0], &shift, &lanes[0], K, stride, i % stride, plain, pair)
+            other = row + (to_other if row != outside else beside)
+            depthwise_step(&sums[0], row, other, &taps[0], &shift, &lanes[0], K, stride, i % stride, inner, pair)
             ih += 1
             begin += IW
-        for _oh in range(n_rows):
-            if not pair:  # whole planes lie one behind the other
-                prefetch(to + out_ahead)
+        # Output rows whose new image rows are all inside, and those below
+        run = min((IH - ih) // stride, n_rows) if 0 <= ih < IH else 0
+        for _ in range(run):
+            for i in range(1, stride + 1):
+                depthwise_fetch(begin + ahead, stride, pair, unused)
+                depthwise_step(&sums[0], begin, begin + to_other, &taps[0], &shift, &lanes[0], K, stride, i % stride, inner, pair)
+                begin += IW
+            depthwise_store(p, to, &sums[0], low, high, act_min, act_max, limit, skip, end, out_other, other_end,
+                            K, stride, inner, pair)
+            to += OW
+        ih += run * stride
+        for _ in range(n_rows - run):
             for i in range(1, stride + 1):
                 row = begin if <size_t> ih < <size_t> IH else outside
-                other = begin + to_other if <size_t> ih < <size_t> IH else outside + beside
-                if not pair:
-                    prefetch(begin + ahead)
-                    if ORDERED and stride == 2:  # a column of two cache lines
-                        prefetch(begin + ahead + VL)
-                depthwise_step(&sums[0], row, other, &taps[0], &shift, &lanes[0], K, stride, i % stride, plain, pair)
+                other = row + (to_other if row != outside else beside)
+                depthwise_step(&sums[0], row, other, &taps[0], &shift, &lanes[0], K, stride, i % stride, inner, pair)
                 ih += 1
                 begin += IW
-            value = sums[(K - 1) // stride]
-            if stride == 2:
-                value = in_order(value)
-            if ORDERED or seldom(to > limit):
-                store(to, value, skip, end, accumulate, act_min, act_max)
-                if pair:
-                    store(to + out_other, value, half, other_end, accumulate, act_min, act_max)
-            else:
-                (<vec*> to)[0] = vmin(high, vmax(low, value))
+            depthwise_store(p, to, &sums[0], low, high, act_min, act_max, limit, skip, end, out_other, other_end,
+                            K, stride, inner, pair)
             to += OW
 
 
@@ -778,7 +788,10 @@ cdef inline void depthwise_column_of(
     if ORDERED and (K == 3 or stride == 2) and pair:
         depthwise_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
                          K, stride, False, True, unused)
-    elif not ORDERED and column >= 0 and column + K + stride * (VL - 1) <= p.IW:
+    elif (
+        not ORDERED and column + K // 2 >= 0 and column + K // 2 + stride * (VL - 1) < p.IW and p.OW >= VL
+        and not p.accumulate
+    ):
         depthwise_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end,
                          K, stride, True, False, unused)
     else:
@@ -854,29 +867,6 @@ cdef inline void depthwise_columns(
                       pair, unused)
 
 
-cdef inline void spread_image(
-    const real* image,    # IN   one plane
-    real* copied,         # OUT  [height][cells]
-    const Conv* conv, vec* unused,
-) noexcept nogil:
-    # Image cell (i, j) goes to row 2 i + pad_top, column 2 j + pad_left. Elsewhere there are zeros, and they stay.
-    cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), IW = conv.IW, column, ih
-        Py_ssize_t last = min(ceil_div(conv.height - conv.pad_top, 2), conv.IH)
-        real* to
-        vec x, zero
-    fill(&zero, <real> 0)
-    for ih in range(last):
-        to = copied + (2 * ih + conv.pad_top) * conv.cells + conv.pad_left
-        column = 0
-        while column < IW:
-            prefetch(image + (conv.IH + ih) * IW + column)  # the next image
-            load(&x, image + ih * IW, column, IW, False)
-            (<vec*> (to + 2 * column))[0] = zip_low(x, zero)
-            (<vec*> (to + 2 * column + VL))[0] = zip_high(x, zero)
-            column += VL
-
-
 cdef bint in_pairs(
     Py_ssize_t K, Py_ssize_t stride, Py_ssize_t IW, Py_ssize_t OW, Py_ssize_t pad_left, Py_ssize_t half
 ) noexcept nogil:
@@ -896,49 +886,42 @@ cdef void depthwise_planes(
     real act_min, real act_max,
     real* out,            # OUT  rows first .. last - 1 of some planes
     Py_ssize_t n_planes,
-    Py_ssize_t first, Py_ssize_t last,
-    real* scratch,        # copies of images whose cells are spread
-    vec* unused,
+    Py_ssize_t first, Py_ssize_t last, vec* unused,
 ) noexcept nogil:
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), K = conv.K, stride = conv.stride_w, OW = conv.OW, F = conv.F
         Py_ssize_t pad_top = conv.pad_top, pad_left = conv.pad_left, in_group = f % F, width = VL, half = VL // 2
-        Py_ssize_t band, oh, ow, block, n_rows, i
+        Py_ssize_t band, ahead, out_ahead, oh, ow, block, n_rows
         bint pair
-        const real* image
         const real* limit
         Planes p
     p.filters, p.F, p.OW, p.to_out, p.accumulate = conv.G * F, F, OW, conv.OH * OW, conv.accumulate
     p.turned = conv.to_kw < 0
     p.IH, p.IW = conv.IH, conv.IW
-    if conv.cells:
-        p.IH, p.IW, pad_top, pad_left = conv.height, conv.cells, 0, 0
-        scratch = <real*> ((<size_t> scratch + 63) // 64 * 64)
     p.to_image = p.IH * p.IW
     if ORDERED and stride == 2:
         width -= (K - 1) // 2  # lanes whose last taps are in the two vectors that are loaded
     pair = in_pairs(K, stride, p.IW, OW, pad_left, half)
     band = ceil_div(last - first, max(ceil_div((last - first) * (stride * p.IW + OW), BAND), 1))
     if band < last - first:
-        p.ahead, p.out_ahead = band * stride * p.IW, band * OW
+        ahead, out_ahead = band * stride * p.IW, band * OW
     else:
-        p.ahead, p.out_ahead = conv.planes * p.to_image, conv.planes * p.to_out
+        ahead, out_ahead = conv.planes * p.to_image, conv.planes * p.to_out
     # A vector that is wider than a row runs into the next one, which is written later
     limit = NULL if conv.accumulate else out + (n_planes - 1) * p.to_out + (last - first) * OW - VL
     while n_planes > 0:
         p.count = min(conv.planes, n_planes)
-        image = input
-        if conv.cells:
-            image = scratch
-            for i in range((in_group + p.count - 1) // F + 1):
-                spread_image(input + i * conv.IH * conv.IW, scratch + i * p.to_image, conv, unused)
         oh = first
         while oh < last:
             n_rows = min(band, last - oh)
             ow = 0
             while ow < OW:
                 block = ow if ORDERED else min(ow, max(OW - VL, 0))
-                depthwise_columns(&p, image, zeros, weight, bias, f, act_min, act_max, out + (oh - first) * OW + block,
+                # A cache line is two columns, or one with a stride of 2, whose results are few
+                p.ahead = ahead
+                if not ORDERED and stride == 1 and ow % (2 * VL):
+                    p.ahead = out + (oh - first) * OW + out_ahead - (input + oh * p.IW)
+                depthwise_columns(&p, input, zeros, weight, bias, f, act_min, act_max, out + (oh - first) * OW + block,
                                   n_rows, oh * stride - pad_top, block * stride - pad_left, limit, ow - block,
                                   min(OW - block, width), K, stride, pair, unused)
                 ow += width
@@ -947,8 +930,270 @@ cdef void depthwise_planes(
         out += p.count * p.to_out
         f = (f + p.count) % p.filters
         in_group += p.count
-        input += in_group // F * conv.IH * conv.IW
+        input += in_group // F * p.to_image
         in_group %= F
+
+
+cdef inline void adjoint_products(
+    vec* sums,            # INOUT  of the result rows that have begun, K x 2: even columns, odd ones
+    const vec* x, const vec* taps, const vec* shift, int kh, int phase, int K, int odd,
+) noexcept nogil:
+    # What a row adds by kernel row kh to every second column.
+    cdef:
+        int kw = phase ^ odd, at = kh * 2 + phase
+    if kh >= K:
+        return
+    if kh >= K - 2:
+        sums[at] = shift[0] + x[(kw + odd) // 2] * taps[kh * K + kw]
+    else:
+        sums[at] = sums[at + 4] + x[(kw + odd) // 2] * taps[kh * K + kw]
+    if kw + 2 < K:
+        sums[at] = sums[at] + x[(kw + 2 + odd) // 2] * taps[kh * K + kw + 2]
+    if kw + 4 < K:
+        sums[at] = sums[at] + x[(kw + 4 + odd) // 2] * taps[kh * K + kw + 4]
+
+
+cdef inline void adjoint_step(
+    vec* sums, const real* row, const vec* taps, const vec* shift, const vec* lanes, int K, int odd, bint inner,
+) noexcept nogil:
+    cdef:
+        int j
+        vec[3] x
+    for j in range((K + 1) // 2):
+        load_lanes(&x[j], row - j, lanes[j], inner)
+    adjoint_products(sums, &x[0], taps, shift, 0, 0, K, odd)
+    adjoint_products(sums, &x[0], taps, shift, 0, 1, K, odd)
+    adjoint_products(sums, &x[0], taps, shift, 1, 0, K, odd)
+    adjoint_products(sums, &x[0], taps, shift, 1, 1, K, odd)
+    adjoint_products(sums, &x[0], taps, shift, 2, 0, K, odd)
+    adjoint_products(sums, &x[0], taps, shift, 2, 1, K, odd)
+    adjoint_products(sums, &x[0], taps, shift, 3, 0, K, odd)
+    adjoint_products(sums, &x[0], taps, shift, 3, 1, K, odd)
+    adjoint_products(sums, &x[0], taps, shift, 4, 0, K, odd)
+    adjoint_products(sums, &x[0], taps, shift, 4, 1, K, odd)
+
+
+cdef inline void adjoint_store(
+    const Planes* p,
+    real* to,             # OUT  two vectors of a row
+    vec even_columns, vec odd_columns, vec low, vec high, real act_min, real act_max,
+    const real* limit, Py_ssize_t skip, Py_ssize_t end,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real)
+        vec a = zip_low(even_columns, odd_columns), b = zip_high(even_columns, odd_columns)
+    if seldom(to > limit):
+        if skip < min(end, VL):
+            store(to, a, skip, min(end, VL), p.accumulate, act_min, act_max)
+        if end > VL:
+            store(to + VL, b, max(skip - VL, 0), end - VL, p.accumulate, act_min, act_max)
+    else:
+        (<vec*> to)[0] = vmin(high, vmax(low, a))
+        (<vec*> (to + VL))[0] = vmin(high, vmax(low, b))
+
+
+cdef inline void adjoint_column(
+    const Planes* p,
+    const real* image,    # IN   grad_output, of the first plane of results
+    const real* zeros,    # IN   IW of them
+    const real* weight,   # IN   all filters
+    const real* bias,     # IN   all channels', or NULL
+    Py_ssize_t f,         # filter of the first plane
+    real act_min, real act_max,
+    real* out,            # OUT  two vectors of each row
+    Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column,  # row and column of grad_output at the first tap of row 0 or 1
+    Py_ssize_t above,     # rows above row 0 that the first step would complete
+    const real* limit, Py_ssize_t skip, Py_ssize_t end,  # as depthwise_column's
+    int K, int odd, bint inner, vec* unused,
+) noexcept nogil:
+    # Down the rows of grad_output, each of which is loaded once and completes two rows. An input cell is one of four sums:
+    # even and odd columns have a vector each.
+    cdef:
+        Py_ssize_t IH = p.IH, IW = p.IW, OW = p.OW, in_group = f % p.F, plane = 0, ih, oh
+        int i, _i, J = (K + 1) // 2
+        vec[25] taps
+        vec[14] sums
+        vec[3] lanes
+        vec shift, low, high
+        real zero = 0
+        const real* shifts = &zero
+        const real* filter
+        const real* begin
+        const real* outside = zeros + column
+        real* to
+    fill(&low, act_min)
+    fill(&high, act_max)
+    for i in range(J):
+        inside(&lanes[i], column - i, IW)
+    while plane < p.count:
+        filter = weight + f * K * K
+        if bias != NULL:
+            shifts = bias + f
+        begin, to = image, out
+        next_plane(p, &plane, &f, &in_group, &image, &out)
+        for i in range(K * K):
+            fill(&taps[i], filter[i])
+        fill(&shift, shifts[0])
+        for i in range(14):
+            sums[i] = shift
+        ih = top - J + 1
+        begin += ih * IW + column
+        for _i in range(J - 1):
+            adjoint_step(&sums[0], begin if <size_t> ih < <size_t> IH else outside, &taps[0], &shift, &lanes[0], K, odd, inner)
+            ih += 1
+            begin += IW
+        oh = -above
+        to -= above * OW
+        while oh < n_rows:
+            prefetch(begin + p.ahead)
+            prefetch(to + p.out_ahead)
+            prefetch(to + p.out_ahead + OW)
+            adjoint_step(&sums[0], begin if <size_t> ih < <size_t> IH else outside, &taps[0], &shift, &lanes[0], K, odd, inner)
+            if oh >= 0:
+                adjoint_store(p, to, sums[0], sums[1], low, high, act_min, act_max, limit, skip, end)
+            if oh + 1 < n_rows:
+                adjoint_store(p, to + OW, sums[2], sums[3], low, high, act_min, act_max, limit, skip, end)
+            ih += 1
+            begin += IW
+            oh += 2
+            to += 2 * OW
+
+
+cdef void adjoint_3_0(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, Py_ssize_t above,
+    const real* limit, Py_ssize_t skip, Py_ssize_t end, bint inner, vec* unused,
+) noexcept nogil:
+    if inner:
+        adjoint_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                       3, 0, True, unused)
+    else:
+        adjoint_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                       3, 0, False, unused)
+
+
+cdef void adjoint_3_1(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, Py_ssize_t above,
+    const real* limit, Py_ssize_t skip, Py_ssize_t end, bint inner, vec* unused,
+) noexcept nogil:
+    if inner:
+        adjoint_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                       3, 1, True, unused)
+    else:
+        adjoint_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                       3, 1, False, unused)
+
+
+cdef void adjoint_5_0(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, Py_ssize_t above,
+    const real* limit, Py_ssize_t skip, Py_ssize_t end, bint inner, vec* unused,
+) noexcept nogil:
+    if inner:
+        adjoint_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                       5, 0, True, unused)
+    else:
+        adjoint_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                       5, 0, False, unused)
+
+
+cdef void adjoint_5_1(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, Py_ssize_t above,
+    const real* limit, Py_ssize_t skip, Py_ssize_t end, bint inner, vec* unused,
+) noexcept nogil:
+    if inner:
+        adjoint_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                       5, 1, True, unused)
+    else:
+        adjoint_column(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                       5, 1, False, unused)
+
+
+cdef inline void adjoint_columns(
+    const Planes* p, const real* image, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_rows, Py_ssize_t top, Py_ssize_t column, Py_ssize_t above,
+    const real* limit, Py_ssize_t skip, Py_ssize_t end, Py_ssize_t K, Py_ssize_t odd, vec* unused,
+) noexcept nogil:
+    """`adjoint_column` with constants for kernel extent and the parity of the padding."""
+    cdef bint inner = column - K // 2 >= 0 and column + <Py_ssize_t> (sizeof(vec) // sizeof(real)) <= p.IW
+    if K == 3 and odd:
+        adjoint_3_1(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                    inner, unused)
+    elif K == 3:
+        adjoint_3_0(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                    inner, unused)
+    elif odd:
+        adjoint_5_1(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                    inner, unused)
+    else:
+        adjoint_5_0(p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                    inner, unused)
+
+
+cdef void adjoint_planes(
+    const Conv* conv,
+    const real* input,    # IN   from the first plane's image on
+    const real* zeros,
+    const real* weight,   # IN   all filters
+    const real* bias,
+    Py_ssize_t f,         # filter of the first plane
+    real act_min, real act_max,
+    real* out,            # OUT  rows first .. last - 1 of some planes
+    Py_ssize_t n_planes,
+    Py_ssize_t first, Py_ssize_t last, vec* unused,
+) noexcept nogil:
+    """The adjoint of a depthwise convolution of stride 2; `depthwise_planes` is that of stride 1, too."""
+    cdef:
+        Py_ssize_t K = conv.K, OW = conv.OW, F = conv.F, in_group = f % F, width = 2 * (sizeof(vec) // sizeof(real))
+        Py_ssize_t pad_top = K - 1 - conv.pad_top, pad_left = K - 1 - conv.pad_left
+        Py_ssize_t band, oh, ow, block, n_rows, above
+        const real* end_of_planes = out + (n_planes - 1) * conv.OH * OW + (last - first) * OW
+        const real* limit
+        Planes p
+    p.filters, p.F, p.OW, p.to_out, p.accumulate = conv.G * F, F, OW, conv.OH * OW, conv.accumulate
+    p.IH, p.IW, p.to_image = conv.IH, conv.IW, conv.IH * conv.IW
+    band = ceil_div(last - first, max(ceil_div((last - first) * (p.IW + 2 * OW), 2 * BAND), 1))
+    if band < last - first:
+        p.ahead, p.out_ahead = band // 2 * p.IW, band * OW
+    else:
+        p.ahead, p.out_ahead = conv.planes * p.to_image, conv.planes * p.to_out
+    while n_planes > 0:
+        p.count = min(conv.planes, n_planes)
+        oh = first
+        while oh < last:
+            n_rows = min(band, last - oh)
+            above = (oh + pad_top) % 2
+            ow = 0
+            while ow < OW:
+                block = min(ow, max(OW - width + 1, 0) // 2 * 2)
+                limit = NULL
+                if not conv.accumulate and block + width <= OW:
+                    limit = end_of_planes
+                elif not conv.accumulate and OW < width:  # into the next row, which is written later
+                    limit = end_of_planes - width
+                adjoint_columns(&p, input, zeros, weight, bias, f, act_min, act_max, out + (oh - first) * OW + block, n_rows,
+                                (oh + pad_top) // 2, block // 2 + (pad_left + 1) // 2, above, limit, ow - block,
+                                min(OW - block, width), K, pad_left % 2, unused)
+                ow += width
+            oh += n_rows
+        n_planes -= p.count
+        out += p.count * p.to_out
+        f = (f + p.count) % p.filters
+        in_group += p.count
+        input += in_group // F * p.to_image
+        in_group %= F
+
+
+cdef inline void planes_of(
+    const Conv* conv, const real* input, const real* zeros, const real* weight, const real* bias, Py_ssize_t f,
+    real act_min, real act_max, real* out, Py_ssize_t n_planes, Py_ssize_t first, Py_ssize_t last, vec* unused,
+) noexcept nogil:
+    if conv.to_kw < 0 and conv.stride_w == 2:
+        adjoint_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, unused)
+    else:
+        depthwise_planes(conv, input, zeros, weight, bias, f, act_min, act_max, out, n_planes, first, last, unused)
 
 
 cdef inline void filters_block(
@@ -1092,8 +1337,8 @@ cdef void conv_rows(
             shift[i] = bias[f + i] if bias != NULL and f + i < n_filters else 0
         if conv.K:
             i = 1
-            depthwise_planes(conv, image, zeros, weight - conv.start, bias + f if bias != NULL else NULL, 0, act_min,
-                             act_max, out, 1, first, last, NULL, unused)
+            planes_of(conv, image, zeros, weight - conv.start, bias + f if bias != NULL else NULL, 0, act_min, act_max,
+                      out, 1, first, last, unused)
         elif f + FILTERS <= n_filters:
             i = FILTERS
             if wide:
@@ -1179,9 +1424,8 @@ cdef void conv_task(
         const real* filters
     if conv.K and not conv.pool_KH and chunks == 1:  # units are whole planes
         unit = task * conv.batch
-        depthwise_planes(conv, input + unit // conv.F * conv.IH * conv.IW, zeros, weight, bias, unit % (conv.G * conv.F),
-                         act_min, act_max, output + unit * plane, min(conv.batch, conv.units - unit), 0, conv.OH, rows,
-                         unused)
+        planes_of(conv, input + unit // conv.F * conv.IH * conv.IW, zeros, weight, bias, unit % (conv.G * conv.F), act_min,
+                  act_max, output + unit * plane, min(conv.batch, conv.units - unit), 0, conv.OH, unused)
         return
     for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
         first = unit % chunks * conv.chunk
@@ -1230,8 +1474,6 @@ cdef void conv_task_of(
 
 
 cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
-    if conv.cells:
-        return conv.planes * conv.height * conv.cells + 16  # to start at a cache line
     return min(conv.together, conv.F) * conv.buffered * conv.OW
 
 
@@ -1475,9 +1717,8 @@ cdef void strided_task_of(
 
 
 def conv2d_grad_input_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
-    """Elements of workspace: a row of zeros, and for each worker copies of planes with their borders."""
-    cdef Conv conv = adjoint(&geometry[0])
-    return conv.IW + n_workers * rows_of_worker(&conv)
+    """Elements of workspace: a row of zeros."""
+    return geometry[GEO_OW]
 
 
 def conv2d_grad_input(
@@ -1504,7 +1745,6 @@ def conv2d_grad_input(
         real* dx = &grad_input[0, 0, 0, 0]
         const int64_t* geo = &geometry[0]
         real low = <real> act_min, high = <real> act_max
-        Py_ssize_t slice = rows_of_worker(&conv)
         int64_t* none = NULL
         real* nothing = NULL
     if not finite(weight):
@@ -1512,13 +1752,12 @@ def conv2d_grad_input(
             n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
         ):
             exact_task(task, grad_output, weight, bias, low, high, grad_input, geometry)
-    elif conv.stride_h == conv.stride_w == 1:
-        memset(zeros, 0, (conv.IW + (n_threads * slice if conv.cells else 0)) * sizeof(real))
+    elif conv.K or conv.stride_h == conv.stride_w == 1:
+        memset(zeros, 0, conv.IW * sizeof(real))
         for task in prange(
             conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
         ):
-            conv_task_of(task, &conv, dy, zeros, w, shift, low, high, dx, nothing, none,
-                         zeros + conv.IW + threadid() * slice, geo)
+            conv_task_of(task, &conv, dy, zeros, w, shift, low, high, dx, nothing, none, nothing, geo)
     else:
         batch = max(TASK // max(conv.C * conv.KH * conv.KW * conv.OW // (conv.stride_h * conv.stride_w), 1), 1)
         n_tasks = ceil_div(n_rows, batch)

@@ -16,7 +16,7 @@ def test_against_scipy(engine, kernel, case, dtype):
     convolution.check_case(engine, STEM, kernel, case, dtype)
 
 
-# Columns one vector wide; the cells of small strided images spread in a copy, other images read in place
+# Columns one vector wide, two of an image with a stride
 DEPTHWISE = [
     Conv("rows-3", 2, 5, 3, 9, 5, 3, 3, padding=1, groups=5),
     Conv("rows-5-multiplier2", 1, 15, 5, 7, 30, 3, 3, padding=1, groups=15),
@@ -31,6 +31,12 @@ DEPTHWISE = [
     Conv("stride2-crop", 1, 3, 12, 13, 3, 3, 3, stride=2, padding=((-1, 2), (3, -2)), groups=3),
     Conv("stride2-in-place", 1, 2, 43, 66, 2, 3, 3, stride=2, padding=1, groups=2),
     Conv("stride2-5x5", 1, 3, 13, 18, 3, 5, 5, stride=2, padding=2, groups=3),
+    Conv("stride2-5x5-padding1", 1, 2, 11, 40, 2, 5, 5, stride=2, padding=1, groups=2),
+    Conv("stride2-same", 1, 3, 14, 36, 3, 3, 3, stride=2, padding=((0, 1), (0, 1)), groups=3),
+    Conv("stride2-odd-width", 1, 2, 10, 35, 2, 3, 3, stride=2, padding=1, groups=2),
+    Conv("stride2-beyond-kernel", 1, 2, 9, 12, 2, 3, 3, stride=2, padding=3, groups=2),
+    Conv("stride2-bands", 1, 2, 67, 130, 2, 3, 3, stride=2, padding=1, groups=2),
+    Conv("stride2-chunks", 1, 1, 500, 480, 1, 3, 3, stride=2, padding=1),
 ]
 
 
@@ -45,6 +51,9 @@ def test_depthwise_tasks(engine):
     case = Conv("planes-1300", 1, 1300, 7, 7, 1300, 3, 3, padding=1, groups=1300)
     convolution.check_threads(engine, STEM, case, "float32")
     convolution.check_case(engine, STEM, "conv2d", case, "float32")
+    case = Conv("planes-1300-stride2", 1, 1300, 14, 14, 1300, 3, 3, stride=2, padding=1, groups=1300)
+    convolution.check_threads(engine, STEM, case, "float32")
+    convolution.check_case(engine, STEM, "conv2d_grad_input", case, "float32")
 
 
 @given(case=convolutions())
