@@ -1,12 +1,11 @@
 """Build of the compiled kernels: every stem of src_cython, once per ISA level. Metadata: pyproject.toml.
 
 Environment: FASTCONV_NO_EXTENSION=1 builds none (Numba or the NumPy reference then serve);
-FASTCONV_BOUNDSCHECK=1 checks every memoryview index (slow, for tests); CFLAGS come last, so that they win.
+FASTCONV_BOUNDSCHECK=1 checks every memoryview index (slow, for tests).
 """
 
 import os
 import platform
-import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,7 +106,7 @@ def extensions() -> list[Extension]:
             [f"src_cython/{stem}.pyx"],
             include_dirs=["src_cython"],
             depends=["setup.py", *HEADERS],
-            extra_compile_args=[*FLAGS, *flags, *openmp, *shlex.split(os.environ.get("CFLAGS", ""))],
+            extra_compile_args=[*FLAGS, *flags, *openmp],
             extra_link_args=link,
             define_macros=list(macros),
         )

@@ -94,10 +94,10 @@ def sdist(tmp_path_factory, registry):
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory, sdist, compiler):
-    """The wheel, built from the sdist alone: it fails if the sdist lacks a source. Less optimised, to be built sooner."""
+    """The wheel, built from the sdist alone: it fails if the sdist lacks a source."""
     folder = tmp_path_factory.mktemp("wheel")
     command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, sdist)
-    call(*command, env=environment(CFLAGS="-O1"))
+    call(*command, env=environment())
     (path,) = folder.glob("*.whl")
     return path
 
