@@ -260,6 +260,8 @@ cdef inline void tile_body(
     const int rows,
     const int nv,
     const bint listed,
+    Py_ssize_t tiles,         # one beside the other,
+    Py_ssize_t b_step,        # whose pixels lie so far apart in b
     vec* unused,           # names the vector type
 ) noexcept nogil:
     # accumulate and finish must be constants, too. The clamp's bounds come by memory, as two registers that live through
@@ -267,69 +269,76 @@ cdef inline void tile_body(
     cdef:
         vec[_MR * _NV] acc
         vec low_v, high_v, shift
-        Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
-    tile_sums(a, b, ldb, depth, place, kc, &acc[0], rows, nv, listed)
-    if accumulate:
+        Py_ssize_t i, j, t, VL = sizeof(vec) // sizeof(real)
+    for t in range(tiles):
+        tile_sums(a, b, ldb, depth, place, kc, &acc[0], rows, nv, listed)
+        if accumulate:
+            for i in range(rows):
+                for j in range(nv):
+                    acc[i * _NV + j] = acc[i * _NV + j] + (<const vec*> (c + i * ldc + j * VL))[0]
+        if finish != KEEP:
+            if finish != SHIFT:
+                fill(&low_v, bias[_MR])
+            if finish == CLAMP:
+                fill(&high_v, bias[_MR + 1])
+            for i in range(rows):
+                fill(&shift, bias[i])
+                for j in range(nv):
+                    acc[i * _NV + j] = acc[i * _NV + j] + shift
+                    if finish != SHIFT:
+                        acc[i * _NV + j] = vmax(low_v, acc[i * _NV + j])
+                    if finish == CLAMP:
+                        acc[i * _NV + j] = vmin(high_v, acc[i * _NV + j])
         for i in range(rows):
             for j in range(nv):
-                acc[i * _NV + j] = acc[i * _NV + j] + (<const vec*> (c + i * ldc + j * VL))[0]
-    if finish != KEEP:
-        if finish != SHIFT:
-            fill(&low_v, bias[_MR])
-        if finish == CLAMP:
-            fill(&high_v, bias[_MR + 1])
-        for i in range(rows):
-            fill(&shift, bias[i])
-            for j in range(nv):
-                acc[i * _NV + j] = acc[i * _NV + j] + shift
-                if finish != SHIFT:
-                    acc[i * _NV + j] = vmax(low_v, acc[i * _NV + j])
-                if finish == CLAMP:
-                    acc[i * _NV + j] = vmin(high_v, acc[i * _NV + j])
-    for i in range(rows):
-        for j in range(nv):
-            (<vec*> (c + i * ldc + (to[j] if listed else j * VL)))[0] = acc[i * _NV + j]
+                (<vec*> (c + i * ldc + (to[j] if listed else j * VL)))[0] = acc[i * _NV + j]
+        if listed:
+            place += _NV
+            to += _NV
+        else:
+            b += b_step
+            c += nv * VL
 
 
 cdef inline void tile(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
-    const real* bias, const int rows, const int nv, vec* unused,
+    const real* bias, const int rows, const int nv, Py_ssize_t tiles, Py_ssize_t b_step, vec* unused,
 ) noexcept nogil:
     """`tile_body` with constants for its flags."""
     cdef Py_ssize_t i, j
     if kc == 0:  # no input channels: the bias is all there is
         for i in range(rows):
-            for j in range(nv * <Py_ssize_t> (sizeof(vec) // sizeof(real))):
+            for j in range(tiles * nv * <Py_ssize_t> (sizeof(vec) // sizeof(real))):
                 if not accumulate:
                     c[i * ldc + j] = 0
                 if finish != KEEP:
                     c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bias[_MR], bias[_MR + 1])
     elif finish == KEEP:
         if accumulate:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, KEEP, bias, rows, nv, False, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, KEEP, bias, rows, nv, False, tiles, b_step, unused)
         else:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, KEEP, bias, rows, nv, False, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, KEEP, bias, rows, nv, False, tiles, b_step, unused)
     elif finish == CLAMP:
         if accumulate:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, CLAMP, bias, rows, nv, False, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, CLAMP, bias, rows, nv, False, tiles, b_step, unused)
         else:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, CLAMP, bias, rows, nv, False, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, CLAMP, bias, rows, nv, False, tiles, b_step, unused)
     elif finish == RAISE:
         if accumulate:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, RAISE, bias, rows, nv, False, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, RAISE, bias, rows, nv, False, tiles, b_step, unused)
         else:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, RAISE, bias, rows, nv, False, unused)
+            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, RAISE, bias, rows, nv, False, tiles, b_step, unused)
     elif accumulate:
-        tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, SHIFT, bias, rows, nv, False, unused)
+        tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, SHIFT, bias, rows, nv, False, tiles, b_step, unused)
     else:
-        tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, SHIFT, bias, rows, nv, False, unused)
+        tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, SHIFT, bias, rows, nv, False, tiles, b_step, unused)
 
 
-cdef void whole_tile(
-    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
-    const real* bias, vec* unused,
+cdef void whole_tiles(
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
+    Finish finish, const real* bias, Py_ssize_t tiles, vec* unused,
 ) noexcept nogil:
-    tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, _NV, unused)
+    tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, _NV, tiles, b_step, unused)
 
 
 cdef void part_tile(
@@ -340,17 +349,17 @@ cdef void part_tile(
     if finish != KEEP:
         finish = CLAMP
     if rows == 2:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 2, _NV, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 2, _NV, 1, 0, unused)
     elif rows == 4:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 4, _NV, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 4, _NV, 1, 0, unused)
     elif rows == 6 and _MR > 6:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 6, _NV, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 6, _NV, 1, 0, unused)
     elif nv == 1:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, 1, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, 1, 1, 0, unused)
     elif nv == 2 and _NV > 2:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, 2, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, 2, 1, 0, unused)
     else:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, _NV, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, _NV, 1, 0, unused)
 
 
 cdef void edge_tile(
@@ -376,7 +385,7 @@ cdef inline void some_tile(
     """A tile of ``filters`` x ``pixels``, at most MR and NV * VL."""
     cdef Py_ssize_t VL = sizeof(vec) // sizeof(real)
     if pixels == _NV * VL and filters == _MR:
-        whole_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, unused)
+        whole_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, 1, unused)
     elif (pixels == _NV * VL and filters % 2 == 0) or (filters == _MR and pixels % VL == 0):
         part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, filters, pixels // VL, unused)
     else:
@@ -385,7 +394,7 @@ cdef inline void some_tile(
 
 cdef void listed_tile(
     const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* c, Py_ssize_t ldc,
-    const Py_ssize_t* to, Finish finish, const real* bias, Py_ssize_t filters, Py_ssize_t nv, vec* unused,
+    const Py_ssize_t* to, Finish finish, const real* bias, Py_ssize_t filters, Py_ssize_t nv, Py_ssize_t tiles, vec* unused,
 ) noexcept nogil:
     """A tile of at most MR filters and NV vectors whose places are listed; a part of one is computed beside c."""
     cdef:
@@ -393,20 +402,20 @@ cdef void listed_tile(
         Py_ssize_t[_NV] beside
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, i, j
     if filters == _MR and nv == _NV and finish == RAISE:
-        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, RAISE, bias, _MR, _NV, True, unused)
+        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, RAISE, bias, _MR, _NV, True, tiles, 0, unused)
     elif filters == _MR and nv == _NV:
-        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, _NV, True, unused)
+        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, _NV, True, tiles, 0, unused)
     elif filters == _MR and nv == 1:
-        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, 1, True, unused)
+        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, 1, True, 1, 0, unused)
     elif filters == _MR:
-        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, 2, True, unused)
+        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, 2, True, 1, 0, unused)
     else:
         for j in range(_NV):
             beside[j] = j * VL
         if filters <= 4:
-            tile_body(a, b, 0, depth, place, kc, &whole[0], NR, beside, False, CLAMP, bias, 4, _NV, True, unused)
+            tile_body(a, b, 0, depth, place, kc, &whole[0], NR, beside, False, CLAMP, bias, 4, _NV, True, 1, 0, unused)
         else:
-            tile_body(a, b, 0, depth, place, kc, &whole[0], NR, beside, False, CLAMP, bias, _MR, _NV, True, unused)
+            tile_body(a, b, 0, depth, place, kc, &whole[0], NR, beside, False, CLAMP, bias, _MR, _NV, True, 1, 0, unused)
         for i in range(filters):
             for j in range(nv):
                 memcpy(c + i * ldc + to[j], &whole[i * NR + j * VL], sizeof(vec))
@@ -1155,7 +1164,7 @@ cdef void conv2d_block(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G]
         Py_ssize_t p_from, pixels, lone, cells, ldc, k_block, k_from, kc, panel, kept, j, q, i, first, filters
-        Py_ssize_t oc_from = panel_start(b, panel_from)
+        Py_ssize_t whole, b_step, oc_from = panel_start(b, panel_from)
         Py_ssize_t pooled_from, pooled_to, row_from, row_to, carried, carry_from, rows_to_carry
         Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
@@ -1242,12 +1251,22 @@ cdef void conv2d_block(
                 for i in range(_MR):
                     shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias != NULL else 0
             map = c + kept * ldc
-            for j in range(ceil_div(cells, NR)):                                           # loop 3: pixels
+            # Whole tiles of a whole panel run in one call, the rest tile by tile
+            whole = cells // NR if filters == _MR and not b.by_panel else 0
+            if whole and b.by_rows:
+                listed_tile(a, copied, depth, place, kc, map, ldc, to, finish, shifts, _MR, _NV, whole, unused)
+            elif whole:
+                if b.in_place:
+                    x, ldb, b_step = image + k_from * b.P + p_from, b.P, NR
+                else:
+                    x, ldb, b_step = b_block, NR, NR * kc
+                whole_tiles(a, x, ldb, b_step, kc, map, ldc, accumulate, finish, shifts, whole, unused)
+            for j in range(whole, ceil_div(cells, NR)):                                    # loop 3: pixels
                 q = j * NR
                 if b.by_rows:
                     listed_tile(
                         a, copied, depth, place + j * _NV, kc, map, ldc, to + j * _NV, finish, shifts, filters,
-                        min(cells - q, NR) // VL, unused,
+                        min(cells - q, NR) // VL, 1, unused,
                     )
                     continue
                 if not b.in_place:
@@ -1395,7 +1414,9 @@ cdef void conv2d_grad_input_task(
         for oc in range(b.OCG):
             memcpy(packed + oc * NR, source + oc * b.P + p_from, pixels * sizeof(real))
         for j in range(t.tiles):
-            whole_tile(a + j * b.OCG * _MR, packed, NR, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, unused)
+            whole_tiles(
+                a + j * b.OCG * _MR, packed, NR, 0, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, 1, unused
+            )
         for c in range(channels):
             for tap in range(b.T):
                 row = columns + (c * b.T + tap) * NR
