@@ -42,6 +42,7 @@ cdef enum:
     LONE = 4                   # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
     MOST_LONE = 8              # sums of such vectors at a time
     CACHE_LINE = 64            # bytes
+    STEPS = 4
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
 
 # What a tile does with its sums: store them, as K goes on; add the bias; raise to the lower bound as well; clamp.
@@ -49,6 +50,18 @@ cdef enum Finish:
     KEEP, SHIFT, RAISE, CLAMP
 
 KC = _KC
+
+
+cdef extern from "simd.h" nogil:
+    vf vfma_f(vf acc, vf a, vf b)
+    vd vfma_d(vd acc, vd a, vd b)
+
+
+cdef inline vec vfma(vec acc, vec a, vec b) noexcept nogil:
+    if vec is vf:
+        return vfma_f(acc, a, b)
+    else:
+        return vfma_d(acc, a, b)
 
 
 cdef struct Blocking:
@@ -199,6 +212,21 @@ cdef inline Py_ssize_t panel_start(const Blocking* b, Py_ssize_t panel) noexcept
 # ----------------------------------------------------------------------------------------------------- the tile
 
 
+cdef inline void tile_step(
+    const real* a, const real* b, const Py_ssize_t* at, vec* acc, const int rows, const int nv,
+) noexcept nogil:
+    cdef:
+        vec[_NV] x
+        vec filter
+        Py_ssize_t i, j
+    for j in range(nv):
+        x[j] = (<const vec*> (b + at[j]))[0]
+    for i in range(rows):
+        fill(&filter, a[i])
+        for j in range(nv):
+            acc[i * _NV + j] = vfma(acc[i * _NV + j], filter, x[j])
+
+
 cdef inline void tile_sums(
     const real* a,            # IN   [kc][MR] filters
     const real* b,            # IN   vector j of depth k at k * ldb + j * VL, or where
@@ -215,33 +243,28 @@ cdef inline void tile_sums(
     # broadcast filter stay in registers: the depth loop must not be unrolled (GCC then spills), must run once at least,
     # and rows, nv and listed must be constants at each call: else all accumulators take a way through memory.
     cdef:
-        vec[_NV] x
-        vec filter
         Py_ssize_t[_NV] at
         const real* ahead = a + kc * _MR  # the next panel of filters
-        Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t i, j, s, VL = sizeof(vec) // sizeof(real)
     for j in range(nv):
         at[j] = place[j] if listed else j * VL
     for i in range(rows):
         for j in range(nv):
             fill(&acc[i * _NV + j], <real> 0)
     while True:
-        prefetch(ahead)
-        ahead += _MR
-        for j in range(nv):
-            x[j] = (<const vec*> ((b + depth[0] if listed else b) + at[j]))[0]
-        for i in range(rows):
-            fill(&filter, a[i])
-            for j in range(nv):
-                acc[i * _NV + j] = acc[i * _NV + j] + filter * x[j]
-        a += _MR
+        for s in range(ceil_div(STEPS * _MR * <Py_ssize_t> sizeof(real), CACHE_LINE)):
+            prefetch(ahead + s * (CACHE_LINE // <Py_ssize_t> sizeof(real)))
+        for s in range(STEPS):
+            tile_step(a + s * _MR, b + depth[s] if listed else b, at, acc, rows, nv)
+            if not listed:
+                b += ldb
+            if kc == s + 1:
+                return
+        a += STEPS * _MR
+        ahead += STEPS * _MR
+        kc -= STEPS
         if listed:
-            depth += 1
-        else:
-            b += ldb
-        kc -= 1
-        if kc <= 0:
-            break
+            depth += STEPS
 
 
 cdef inline void tile_body(

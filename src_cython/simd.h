@@ -83,6 +83,16 @@ typedef long long simd_id __attribute__((vector_size(FASTCONV_VL * 4)));
 #define SIMD_SHUFFLE_d(a, b, ...) (vd)__builtin_shuffle(a, b, (simd_id){__VA_ARGS__})
 #endif
 
+#if defined(__FMA__)
+static inline __attribute__((always_inline)) vf vfma_f(vf acc, vf a, vf b)
+{ __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); return acc; }
+static inline __attribute__((always_inline)) vd vfma_d(vd acc, vd a, vd b)
+{ __asm__("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); return acc; }
+#else
+static inline __attribute__((always_inline)) vf vfma_f(vf acc, vf a, vf b) { return acc + a * b; }
+static inline __attribute__((always_inline)) vd vfma_d(vd acc, vd a, vd b) { return acc + a * b; }
+#endif
+
 #define SIMD_PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 3)
 
 #endif
