@@ -26,6 +26,8 @@ cdef extern from "simd.h" nogil:
     vd vmin_d(vd a, vd b)
     vf vset_f(float x)
     vd vset_d(double x)
+    vf vfma_f(vf acc, vf a, vf b)
+    vd vfma_d(vd acc, vd a, vd b)
     void prefetch "SIMD_PREFETCH"(const void* p)
 
 # Used together with `real`: only (float, vf) and (double, vd) are ever called.
@@ -44,6 +46,14 @@ cdef enum:
 
 cdef enum:
     PAD_ZEROS, PAD_REFLECT, PAD_REPLICATE, PAD_CIRCULAR
+
+
+cdef inline vec vfma(vec acc, vec a, vec b) noexcept nogil:
+    """acc + a * b, in the register of acc."""
+    if vec is vf:
+        return vfma_f(acc, a, b)
+    else:
+        return vfma_d(acc, a, b)
 
 
 cdef inline vec vmax(vec a, vec b) noexcept nogil:

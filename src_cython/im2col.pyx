@@ -20,7 +20,7 @@ from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
-    ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vec, vd, vf, vmax, vmin,
+    ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vec, vd, vf, vfma, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_VECTORS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
@@ -42,7 +42,7 @@ cdef enum:
     LONE = 4                   # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
     MOST_LONE = 8              # sums of such vectors at a time
     CACHE_LINE = 64            # bytes
-    STEPS = 4
+    DEPTHS = 4                 # of a tile in one turn of its loop
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
 
 # What a tile does with its sums: store them, as K goes on; add the bias; raise to the lower bound as well; clamp.
@@ -50,18 +50,6 @@ cdef enum Finish:
     KEEP, SHIFT, RAISE, CLAMP
 
 KC = _KC
-
-
-cdef extern from "simd.h" nogil:
-    vf vfma_f(vf acc, vf a, vf b)
-    vd vfma_d(vd acc, vd a, vd b)
-
-
-cdef inline vec vfma(vec acc, vec a, vec b) noexcept nogil:
-    if vec is vf:
-        return vfma_f(acc, a, b)
-    else:
-        return vfma_d(acc, a, b)
 
 
 cdef struct Blocking:
@@ -213,7 +201,12 @@ cdef inline Py_ssize_t panel_start(const Blocking* b, Py_ssize_t panel) noexcept
 
 
 cdef inline void tile_step(
-    const real* a, const real* b, const Py_ssize_t* at, vec* acc, const int rows, const int nv,
+    const real* a,            # IN   MR filters of one depth
+    const real* b,            # IN   vector j at at[j]
+    const Py_ssize_t* at,
+    vec* acc,                 # INOUT [MR][NV]
+    const int rows,
+    const int nv,
 ) noexcept nogil:
     cdef:
         vec[_NV] x
@@ -239,32 +232,32 @@ cdef inline void tile_sums(
     const int nv,             # vectors of pixels in use
     const bint listed,        # places are listed
 ) noexcept nogil:
-    # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
-    # broadcast filter stay in registers: the depth loop must not be unrolled (GCC then spills), must run once at least,
-    # and rows, nv and listed must be constants at each call: else all accumulators take a way through memory.
+    # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one broadcast
+    # filter stay in registers: rows, nv and listed must be constants at each call, and the loop must run once at least, or
+    # all accumulators take a way through memory. DEPTHS a turn leave room to decode for who else runs on the core.
     cdef:
         Py_ssize_t[_NV] at
         const real* ahead = a + kc * _MR  # the next panel of filters
-        Py_ssize_t i, j, s, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t i, j, k, VL = sizeof(vec) // sizeof(real), line = CACHE_LINE // sizeof(real)
     for j in range(nv):
         at[j] = place[j] if listed else j * VL
     for i in range(rows):
         for j in range(nv):
             fill(&acc[i * _NV + j], <real> 0)
     while True:
-        for s in range(ceil_div(STEPS * _MR * <Py_ssize_t> sizeof(real), CACHE_LINE)):
-            prefetch(ahead + s * (CACHE_LINE // <Py_ssize_t> sizeof(real)))
-        for s in range(STEPS):
-            tile_step(a + s * _MR, b + depth[s] if listed else b, at, acc, rows, nv)
+        for k in range(ceil_div(DEPTHS * _MR, line)):
+            prefetch(ahead + k * line)
+        for k in range(DEPTHS):
+            tile_step(a + k * _MR, b + depth[k] if listed else b, at, acc, rows, nv)
             if not listed:
                 b += ldb
-            if kc == s + 1:
+            if kc == k + 1:
                 return
-        a += STEPS * _MR
-        ahead += STEPS * _MR
-        kc -= STEPS
+        a += DEPTHS * _MR
+        ahead += DEPTHS * _MR
+        kc -= DEPTHS
         if listed:
-            depth += STEPS
+            depth += DEPTHS
 
 
 cdef inline void tile_body(

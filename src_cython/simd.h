@@ -72,6 +72,21 @@ SIMD_MIN(vmin_d, vd)
 static inline __attribute__((always_inline)) vf vset_f(float x) { return x - (vf){0}; } /* x - 0 keeps -0.0 */
 static inline __attribute__((always_inline)) vd vset_d(double x) { return x - (vd){0}; }
 
+/* acc + a * b, in the register of acc. Left to itself GCC takes any form of the instruction, so that in a loop of several steps
+   accumulators wander from register to register and, where all are in use, through memory. */
+#define SIMD_FMA(name, type, suffix) \
+    static inline __attribute__((always_inline)) type name(type acc, type a, type b) \
+    { SIMD_ADD_PRODUCT(suffix); return acc; }
+#if defined(__FMA__)
+#define SIMD_ADD_PRODUCT(suffix) __asm__("vfmadd231" suffix " %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b))
+#elif defined(__SSE2__) && !defined(__AVX__)
+#define SIMD_ADD_PRODUCT(suffix) __asm__("add" suffix " %1, %0" : "+x"(acc) : "x"(a * b))
+#else
+#define SIMD_ADD_PRODUCT(suffix) acc = acc + a * b
+#endif
+SIMD_FMA(vfma_f, vf, "ps")
+SIMD_FMA(vfma_d, vd, "pd")
+
 /* Lanes of a and b, one after the other, by constant numbers: Clang and new GCC have one name for it, older GCC another. */
 typedef int simd_if __attribute__((vector_size(FASTCONV_VL * 4)));
 typedef long long simd_id __attribute__((vector_size(FASTCONV_VL * 4)));
@@ -81,16 +96,6 @@ typedef long long simd_id __attribute__((vector_size(FASTCONV_VL * 4)));
 #else
 #define SIMD_SHUFFLE_f(a, b, ...) (vf)__builtin_shuffle(a, b, (simd_if){__VA_ARGS__})
 #define SIMD_SHUFFLE_d(a, b, ...) (vd)__builtin_shuffle(a, b, (simd_id){__VA_ARGS__})
-#endif
-
-#if defined(__FMA__)
-static inline __attribute__((always_inline)) vf vfma_f(vf acc, vf a, vf b)
-{ __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); return acc; }
-static inline __attribute__((always_inline)) vd vfma_d(vd acc, vd a, vd b)
-{ __asm__("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b)); return acc; }
-#else
-static inline __attribute__((always_inline)) vf vfma_f(vf acc, vf a, vf b) { return acc + a * b; }
-static inline __attribute__((always_inline)) vd vfma_d(vd acc, vd a, vd b) { return acc + a * b; }
 #endif
 
 #define SIMD_PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 3)

@@ -25,7 +25,7 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
     GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED, Operands,
-    VL_FLOAT, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf, vmax, vmin, vset_d, vset_f,
+    VL_FLOAT, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf, vfma, vmax, vmin, vset_d, vset_f,
 )
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
@@ -548,7 +548,6 @@ cdef inline void tile(
     const real* u,              # IN   [blocks * VL][NV * VL]
     Py_ssize_t blocks,
     Py_ssize_t step,
-    Py_ssize_t depth,           # VL, as a variable: GCC must not unroll, it would spill
     Py_ssize_t ahead,           # from a panel of u to the next, fetched meanwhile
     real* c,                    # OUT  [tile][NV * VL]
     int rows,                   # tiles, and
@@ -561,47 +560,49 @@ cdef inline void tile(
         vec[_MR][_NV] acc
         vec[_NV] x
         vec cell
-        Py_ssize_t _block, k, i, j, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t _block, _turn, k, i, j, VL = sizeof(vec) // sizeof(real), depths = min(VL, 4)   # of a turn, see im2col
     for i in range(rows):
         for j in range(nv):
             fill(&acc[i][j], <real> 0)
     for _block in range(blocks):
-        for k in range(depth):
-            for j in range(nv):
-                x[j] = (<const vec*> (u + j * VL))[0]
-            for i in range(rows):
-                fill(&cell, v[i * VL + k])
+        for _turn in range(VL // depths):
+            for k in range(depths):
                 for j in range(nv):
-                    acc[i][j] = acc[i][j] + cell * x[j]
-            prefetch(u + ahead)
-            u += _NV * VL
-        v += step
+                    x[j] = (<const vec*> (u + (k * _NV + j) * VL))[0]
+                for i in range(rows):
+                    fill(&cell, v[i * VL + k])
+                    for j in range(nv):
+                        acc[i][j] = vfma(acc[i][j], cell, x[j])
+                prefetch(u + ahead + k * _NV * VL)
+            u += depths * _NV * VL
+            v += depths
+        v += step - VL
     for i in range(rows):
         for j in range(nv):
             (<vec*> (c + (i * _NV + j) * VL))[0] = acc[i][j]
 
 
 cdef inline void tile_rows(
-    const real* v, const real* u, Py_ssize_t blocks, Py_ssize_t step, Py_ssize_t depth, Py_ssize_t ahead, real* c,
+    const real* v, const real* u, Py_ssize_t blocks, Py_ssize_t step, Py_ssize_t ahead, real* c,
     Py_ssize_t rows, int nv, vec* unused,
 ) noexcept nogil:
     """`tile` with the number of tiles as a constant."""
     if rows == _MR:
-        tile(v, u, blocks, step, depth, ahead, c, _MR, nv, unused)
+        tile(v, u, blocks, step, ahead, c, _MR, nv, unused)
     elif rows == 1:
-        tile(v, u, blocks, step, depth, ahead, c, 1, nv, unused)
+        tile(v, u, blocks, step, ahead, c, 1, nv, unused)
     elif rows == 2:
-        tile(v, u, blocks, step, depth, ahead, c, 2, nv, unused)
+        tile(v, u, blocks, step, ahead, c, 2, nv, unused)
     elif rows == 3:
-        tile(v, u, blocks, step, depth, ahead, c, 3, nv, unused)
+        tile(v, u, blocks, step, ahead, c, 3, nv, unused)
     elif rows == 4:
-        tile(v, u, blocks, step, depth, ahead, c, 4, nv, unused)
+        tile(v, u, blocks, step, ahead, c, 4, nv, unused)
     elif rows == 5:
-        tile(v, u, blocks, step, depth, ahead, c, 5, nv, unused)
+        tile(v, u, blocks, step, ahead, c, 5, nv, unused)
     elif _MR > 6 and rows == 6:
-        tile(v, u, blocks, step, depth, ahead, c, min(6, _MR), nv, unused)
+        tile(v, u, blocks, step, ahead, c, min(6, _MR), nv, unused)
     elif _MR > 7:
-        tile(v, u, blocks, step, depth, ahead, c, min(7, _MR), nv, unused)
+        tile(v, u, blocks, step, ahead, c, min(7, _MR), nv, unused)
 
 
 cdef void multiply(
@@ -628,11 +629,11 @@ cdef void multiply(
         for group in range(groups):                                                        # loop 4: tiles
             rows = tiles // groups + (group < tiles % groups)
             if nv == 1:
-                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, ahead, target + t * NR, rows, 1, unused)
+                tile_rows(v + t * VL, filters, b.channel_blocks, step, ahead, target + t * NR, rows, 1, unused)
             elif nv == 2:
-                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, ahead, target + t * NR, rows, 2, unused)
+                tile_rows(v + t * VL, filters, b.channel_blocks, step, ahead, target + t * NR, rows, 2, unused)
             else:
-                tile_rows(v + t * VL, filters, b.channel_blocks, step, b.VL, ahead, target + t * NR, rows, _NV, unused)
+                tile_rows(v + t * VL, filters, b.channel_blocks, step, ahead, target + t * NR, rows, _NV, unused)
             t += rows
 
 
