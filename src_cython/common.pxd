@@ -16,6 +16,7 @@ cdef extern from "simd.h" nogil:
         VL_DOUBLE
         MR
         NV
+        DEPTHS
         LONE_VECTORS
         BLOCK_PIXELS
         IN_PLACE_FILTERS

@@ -22,7 +22,7 @@ from common cimport (
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
     ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vec, vd, vf, vfma, vmax, vmin,
 )
-from common cimport BLOCK_PIXELS, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_VECTORS
+from common cimport BLOCK_PIXELS, DEPTHS, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_VECTORS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, store_lanes, transpose
@@ -42,7 +42,6 @@ cdef enum:
     LONE = 4                   # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
     MOST_LONE = 8              # sums of such vectors at a time
     CACHE_LINE = 64            # bytes
-    DEPTHS = 4                 # of a tile in one turn of its loop
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
 
 # What a tile does with its sums: store them, as K goes on; add the bias; raise to the lower bound as well; clamp.
@@ -234,7 +233,7 @@ cdef inline void tile_sums(
 ) noexcept nogil:
     # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one broadcast
     # filter stay in registers: rows, nv and listed must be constants at each call, and the loop must run once at least, or
-    # all accumulators take a way through memory. DEPTHS a turn leave room to decode for who else runs on the core.
+    # all accumulators take a way through memory.
     cdef:
         Py_ssize_t[_NV] at
         const real* ahead = a + kc * _MR  # the next panel of filters
@@ -285,8 +284,8 @@ cdef inline void tile_body(
     cdef:
         vec[_MR * _NV] acc
         vec low_v, high_v, shift
-        Py_ssize_t i, j, t, VL = sizeof(vec) // sizeof(real)
-    for t in range(tiles):
+        Py_ssize_t _tile, i, j, VL = sizeof(vec) // sizeof(real)
+    for _tile in range(tiles):
         tile_sums(a, b, ldb, depth, place, kc, &acc[0], rows, nv, listed)
         if accumulate:
             for i in range(rows):
@@ -1606,6 +1605,36 @@ cdef void lay_out_task(
                 target[p * width + j] = source[j * b.P + p] if j < filters else 0
 
 
+cdef inline void outer_row(
+    const real** at,          # IN   MR places, from which
+    Py_ssize_t column,        # ... cells are read from this one
+    Py_ssize_t end,           # ... up to, not including, this one: at least one
+    const real** ahead,       # IN   AHEAD places that the next tile reads
+    const real* y,            # IN   [columns][nv * VL] filters
+    vec* acc,                 # INOUT [MR][NV]
+    const int nv,             # a constant at each call
+) noexcept nogil:
+    # The same registers as `tile_sums`, and MR places that one index moves from, a cell a step. MR rows are too many for the
+    # hardware to fetch ahead: each step fetches a line of one of the next tile's.
+    cdef:
+        vec[_NV] x
+        vec cell
+        Py_ssize_t i, j, k, VL = sizeof(vec) // sizeof(real)
+    while True:
+        for k in range(AHEAD):
+            prefetch(ahead[k] + column)
+            for j in range(nv):
+                x[j] = (<const vec*> (y + (k * nv + j) * VL))[0]
+            for i in range(_MR):
+                fill(&cell, at[i][column + k])
+                for j in range(nv):
+                    acc[i * _NV + j] = vfma(acc[i * _NV + j], cell, x[j])
+            if column + k + 1 == end:
+                return
+        y += AHEAD * nv * VL
+        column += AHEAD
+
+
 cdef void outer_tile(
     const real** cells,       # IN   MR places in the copied input: the first pixel's cell of MR rows of K
     const real** ahead,       # IN   AHEAD places that the next tile reads
@@ -1622,35 +1651,21 @@ cdef void outer_tile(
     int nv,                   # a constant at each call
     vec* unused,
 ) noexcept nogil:
-    # The same registers as `tile`, and MR places that one index moves from, a cell a step. MR rows are too many for the
-    # hardware to fetch ahead: each step fetches a line of one of the next tile's.
     cdef:
-        vec[_MR][_NV] acc
-        vec[_NV] x
-        vec cell
+        vec[_MR * _NV] acc
         const real* at[_MR]
-        const real* yy
-        Py_ssize_t image, row, column, i, j, moved, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t image, row, i, j, moved, VL = sizeof(vec) // sizeof(real)
     for i in range(_MR):
         at[i] = cells[i]
         for j in range(nv):
-            fill(&acc[i][j], <real> 0)
+            fill(&acc[i * _NV + j], <real> 0)
     for image in range(images):
         for row in range(rows):
             moved = image * x_image + row * x_step
-            yy = y + image * y_image + row * y_step
-            for column in range(moved, moved + columns):
-                prefetch(ahead[column & AHEAD - 1] + column)
-                for j in range(nv):
-                    x[j] = (<const vec*> (yy + j * VL))[0]
-                for i in range(_MR):
-                    fill(&cell, at[i][column])
-                    for j in range(nv):
-                        acc[i][j] = acc[i][j] + cell * x[j]
-                yy += nv * VL
+            outer_row(at, moved, moved + columns, ahead, y + image * y_image + row * y_step, &acc[0], nv)
     for i in range(_MR):
         for j in range(nv):
-            (<vec*> (c + i * ldc + j * VL))[0] = (<vec*> (c + i * ldc + j * VL))[0] + acc[i][j]
+            (<vec*> (c + i * ldc + j * VL))[0] = (<vec*> (c + i * ldc + j * VL))[0] + acc[i * _NV + j]
 
 
 cdef void conv2d_grad_weight_task(

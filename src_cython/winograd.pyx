@@ -27,7 +27,7 @@ from common cimport (
     GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED, Operands,
     VL_FLOAT, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf, vfma, vmax, vmin, vset_d, vset_f,
 )
-from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
+from common cimport DEPTHS, MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport high_f, load_lanes, low_f, store_filters, store_lanes, transpose
 
@@ -560,7 +560,7 @@ cdef inline void tile(
         vec[_MR][_NV] acc
         vec[_NV] x
         vec cell
-        Py_ssize_t _block, _turn, k, i, j, VL = sizeof(vec) // sizeof(real), depths = min(VL, 4)   # of a turn, see im2col
+        Py_ssize_t _block, _turn, k, i, j, VL = sizeof(vec) // sizeof(real), depths = min(VL, DEPTHS)
     for i in range(rows):
         for j in range(nv):
             fill(&acc[i][j], <real> 0)
@@ -1324,6 +1324,33 @@ cdef void transform_task(
         transform_grad_output(<const real*> copied, y, o.y_step, at, 8, unused)
 
 
+cdef inline void outer_sums(
+    const real** at,            # IN   MR channels of the first tile, VL elements from tile to tile
+    const real* y,              # IN   [tile][NV * VL]
+    Py_ssize_t tiles,           # at least one
+    vec* acc,                   # INOUT [MR][NV]
+    const int nv,               # a constant at each call
+) noexcept nogil:
+    # The same registers as `tile`; MR pointers move through V together, one tile a step.
+    cdef:
+        vec[_NV] x
+        vec cell
+        Py_ssize_t t = 0, i, j, k, VL = sizeof(vec) // sizeof(real)
+    while True:
+        for k in range(DEPTHS):
+            for j in range(nv):
+                x[j] = (<const vec*> (y + (k * _NV + j) * VL))[0]
+            for i in range(_MR):
+                fill(&cell, at[i][t + k * VL])
+                for j in range(nv):
+                    acc[i * _NV + j] = vfma(acc[i * _NV + j], cell, x[j])
+            if tiles == k + 1:
+                return
+        y += DEPTHS * _NV * VL
+        t += DEPTHS * VL
+        tiles -= DEPTHS
+
+
 cdef inline void outer_tile(
     const real** cells,         # IN   MR channels of the first tile, VL elements from tile to tile
     const real* y,              # IN   [tile][NV * VL]
@@ -1334,31 +1361,21 @@ cdef inline void outer_tile(
     int nv,                     # a constant at each call
     vec* unused,
 ) noexcept nogil:
-    # The same registers as `tile`; MR pointers move through V together, one tile a step.
     cdef:
-        vec[_MR][_NV] acc
-        vec[_NV] x
-        vec cell
+        vec[_MR * _NV] acc
         const real* at[_MR]
-        Py_ssize_t t, i, j, VL = sizeof(vec) // sizeof(real)
+        Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
     for i in range(_MR):
         at[i] = cells[i]
         for j in range(nv):
             if first:
-                fill(&acc[i][j], <real> 0)
+                fill(&acc[i * _NV + j], <real> 0)
             else:
-                acc[i][j] = (<const vec*> (d + i * ldd + j * VL))[0]
-    for t in range(tiles):
-        for j in range(nv):
-            x[j] = (<const vec*> (y + j * VL))[0]
-        for i in range(_MR):
-            fill(&cell, at[i][t * VL])
-            for j in range(nv):
-                acc[i][j] = acc[i][j] + cell * x[j]
-        y += _NV * VL
+                acc[i * _NV + j] = (<const vec*> (d + i * ldd + j * VL))[0]
+    outer_sums(at, y, tiles, &acc[0], nv)
     for i in range(_MR):
         for j in range(nv):
-            (<vec*> (d + i * ldd + j * VL))[0] = acc[i][j]
+            (<vec*> (d + i * ldd + j * VL))[0] = acc[i * _NV + j]
 
 
 cdef inline void transform_products(
