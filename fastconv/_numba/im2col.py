@@ -40,6 +40,9 @@ from fastconv._problem import (
 # registers, 16 of them up to AVX2, 32 with AVX-512.
 MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
 
+# Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core.
+DEPTHS = 4
+
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from; KC rows of an A panel in the
 # first.
 KC = 256
@@ -257,6 +260,8 @@ def tile(
     bias,  # IN   (MR,)
     low,
     high,
+    tiles,  # one beside the other,
+    b_step,  # whose pixels lie so far apart in b
     dtype,
     rows,  # filters and
     nv,  # vectors of pixels in use; constants of each compiled tile, so that acc stays in registers
@@ -270,70 +275,83 @@ def tile(
     x: registers[nv]
     at: registers[nv]
     VL, size = lanes(dtype), itemsize(dtype)
-    for j in unroll(nv):
-        at[j] = j * VL
-        if listed:
-            at[j] = get(place, j, np.int64)
-    for i in unroll(rows):
-        for j in unroll(nv):
-            acc[i, j] = broadcast(dtype.type(0))
-    ahead = a + kc * MR * size  # the next panel of filters
-    for _ in range(kc):
-        rolled()
-        prefetch(ahead)
-        ahead += MR * size
-        if listed:
-            cells = b + get(depth, 0, np.int64) * size
-            depth += INDEX_BYTES
-        else:
-            cells = b
-            b += ldb * size
-        for j in unroll(nv):
-            x[j] = load(cells, at[j], dtype)
-        for i in unroll(rows):
-            filter = broadcast(get(a, i, dtype))
-            for j in unroll(nv):
-                acc[i, j] = fma(filter, x[j], acc[i, j])
-        a += MR * size
-    if paired:
-        # Maxima of 2x2 pixels before bias and clamp, which keep order: a quarter of the work. Two filters share a vector.
-        memory = local(VL_FLOAT, dtype)
-        halves, half = address(memory), VL // 2 * size
-        low_v, high_v = broadcast(low), broadcast(high)
-        for i in unroll(rows // 2):
-            first = fold_max(acc[2 * i, 0], acc[2 * i, 1])
-            second = fold_max(acc[2 * i + 1, 0], acc[2 * i + 1, 1])
-            v = untangle(fold_max(even(first, second), odd(first, second)))
-            store(halves, 0, vmin(high_v, vmax(low_v, v + load(bias, i * VL, dtype))))
-            copy(c + 2 * i * ldc * size, halves, half)
-            copy(c + (2 * i + 1) * ldc * size, halves + half, half)
-    else:
-        if accumulate:
-            for i in unroll(rows):
-                for j in unroll(nv):
-                    acc[i, j] = acc[i, j] + load(c, i * ldc + j * VL, dtype)
-        if finish != KEEP:
-            for i in unroll(rows):
-                shift = broadcast(get(bias, i, dtype))
-                for j in unroll(nv):
-                    acc[i, j] = acc[i, j] + shift
-        if finish >= RAISE:
-            low_v = broadcast(low)
-            for i in unroll(rows):
-                for j in unroll(nv):
-                    acc[i, j] = vmax(low_v, acc[i, j])
-        if finish == CLAMP:
-            high_v = broadcast(high)
-            for i in unroll(rows):
-                for j in unroll(nv):
-                    acc[i, j] = vmin(high_v, acc[i, j])
+    for _ in range(tiles):
+        filters, cells, depths, left = a, b, depth, kc
         for j in unroll(nv):
             at[j] = j * VL
             if listed:
-                at[j] = get(to, j, np.int64)
+                at[j] = get(place, j, np.int64)
         for i in unroll(rows):
             for j in unroll(nv):
-                store(c, i * ldc + at[j], acc[i, j])
+                acc[i, j] = broadcast(dtype.type(0))
+        ahead = a + kc * MR * size  # the next panel of filters
+        while left > 0:
+            rolled()
+            for k in unroll(DEPTHS * MR * 8 // CACHE_LINE):  # in bytes of float64
+                prefetch(ahead + k * CACHE_LINE)
+            for k in unroll(DEPTHS):
+                if listed:
+                    cells = b + get(depths, k, np.int64) * size
+                for j in unroll(nv):
+                    x[j] = load(cells, at[j], dtype)
+                for i in unroll(rows):
+                    filter = broadcast(get(filters, k * MR + i, dtype))
+                    for j in unroll(nv):
+                        acc[i, j] = fma(filter, x[j], acc[i, j])
+                if not listed:
+                    cells += ldb * size
+                if left == k + 1:
+                    break
+            filters += DEPTHS * MR * size
+            ahead += DEPTHS * MR * size
+            left -= DEPTHS
+            if listed:
+                depths += DEPTHS * INDEX_BYTES
+        if paired:
+            # Maxima of 2x2 pixels before bias and clamp, which keep order: a quarter of the work. Two filters share a vector.
+            memory = local(VL_FLOAT, dtype)
+            halves, half = address(memory), VL // 2 * size
+            low_v, high_v = broadcast(low), broadcast(high)
+            for i in unroll(rows // 2):
+                first = fold_max(acc[2 * i, 0], acc[2 * i, 1])
+                second = fold_max(acc[2 * i + 1, 0], acc[2 * i + 1, 1])
+                v = untangle(fold_max(even(first, second), odd(first, second)))
+                store(halves, 0, vmin(high_v, vmax(low_v, v + load(bias, i * VL, dtype))))
+                copy(c + 2 * i * ldc * size, halves, half)
+                copy(c + (2 * i + 1) * ldc * size, halves + half, half)
+        else:
+            if accumulate:
+                for i in unroll(rows):
+                    for j in unroll(nv):
+                        acc[i, j] = acc[i, j] + load(c, i * ldc + j * VL, dtype)
+            if finish != KEEP:
+                for i in unroll(rows):
+                    shift = broadcast(get(bias, i, dtype))
+                    for j in unroll(nv):
+                        acc[i, j] = acc[i, j] + shift
+            if finish >= RAISE:
+                low_v = broadcast(low)
+                for i in unroll(rows):
+                    for j in unroll(nv):
+                        acc[i, j] = vmax(low_v, acc[i, j])
+            if finish == CLAMP:
+                high_v = broadcast(high)
+                for i in unroll(rows):
+                    for j in unroll(nv):
+                        acc[i, j] = vmin(high_v, acc[i, j])
+            for j in unroll(nv):
+                at[j] = j * VL
+                if listed:
+                    at[j] = get(to, j, np.int64)
+            for i in unroll(rows):
+                for j in unroll(nv):
+                    store(c, i * ldc + at[j], acc[i, j])
+        if listed:
+            place += NV * INDEX_BYTES
+            to += NV * INDEX_BYTES
+        else:
+            b += b_step * size
+            c += nv * VL * size
 
 
 whole_tile = helper(unrolled(tile, rows=MR, nv=NV, listed=0, paired=0))
@@ -353,15 +371,15 @@ paired_of_4 = helper(unrolled(tile, rows=4, nv=2, listed=1, paired=1))
 def part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, rows, nv, dtype):
     """MR rows of nv vectors, or 2 or 4 rows of NV vectors; what lies outside costs nothing then."""
     if rows == 2:
-        tile_of_2(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
+        tile_of_2(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
     elif rows == 4:
-        tile_of_4(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
+        tile_of_4(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
     elif nv == 1:
-        tile_1(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
+        tile_1(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
     elif nv == 2 and NV > 2:
-        tile_2(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
+        tile_2(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
     else:
-        whole_tile(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
+        whole_tile(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
 
 
 @helper
@@ -385,7 +403,7 @@ def some_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
     """A tile of ``filters`` x ``pixels``, at most MR and NV * VL."""
     VL = lanes(dtype)
     if pixels == NV * VL and filters == MR:
-        whole_tile(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, dtype)
+        whole_tile(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
     elif (pixels == NV * VL and (filters == 2 or filters == 4)) or (filters == MR and pixels % VL == 0):
         part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels // VL, dtype)
     else:
@@ -393,24 +411,24 @@ def some_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
 
 
 @helper
-def listed_tile(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, filters, nv, dtype):
+def listed_tile(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, filters, nv, tiles, dtype):
     """A tile of at most MR filters and NV vectors whose places are listed; a part of one is computed beside c."""
     VL, size = lanes(dtype), itemsize(dtype)
     if filters == MR and nv == NV:
-        listed_whole(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, dtype)
+        listed_whole(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, tiles, 0, dtype)
     elif filters == MR and nv == 1:
-        listed_1(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, dtype)
+        listed_1(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, 1, 0, dtype)
     elif filters == MR:
-        listed_2(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, dtype)
+        listed_2(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, 1, 0, dtype)
     else:
         memory, places = local(TILE_ELEMENTS, dtype), local(NV, np.int64)
         whole, beside = address(memory), address(places)
         for j in range(NV):
             places[j] = j * VL
         if filters <= 4:
-            listed_of_4(a, b, 0, depth, place, kc, whole, NV * VL, beside, False, finish, bias, low, high, dtype)
+            listed_of_4(a, b, 0, depth, place, kc, whole, NV * VL, beside, False, finish, bias, low, high, 1, 0, dtype)
         else:
-            listed_whole(a, b, 0, depth, place, kc, whole, NV * VL, beside, False, finish, bias, low, high, dtype)
+            listed_whole(a, b, 0, depth, place, kc, whole, NV * VL, beside, False, finish, bias, low, high, 1, 0, dtype)
         for i in range(filters):
             for j in range(nv):
                 source = whole + (i * NV + j) * VL * size
@@ -427,9 +445,9 @@ def paired_tile(a, b, depth, place, kc, z, ldz, bias, low, high, filters, column
     part = filters < rows or columns < half
     target, step = whole if part else z, half if part else ldz
     if rows == 4:
-        paired_of_4(a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, dtype)
+        paired_of_4(a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, 1, 0, dtype)
     else:
-        paired_whole(a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, dtype)
+        paired_whole(a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, 1, 0, dtype)
     if part:
         for i in range(filters):
             copy(z + i * ldz * size, whole + i * half * size, columns * size)
@@ -1092,13 +1110,24 @@ def conv2d_block(
                 for i in range(MR):
                     shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias.size > 0 else zero
             map = c + kept * ldc * size
-            for j in range(ceil_div(cells, NR)):  # loop 3: pixels
+            # Whole tiles of a whole panel run in one call, the rest tile by tile
+            whole = cells // NR if filters == MR and b.by_panel == 0 else 0
+            if whole > 0 and b.by_rows > 0:
+                listed_tile(
+                    a, copied, address(depth), places, kc, map, ldc, targets, finish, shift, low, high, MR, NV, whole, dtype,
+                )  # fmt: skip
+            elif whole > 0:
+                x, ldb, b_step = b_block, NR, NR * kc
+                if b.in_place > 0:
+                    x, ldb, b_step = image + (k_from * b.P + p_from) * size, b.P, NR
+                whole_tile(a, x, ldb, 0, 0, kc, map, ldc, 0, accumulate, finish, shift, low, high, whole, b_step, dtype)
+            for j in range(whole, ceil_div(cells, NR)):  # loop 3: pixels
                 q = j * NR
                 there = min(cells - q, NR)
                 if b.by_rows > 0:
                     listed_tile(
                         a, copied, address(depth), places + j * NV * INDEX_BYTES, kc, map, ldc, targets + j * NV * INDEX_BYTES,
-                        finish, shift, low, high, filters, there // VL, dtype,
+                        finish, shift, low, high, filters, there // VL, 1, dtype,
                     )  # fmt: skip
                     continue
                 if b.in_place == 0:
@@ -1325,7 +1354,7 @@ def conv2d_grad_input_task(
         for j in range(t.tiles):
             whole_tile(
                 a + j * b.OCG * MR * size, packed, NR, 0, 0, b.OCG, columns + j * MR * NR * size, NR, 0, False, KEEP,
-                packed, low, high, dtype,
+                packed, low, high, 1, 0, dtype,
             )  # fmt: skip
         for c in range(channels):
             plane = image + c * IH * IW * size
@@ -1505,16 +1534,22 @@ def outer_tile(
         for row in range(rows):
             moved = image * x_image + row * x_step
             yy = y + (image * y_image + row * y_step) * size
-            for column in range(moved, moved + columns):
+            left = columns
+            while left > 0:
                 rolled()
-                prefetch(ahead[column & AHEAD - 1] + column * size)
-                for j in unroll(nv):
-                    x[j] = load(yy, j * VL, dtype)
-                for i in unroll(MR):
-                    cell = broadcast(get(at[i], column, dtype))
+                for k in unroll(AHEAD):
+                    prefetch(ahead[k] + moved * size)
                     for j in unroll(nv):
-                        acc[i, j] = fma(cell, x[j], acc[i, j])
-                yy += nv * VL * size
+                        x[j] = load(yy, (k * nv + j) * VL, dtype)
+                    for i in unroll(MR):
+                        cell = broadcast(get(at[i], moved + k, dtype))
+                        for j in unroll(nv):
+                            acc[i, j] = fma(cell, x[j], acc[i, j])
+                    if left == k + 1:
+                        break
+                yy += AHEAD * nv * VL * size
+                moved += AHEAD
+                left -= AHEAD
     for i in unroll(MR):
         for j in unroll(nv):
             store(c, i * ldc + j * VL, load(c, i * ldc + j * VL, dtype) + acc[i, j])

@@ -48,6 +48,9 @@ from fastconv._problem import WINOGRAD_POINTS as POINTS
 # registers, 16 of them up to AVX2, 32 with AVX-512.
 MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
 
+# Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core.
+DEPTHS = min(4, VL_DOUBLE)
+
 # V and M of a block stay in the second-level cache, or stream through the third, where U is the larger part.
 MOST_TILES = 32  # of a block
 MOST_TILES_DEEP = 64  # with more than DEEP channels: U is read once for each block
@@ -497,17 +500,18 @@ def tile(
             acc[i, j] = broadcast(dtype.type(0))
     for _ in range(blocks):
         cells = v
-        for _ in range(VL):
+        for _ in range(VL // DEPTHS):
             rolled()
-            for j in unroll(nv):
-                x[j] = load(u, j * VL, dtype)
-            for i in unroll(rows):
-                cell = broadcast(get(cells, i * VL, dtype))
+            for k in unroll(DEPTHS):
                 for j in unroll(nv):
-                    acc[i, j] = fma(cell, x[j], acc[i, j])
-            prefetch(u + ahead)
-            cells += size
-            u += NV * VL * size
+                    x[j] = load(u, (k * NV + j) * VL, dtype)
+                for i in unroll(rows):
+                    cell = broadcast(get(cells, i * VL + k, dtype))
+                    for j in unroll(nv):
+                        acc[i, j] = fma(cell, x[j], acc[i, j])
+                prefetch(u + ahead + k * NV * VL * size)
+            cells += DEPTHS * size
+            u += DEPTHS * NV * VL * size
         v += step
     for i in unroll(rows):
         for j in unroll(nv):
@@ -1277,15 +1281,20 @@ def outer_tile(
             acc[i, j] = broadcast(dtype.type(0))
             if not first:
                 acc[i, j] = load(d, i * ldd + j * VL, dtype)
-    for t in range(tiles):
+    t = 0
+    while t < tiles:
         rolled()
-        for j in unroll(nv):
-            x[j] = load(y, j * VL, dtype)
-        for i in unroll(MR):
-            cell = broadcast(get(at[i], t * VL, dtype))
+        for k in unroll(DEPTHS):
             for j in unroll(nv):
-                acc[i, j] = fma(cell, x[j], acc[i, j])
-        y += NV * VL * size
+                x[j] = load(y, (k * NV + j) * VL, dtype)
+            for i in unroll(MR):
+                cell = broadcast(get(at[i], (t + k) * VL, dtype))
+                for j in unroll(nv):
+                    acc[i, j] = fma(cell, x[j], acc[i, j])
+            if tiles - t == k + 1:
+                break
+        y += DEPTHS * NV * VL * size
+        t += DEPTHS
     for i in unroll(MR):
         for j in unroll(nv):
             store(d, i * ldd + j * VL, acc[i, j])
