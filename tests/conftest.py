@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from fastconv import _backends
+from fastconv import _backends, _warmup
 
 # The same examples in every run, and no clock: a slow machine must not fail a test.
 settings.register_profile(
@@ -29,6 +30,17 @@ def pytest_configure(config):
     config.add_cleanup(folder.cleanup)
     os.environ["FASTCONV_CACHE_DIR"] = folder.name
     config.addinivalue_line("markers", "slow: builds or starts something large; part of the gate all the same")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session):
+    """Before several workers run the whole suite, the Numba kernels, which each of them would compile for itself."""
+    config = session.config
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    compiled = _backends.refusal("numba") is None and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+    if whole and compiled and getattr(config.option, "numprocesses", None):
+        with suppress(_warmup.WarmupError):  # no folder for them
+            _warmup.run(everything=True)
 
 
 CANARY = 64  # guard elements on each side of an array that a kernel writes
