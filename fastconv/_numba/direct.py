@@ -910,12 +910,12 @@ def pooled_rows(
         while to < last and min(to * stride - pad + conv.pool_KH, OH) - begin <= buffered:
             to += 1
         bottom = max(min((to - 1) * stride - pad + conv.pool_KH, OH), end)
-        to_row = rows + (end - begin) * OW * size
+        target = rows + (end - begin) * OW * size
         if conv.K:
-            depthwise_planes(conv, image, zeros, weight, bias, 0, act_min, act_max, to_row, 1, end, bottom, dtype)
+            depthwise_planes(conv, image, zeros, weight, bias, 0, act_min, act_max, target, 1, end, bottom, dtype)
         else:
             conv_rows(
-                conv, image, zeros, weight, bias, act_min, act_max, to_row, buffered * OW, n_filters, end, bottom, dtype
+                conv, image, zeros, weight, bias, act_min, act_max, target, buffered * OW, n_filters, end, bottom, dtype
             )
         end = bottom
         for f in range(n_filters):
