@@ -11,9 +11,9 @@ from fastconv._numba import _jit, _parallel, _store
 STEMS = ("direct", "im2col", "winograd", "pool", "pad", "elementwise")
 TEAM = "_parallel"  # what runs tasks on several threads is compiled, too
 FIRST = (
-    "direct.conv2d_task", "im2col.pack_weight_task", "im2col.conv2d_task", "winograd.pack_weight_task",
-    "winograd.conv2d_task", "winograd.input_task", "winograd.multiply_task", "winograd.output_task",
-    "pool.max_pool2d_task", "pool.avg_pool2d_task", "pad.pad2d_task",
+    "direct.pooled_task", "direct.conv2d_task", "direct.depthwise_task", "im2col.pack_weight_task", "im2col.conv2d_task",
+    "winograd.pack_weight_task", "winograd.conv2d_task", "winograd.input_task", "winograd.multiply_task",
+    "winograd.output_task", "pool.max_pool2d_task", "pool.avg_pool2d_task", "pad.pad2d_task",
 )  # fmt: skip
 
 folder = _store.writable_folder
@@ -28,7 +28,8 @@ def _tasks() -> dict[str, _jit.Task]:
 def kernels(everything: bool) -> list[tuple[str, str]]:
     """(name, dtype) of every task, or of those that first calls in float32 meet; the longest to compile first."""
     names = list(_tasks()) if everything else FIRST
-    order = sorted(names, key=lambda name: (not name.endswith(".conv2d_task"), STEMS.index(name.partition(".")[0])))
+    long = (".pooled_task", ".conv2d_task")
+    order = sorted(names, key=lambda name: (not name.endswith(long), STEMS.index(name.partition(".")[0])))
     dtypes = ("float32", "float64") if everything else ("float32",)
     return [*((name, dtype) for name in order for dtype in dtypes), (TEAM, "")]
 

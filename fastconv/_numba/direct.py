@@ -43,7 +43,6 @@ FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
 # two bands are a first-level cache, of 32 KB before AVX-512, of 48 with it
 BAND = 6400 if ORDERED else 4096
 TOGETHER = 4096  # elements of depthwise planes, images and results, whose columns are taken in turns
-SPREAD = 1 << 16  # elements of an image whose cells are spread in a copy: half of a second-level cache
 TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
 CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 
@@ -121,25 +120,13 @@ Conv = namedtuple(
     "pool_KH buffered "  # rows of a fused pool's window; convolution rows that a worker holds for it
     "together "  # filters of a unit
     "rows chunk units batch n_tasks "  # result rows of a plane and of a unit; units of a task
-    "K planes "  # depthwise: kernel extent, else 0; planes whose columns are taken in turns
-    # Images are copied with their border, cells 2 apart and zeros between: rows and columns of a copy; 0: read in place
-    "height cells",
+    "K planes",  # depthwise: kernel extent, else 0; planes whose columns are taken in turns
 )
 
 
 @shared
-def spread_out(IW, KH, KW, OH, OW, pad_left):
-    # As many zeros between the cells of grad_output: a convolution of stride 1. Three products of four are wasted, which
-    # costs less than vectors for each of the four sums that an input cell can be.
-    height, cells = OH + KH - 1, max(OW, VL_FLOAT) + KW - 1
-    cells = max(cells, pad_left + 2 * ceil_div(IW, VL_FLOAT) * VL_FLOAT)
-    cells = ceil_div(cells, VL_FLOAT) * VL_FLOAT
-    return (height, cells) if height * cells <= SPREAD else (0, 0)
-
-
-@shared
 def depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w):
-    # Kernel extent of the cases that depthwise_planes is made for; 0: not one of them.
+    # Kernel extent of the cases that depthwise_planes and adjoint_planes are made for; 0: not one of them.
     if C == 1 and KH == KW and dil_h == 1 and dil_w == 1 and stride_h == stride_w:
         if (stride_h == 1 and (KH == 3 or KH == 5 or KH == 7)) or (stride_h == 2 and (KH == 3 or KH == 5)):
             return KH
@@ -148,20 +135,21 @@ def depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w):
 
 @shared
 def share_out(
-    N, G, C, F, IH, IW, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH, buffered, rows, height, cells
+    N, G, C, F, IH, IW, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH, buffered, rows, strided
 ):  # fmt: skip
     # A unit is `together` filters on `chunk` rows of one image; tasks are of one size, and so is what they compute,
     # whatever the number of threads.
+    # ``strided``: of the kernel, a result meets one cell in so many
     K = depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w)
     together = 1 if K else FILTERS
     if pool_KH and buffered < OH and buffered * FILTERS > OH:
         together = 1
-    work = max(min(together, F) * C * KH * KW * OH * OW, 1)
-    chunks = 1 if cells else max(min(work // TASK, ceil_div(rows, 2)), 1)
+    work = max(min(together, F) * C * KH * KW * OH * OW // strided, 1)
+    chunks = max(min(work // TASK, ceil_div(rows, 2)), 1)
     chunk = max(ceil_div(ceil_div(rows, chunks), 2) * 2, 2)
     units = N * G * ceil_div(F, together) * ceil_div(rows, chunk)
     batch = max(TASK // work, 1)
-    planes = max(TOGETHER // max(OH * OW + max(IH * IW, height * cells), 1), 1)
+    planes = max(TOGETHER // max(OH * OW + IH * IW, 1), 1)
     return together, chunk, units, batch, ceil_div(units, batch), K, planes
 
 
@@ -180,12 +168,12 @@ def forward(geometry):
         buffered = min(OH, max(pool_KH, 4096 // max(OW, 1)))
     together, chunk, units, batch, n_tasks, K, planes = share_out(
         N, G, C, F, geometry[GEO_IH], geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, pool_KH,
-        buffered, rows, 0, 0,
+        buffered, rows, 1,
     )  # fmt: skip
     return Conv(
         N, G, C, F, geometry[GEO_IH], geometry[GEO_IW], KH, KW, OH, OW, stride_h, stride_w, geometry[GEO_PAD_TOP],
         geometry[GEO_PAD_LEFT], dil_h, dil_w, 0, F * C * KH * KW, C * KH * KW, KH * KW, KW, 1,
-        accumulate, pool_KH, buffered, together, rows, chunk, units, batch, n_tasks, K, planes, 0, 0,
+        accumulate, pool_KH, buffered, together, rows, chunk, units, batch, n_tasks, K, planes,
     )  # fmt: skip
 
 
@@ -197,20 +185,18 @@ def adjoint(geometry):
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     accumulate = geometry[GEO_ACCUMULATE]
-    IH, IW, height, cells = geometry[GEO_OH], geometry[GEO_OW], 0, 0
+    IH, IW = geometry[GEO_OH], geometry[GEO_OW]
     pad_top, pad_left = dil_h * (KH - 1) - geometry[GEO_PAD_TOP], dil_w * (KW - 1) - geometry[GEO_PAD_LEFT]
-    K = depthwise_extent(C, KH, KW, stride_h, stride_w, dil_h, dil_w)
-    if K and stride_w == 2 and pad_top >= 0 and pad_left >= 0:
-        height, cells = spread_out(IW, KH, KW, OH, OW, pad_left)
-        if cells:
-            stride_h, stride_w = 1, 1
     together, chunk, units, batch, n_tasks, K, planes = share_out(
-        N, G, C, F, IH, IW, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, 0, 0, OH, height, cells
-    )
+        N, G, C, F, IH, IW, KH, KW, OH, OW, stride_h, stride_w, dil_h, dil_w, 0, 0, OH,
+        stride_h * stride_w,
+    )  # fmt: skip
+    if stride_h > 1 and not (0 <= pad_top < KH and 0 <= pad_left < KW):
+        K = 0
     return Conv(
         N, G, C, F, IH, IW, KH, KW, OH, OW, stride_h, stride_w, pad_top, pad_left, dil_h, dil_w,
         KH * KW - 1, F * C * KH * KW, KH * KW, F * KH * KW, -KW, -1,
-        accumulate, 0, 0, together, OH, chunk, units, batch, n_tasks, K, planes, height, cells,
+        accumulate, 0, 0, together, OH, chunk, units, batch, n_tasks, K, planes,
     )  # fmt: skip
 
 
@@ -220,7 +206,7 @@ Planes = namedtuple(
     "count F filters "  # planes of results; of those that read one image; of one sample
     "IH IW OW "
     "to_image to_out "  # to the next image, to the next plane of results
-    "ahead out_ahead "  # to what is fetched into the cache meanwhile: images, results
+    "ahead out_ahead "  # bytes from a row to what is fetched into the cache meanwhile: images, results of a stride of 2
     "turned accumulate",  # the filter's cells from the last to the first
 )
 
@@ -246,6 +232,7 @@ def depthwise_column(
     weight,  # IN   all filters
     bias,  # IN   all filters', or 0
     f,  # filter of the first plane
+    in_group,
     act_min,
     act_max,
     out,  # OUT  a vector of each row
@@ -258,7 +245,7 @@ def depthwise_column(
     dtype,
     K,
     stride,
-    mode,  # PLAIN or MASKED
+    inner,  # under all lanes the middle of the kernel is inside the row, and all lanes are written
     pair,
 ):
     # One vector wide, down the rows of a plane: every image row is loaded once, and no output row has to be one of a
@@ -266,13 +253,13 @@ def depthwise_column(
     # half a vector.
     outlined()
     x: registers[K]
-    tap: registers[K, K]
-    sums: registers[K]  # of the output rows that have begun, the youngest first
+    tap: registers[K * K]
+    sums: registers[(K - 1) // stride + 1]  # of the output rows that have begun, the youngest first
     size, VL = itemsize(dtype), lanes(dtype)
     half, plane = VL // 2, 0
-    IW, OW, in_group = p.IW, p.OW, f % p.F
+    IW, OW = p.IW, p.OW
     to_row, plane_end = IW * size, p.IH * IW * size  # where a row begins in its plane says whether it is in the image
-    accumulate, ahead, out_ahead = p.accumulate != 0, (column + p.ahead) * size, p.out_ahead * size
+    accumulate, ahead = p.accumulate != 0, column * size + p.ahead
     low, high = broadcast(act_min), broadcast(act_max)
     while plane < p.count:
         filter = second = weight + f * K * K * size
@@ -287,153 +274,164 @@ def depthwise_column(
                     other_shift = get(bias, f, dtype)
                 to_other, out_other, other_end = image - begin, out - to - half * size, half + OW
                 plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out, size)
-        first, step = (K * K - 1, -1) if p.turned else (0, 1)
-        for kh in unroll(K):
-            for kw in unroll(K):
-                at = first + (kh * K + kw) * step
-                tap[kh, kw] = broadcast(get(filter, at, dtype))
+        if p.turned:
+            for i in unroll(K * K):
+                tap[i] = broadcast(get(filter, K * K - 1 - i, dtype))
                 if pair:
-                    tap[kh, kw] = halves(tap[kh, kw], broadcast(get(second, at, dtype)))
+                    tap[i] = halves(tap[i], broadcast(get(second, K * K - 1 - i, dtype)))
+        else:
+            for i in unroll(K * K):
+                tap[i] = broadcast(get(filter, i, dtype))
+                if pair:
+                    tap[i] = halves(tap[i], broadcast(get(second, i, dtype)))
         shift = broadcast(shift)
         if pair:
             shift = halves(shift, broadcast(other_shift))
-        for i in unroll(K):
+        for i in unroll((K - 1) // stride + 1):
             sums[i] = shift
-        at = top * to_row
-        # Rows that only begin outputs one by one, then, in a loop, those that also complete one
-        for i in unroll(K - stride + 1):
-            for _ in range(n_rows if i == K - stride else 1):
-                rolled()
-                if i == K - stride and pair == 0:  # whole planes lie one behind the other
-                    prefetch(to + out_ahead)
-                for j in unroll(stride if i == K - stride else 1):
-                    # A branch: loads that wait for a selected address take a fifth longer
-                    row = begin + at if within(at, plane_end) else zeros
-                    if i == K - stride and pair == 0:
-                        prefetch(begin + at + ahead)
-                        if ORDERED and stride == 2:  # a column of two cache lines
-                            prefetch(begin + at + ahead + VL * size)
-                    if pair:
-                        other = begin + at + to_other if within(at, plane_end) else zeros
-                    if stride == 1 and pair:
-                        # Zeros stand beside each row: its neighbours come from there
-                        a = load_inside(row, column + 1, min(IW, column + 1 + half), dtype)
-                        x[1] = join_inside(a, other, column + 1 - half, IW)
-                        x[0] = preceding(x[1])
-                        x[2] = following(x[1])
-                    elif stride == 1:
-                        for kw in unroll(K):
-                            x[kw] = load_columns(row, column + kw, 1, IW, mode, dtype)
-                    elif ORDERED:
-                        a = load_inside(row, column, IW, dtype)
-                        if pair:
-                            b = load_inside(other, column, IW, dtype)
+        # Rows above only begin outputs
+        oh, at = -((K - 1) // stride), (top + 1 - stride) * to_row
+        while oh < n_rows:
+            rolled()
+            for i in unroll(stride):
+                # A branch: loads that wait for a selected address take a fifth longer
+                row = begin + at if within(at, plane_end) else zeros
+                if pair:
+                    other = begin + at + to_other if within(at, plane_end) else zeros
+                else:  # whole planes lie one behind the other
+                    prefetch(begin + at + ahead)
+                    if ORDERED and stride == 2:  # a column of two cache lines
+                        prefetch(begin + at + ahead + VL * size)
+                if stride == 1 and pair:
+                    # Zeros stand beside each row: its neighbours come from there
+                    a = load_inside(row, column + 1, min(IW, column + 1 + half), dtype)
+                    x[1] = join_inside(a, other, column + 1 - half, IW)
+                    x[0] = preceding(x[1])
+                    x[2] = following(x[1])
+                elif stride == 1:
+                    for kw in unroll(K):
+                        if inner and kw == K // 2:
+                            x[kw] = load(row, column + kw, dtype)
                         else:
-                            b = load_inside(row, column + VL, IW, dtype)
-                        x[0] = even(a, b)
-                        x[1] = odd(a, b)
-                        for kw in unroll(K - 2):
-                            x[kw + 2] = following(x[kw])
+                            x[kw] = load_inside(row, column + kw, IW, dtype)
+                elif ORDERED:
+                    a = load_inside(row, column, IW, dtype)
+                    if pair:
+                        b = load_inside(other, column, IW, dtype)
                     else:
-                        for kw in unroll(K):
-                            if kw % 2 == 0 and kw > 0:
-                                x[kw] = odd(a, b)
+                        b = load_inside(row, column + VL, IW, dtype)
+                    x[0] = even(a, b)
+                    x[1] = odd(a, b)
+                    for kw in unroll(K - 2):
+                        x[kw + 2] = following(x[kw])
+                else:
+                    for kw in unroll(K):
+                        if kw % 2 == 0 and kw > 0:
+                            x[kw] = odd(a, b)
+                        else:
+                            if inner and kw >= K // 2:
+                                a = load(row, column + kw, dtype)
                             else:
-                                a = load_columns(row, column + kw, 1, IW, mode, dtype)
-                                b = load_columns(row, column + kw + VL, 1, IW, mode, dtype)
-                                x[kw] = even(a, b)
-                    if (i + j) % stride == 0:
-                        for r in unroll((K - 1) // stride):
-                            sums[(K - 1) // stride - r] = sums[(K - 1) // stride - r - 1]
-                    # What the image row adds by each kernel row: sums of their own, as one would be a long chain
-                    for back in unroll(K):
-                        if (K - 1 - back) % stride == (i + j) % stride:
-                            if back == K - 1:
-                                total = fma(x[0], tap[0, 0], shift)
+                                a = load_inside(row, column + kw, IW, dtype)
+                            if inner and kw < K // 2:
+                                b = load(row, column + kw + VL, dtype)
                             else:
-                                total = x[0] * tap[K - 1 - back, 0]
-                            for kw in unroll(K - 1):
-                                total = fma(x[kw + 1], tap[K - 1 - back, kw + 1], total)
-                            if back == K - 1:
-                                sums[0] = total
-                            else:
-                                sums[(K - 1 - back) // stride] = sums[(K - 1 - back) // stride] + total
-                    at += to_row
-                if i == K - stride:
-                    value = sums[(K - 1) // stride]
-                    if stride == 2:
-                        value = untangle(value)
-                    if ORDERED:
-                        epilogue(to, value, skip, end, accumulate, act_min, act_max, dtype)
-                        if pair:
-                            epilogue(to + out_other, value, half, other_end, accumulate, act_min, act_max, dtype)
-                    elif to > limit:
-                        epilogue(to, value, skip, end, accumulate, act_min, act_max, dtype)
-                    else:
-                        store(to, 0, vmin(high, vmax(low, value)))
-                    to += OW * size
+                                b = load_inside(row, column + kw + VL, IW, dtype)
+                            x[kw] = even(a, b)
+                if (i + 1) % stride == 0:
+                    for j in unroll((K - 1) // stride):
+                        sums[(K - 1) // stride - j] = sums[(K - 1) // stride - j - 1]
+                # What the image row adds by each kernel row: sums of their own, as one would be a long chain
+                for kh in unroll(K):
+                    if kh % stride == (i + 1) % stride:
+                        if kh == 0:
+                            total = fma(x[0], tap[0], shift)
+                        else:
+                            total = x[0] * tap[kh * K]
+                        for kw in unroll(K - 1):
+                            total = fma(x[kw + 1], tap[kh * K + kw + 1], total)
+                        if kh == 0:
+                            sums[0] = total
+                        else:
+                            sums[kh // stride] = sums[kh // stride] + total
+                at += to_row
+            if oh >= 0:
+                value = sums[(K - 1) // stride]
+                if stride == 2:
+                    value = untangle(value)
+                if inner:
+                    store(to, 0, vmin(high, vmax(low, value)))
+                elif ORDERED:
+                    epilogue(to, value, skip, end, accumulate, act_min, act_max, dtype)
+                    if pair:
+                        epilogue(to + out_other, value, half, other_end, accumulate, act_min, act_max, dtype)
+                elif to > limit:
+                    epilogue(to, value, skip, end, accumulate, act_min, act_max, dtype)
+                else:
+                    store(to, 0, vmin(high, vmax(low, value)))
+                to += OW * size
+            oh += 1
 
 
-# depthwise_<K>_<stride>_<mode>_<pair>: in an unrolled function ``depthwise: registers[...]`` makes depthwise[...] its name
+# depthwise_<K>_<stride>_<inner>_<pair>: in an unrolled function ``depthwise: registers[...]`` makes depthwise[...] its name
 DEPTHWISE = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))  # K, stride
-DEPTHWISE_MODES = ((MASKED, 0), (MASKED, 1)) if ORDERED else ((MASKED, 0), (PLAIN, 0))  # mode, pair
+DEPTHWISE_KINDS = ((0, 0), (0, 1)) if ORDERED else ((0, 0), (1, 0))  # inner, pair
 DEPTHWISE_COLUMNS = tuple(
-    (K, stride, mode, pair)
+    (K, stride, inner, pair)
     for K, stride in DEPTHWISE
-    for mode, pair in DEPTHWISE_MODES
+    for inner, pair in DEPTHWISE_KINDS
     if pair == 0 or K == 3 or stride == 2
 )
 globals().update(
     {
-        f"depthwise_{K}_{stride}_{mode}_{pair}": helper(
-            unrolled(depthwise_column, K=K, stride=stride, mode=mode, pair=pair)
+        f"depthwise_{K}_{stride}_{inner}_{pair}": helper(
+            unrolled(depthwise_column, K=K, stride=stride, inner=inner, pair=pair)
         )
-        for K, stride, mode, pair in DEPTHWISE_COLUMNS
+        for K, stride, inner, pair in DEPTHWISE_COLUMNS
     }
 )
 
 
 def depthwise_columns(
-    p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end, K, stride, pair, dtype
+    p, image, zeros, weight, bias, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, K, stride, pair, dtype
 ):  # fmt: skip
-    """`depthwise_column` with constants for kernel extent, stride, mode and pair."""
+    """`depthwise_column` with constants for kernel extent, stride, inner and pair."""
     inlined()
     depthwise: registers[8, 3, 2, 2]
-    mode = MASKED
-    if ORDERED == 0 and column >= 0 and column + K + stride * (lanes(dtype) - 1) <= p.IW:
-        mode = PLAIN
+    inner, middle, VL = 0, column + K // 2, lanes(dtype)
+    if ORDERED == 0 and middle >= 0 and middle + stride * (VL - 1) < p.IW and p.OW >= VL and p.accumulate == 0:
+        inner = 1
     for i in unroll(len(DEPTHWISE_COLUMNS)):
         if (
             K == DEPTHWISE_COLUMNS[i][0]
             and stride == DEPTHWISE_COLUMNS[i][1]
-            and mode == DEPTHWISE_COLUMNS[i][2]
+            and inner == DEPTHWISE_COLUMNS[i][2]
             and pair == DEPTHWISE_COLUMNS[i][3]
         ):
             depthwise[
                 DEPTHWISE_COLUMNS[i][0], DEPTHWISE_COLUMNS[i][1], DEPTHWISE_COLUMNS[i][2], DEPTHWISE_COLUMNS[i][3]
-            ](p, image, zeros, weight, bias, f, act_min, act_max, out, n_rows, top, column, limit, skip, end, dtype)
+            ](
+                p,
+                image,
+                zeros,
+                weight,
+                bias,
+                f,
+                in_group,
+                act_min,
+                act_max,
+                out,
+                n_rows,
+                top,
+                column,
+                limit,
+                skip,
+                end,
+                dtype,
+            )
 
 
 depthwise_columns = helper(unrolled(depthwise_columns))
-
-
-@helper
-def spread_image(
-    image,  # IN   one plane
-    copied,  # OUT  [height][cells]
-    conv,
-    dtype,
-):
-    # Image cell (i, j) goes to row 2 i + pad_top, column 2 j + pad_left. Elsewhere there are zeros, and they stay.
-    IH, IW, size, VL = conv.IH, conv.IW, itemsize(dtype), lanes(dtype)
-    zero = broadcast(dtype.type(0))
-    for ih in range(min(ceil_div(conv.height - conv.pad_top, 2), IH)):
-        to = copied + ((2 * ih + conv.pad_top) * conv.cells + conv.pad_left) * size
-        for column in range(0, IW, VL):
-            prefetch(image + ((IH + ih) * IW + column) * size)  # the next image
-            x = load_inside(image + ih * IW * size, column, IW, dtype)
-            store(to, 2 * column, zip_low(x, zero))
-            store(to, 2 * column + VL, zip_high(x, zero))
 
 
 @shared
@@ -458,7 +456,6 @@ def depthwise_planes(
     n_planes,
     first,
     last,
-    scratch,  # copies of images whose cells are spread
     dtype,
 ):
     outlined()
@@ -467,9 +464,6 @@ def depthwise_planes(
     IH, IW, pad_top, pad_left, in_group = conv.IH, conv.IW, conv.pad_top, conv.pad_left, f % F
     filters, to_out = conv.G * F, conv.OH * OW
     width, half = VL, VL // 2
-    if conv.cells:
-        IH, IW, pad_top, pad_left = conv.height, conv.cells, 0, 0
-        scratch = (scratch + 63) // 64 * 64
     to_image = IH * IW
     if ORDERED and stride == 2:
         width -= (K - 1) // 2  # lanes whose last taps are in the two vectors that are loaded
@@ -483,20 +477,19 @@ def depthwise_planes(
     limit = 0 if conv.accumulate else out + ((n_planes - 1) * to_out + (last - first) * OW - VL) * size
     while n_planes > 0:
         count = min(conv.planes, n_planes)
-        p = Planes(count, F, filters, IH, IW, OW, to_image, to_out, ahead, out_ahead, conv.to_kw < 0, conv.accumulate)
-        image = input
-        if conv.cells:
-            image = scratch
-            for i in range((in_group + count - 1) // F + 1):
-                spread_image(input + i * conv.IH * conv.IW * size, scratch + i * to_image * size, conv, dtype)
         oh = first
         while oh < last:
             n_rows = min(band, last - oh)
             ow = 0
             while ow < OW:
                 block = ow if ORDERED else min(ow, max(OW - VL, 0))
+                # A cache line is two columns, or one with a stride of 2, whose results are few
+                fetched = ahead * size
+                if ORDERED == 0 and stride == 1 and ow % (2 * VL):
+                    fetched = out + ((oh - first) * OW + out_ahead) * size - (input + oh * IW * size)
+                p = Planes(count, F, filters, IH, IW, OW, to_image, to_out, fetched, 0, conv.to_kw < 0, conv.accumulate)
                 depthwise_columns(
-                    p, image, zeros, weight, bias, f, act_min, act_max, out + ((oh - first) * OW + block) * size, n_rows,
+                    p, input, zeros, weight, bias, f, in_group, act_min, act_max, out + ((oh - first) * OW + block) * size, n_rows,
                     oh * stride - pad_top, block * stride - pad_left, limit, ow - block, min(OW - block, width), K, stride,
                     pair, dtype,
                 )  # fmt: skip
@@ -506,8 +499,197 @@ def depthwise_planes(
         out += count * to_out * size
         f = (f + count) % filters
         in_group += count
-        input += in_group // F * conv.IH * conv.IW * size
+        input += in_group // F * to_image * size
         in_group %= F
+
+
+def adjoint_column(
+    p,
+    image,  # IN   grad_output, of the first plane of results
+    zeros,  # IN   IW of them
+    weight,  # IN   all filters
+    bias,  # IN   all channels', or 0
+    f,  # filter of the first plane
+    in_group,
+    act_min,
+    act_max,
+    out,  # OUT  two vectors of each row
+    n_rows,
+    top,  # row and column of grad_output at the first tap of row 0 or 1
+    column,
+    above,  # rows above row 0 that the first step would complete
+    limit,  # as depthwise_column's
+    skip,
+    end,
+    dtype,
+    K,
+    odd,
+    inner,
+):
+    # Down the rows of grad_output, each of which is loaded once and completes two rows. An input cell is one of four sums:
+    # even and odd columns have a vector each.
+    outlined()
+    x: registers[3]
+    tap: registers[K, K]
+    sums: registers[K, 2]  # of the result rows that have begun: even columns, odd ones
+    size, VL = itemsize(dtype), lanes(dtype)
+    plane, IW, OW = 0, p.IW, p.OW
+    to_row, plane_end = IW * size, p.IH * IW * size
+    accumulate = p.accumulate != 0
+    low, high = broadcast(act_min), broadcast(act_max)
+    while plane < p.count:
+        filter = weight + f * K * K * size
+        shift = broadcast(get(bias, f, dtype) if bias != 0 else dtype.type(0))
+        begin, to = image, out
+        plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out, size)
+        for kh in unroll(K):
+            for kw in unroll(K):
+                tap[kh, kw] = broadcast(get(filter, kh * K + kw, dtype))
+            for phase in unroll(2):
+                sums[kh, phase] = shift
+        # Rows above only begin results
+        oh, at = 1 - K - above, (top - (K - 1) // 2) * to_row
+        to += oh * OW * size
+        while oh < n_rows:
+            rolled()
+            prefetch(begin + at + column * size + p.ahead)
+            prefetch(to + p.out_ahead)
+            prefetch(to + OW * size + p.out_ahead)
+            row = begin + at if within(at, plane_end) else zeros
+            for j in unroll((K + 1) // 2):
+                if inner:
+                    x[j] = load(row, column - j, dtype)
+                else:
+                    x[j] = load_inside(row, column - j, IW, dtype)
+            for kh in unroll(K):
+                for phase in unroll(2):
+                    for kw in unroll(K):
+                        if (kw + odd) % 2 == phase:
+                            if kw > 1:
+                                sums[kh, phase] = fma(x[(kw + odd) // 2], tap[kh, kw], sums[kh, phase])
+                            elif kh >= K - 2:
+                                sums[kh, phase] = fma(x[(kw + odd) // 2], tap[kh, kw], shift)
+                            else:
+                                sums[kh, phase] = fma(x[(kw + odd) // 2], tap[kh, kw], sums[kh + 2, phase])
+            at += to_row
+            for r in unroll(2):
+                if 0 <= oh + r < n_rows:
+                    a = zip_low(sums[r, 0], sums[r, 1])
+                    b = zip_high(sums[r, 0], sums[r, 1])
+                    if to <= limit:
+                        store(to, 0, vmin(high, vmax(low, a)))
+                        store(to, VL, vmin(high, vmax(low, b)))
+                    else:
+                        if skip < min(end, VL):
+                            epilogue(to, a, skip, min(end, VL), accumulate, act_min, act_max, dtype)
+                        if end > VL:
+                            first = max(skip - VL, 0)
+                            epilogue(to + VL * size, b, first, end - VL, accumulate, act_min, act_max, dtype)
+                to += OW * size
+            oh += 2
+
+
+ADJOINT_COLUMNS = tuple((K, odd, inner) for K in (3, 5) for odd in (0, 1) for inner in (0, 1))
+globals().update(
+    {
+        f"adjoint_{K}_{odd}_{inner}": helper(unrolled(adjoint_column, K=K, odd=odd, inner=inner))
+        for K, odd, inner in ADJOINT_COLUMNS
+    }
+)
+
+
+def adjoint_columns(
+    p, image, zeros, weight, bias, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, K, odd, dtype
+):  # fmt: skip
+    """`adjoint_column` with constants for kernel extent, parity of the padding and ``inner``."""
+    inlined()
+    adjoint: registers[6, 2, 2]
+    inner = 1 if column - K // 2 >= 0 and column + lanes(dtype) <= p.IW else 0
+    for i in unroll(len(ADJOINT_COLUMNS)):
+        if K == ADJOINT_COLUMNS[i][0] and odd == ADJOINT_COLUMNS[i][1] and inner == ADJOINT_COLUMNS[i][2]:
+            adjoint[ADJOINT_COLUMNS[i][0], ADJOINT_COLUMNS[i][1], ADJOINT_COLUMNS[i][2]](
+                p, image, zeros, weight, bias, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
+                dtype,
+            )  # fmt: skip
+
+
+adjoint_columns = helper(unrolled(adjoint_columns))
+
+
+@helper
+def adjoint_planes(
+    conv,
+    input,  # IN   from the first plane's image on
+    zeros,
+    weight,  # IN   all filters
+    bias,
+    f,  # filter of the first plane
+    act_min,
+    act_max,
+    out,  # OUT  rows first .. last - 1 of some planes
+    n_planes,
+    first,
+    last,
+    dtype,
+):
+    """The adjoint of a depthwise convolution of stride 2; `depthwise_planes` is that of stride 1, too."""
+    outlined()
+    size, K, OW, F, width = itemsize(dtype), conv.K, conv.OW, conv.F, 2 * lanes(dtype)
+    IH, IW, in_group, filters = conv.IH, conv.IW, f % F, conv.G * F
+    pad_top, pad_left = K - 1 - conv.pad_top, K - 1 - conv.pad_left
+    to_image, to_out = IH * IW, conv.OH * OW
+    end_of_planes = out + ((n_planes - 1) * to_out + (last - first) * OW) * size
+    band = ceil_div(last - first, max(ceil_div((last - first) * (IW + 2 * OW), 2 * BAND), 1))
+    if band < last - first:
+        ahead, out_ahead = band // 2 * IW * size, band * OW * size
+    else:
+        ahead, out_ahead = conv.planes * to_image * size, conv.planes * to_out * size
+    while n_planes > 0:
+        count = min(conv.planes, n_planes)
+        p = Planes(count, F, filters, IH, IW, OW, to_image, to_out, ahead, out_ahead, False, conv.accumulate)
+        oh = first
+        while oh < last:
+            n_rows = min(band, last - oh)
+            above = (oh + pad_top) % 2
+            ow = 0
+            while ow < OW:
+                block = min(ow, max(OW - width + 1, 0) // 2 * 2)
+                limit = 0
+                if conv.accumulate == 0 and block + width <= OW:
+                    limit = end_of_planes
+                elif conv.accumulate == 0 and OW < width:  # into the next row, which is written later
+                    limit = end_of_planes - width * size
+                adjoint_columns(
+                    p, input, zeros, weight, bias, f, in_group, act_min, act_max, out + ((oh - first) * OW + block) * size, n_rows,
+                    (oh + pad_top) // 2, block // 2 + (pad_left + 1) // 2, above, limit, ow - block, min(OW - block, width), K,
+                    pad_left % 2, dtype,
+                )  # fmt: skip
+                ow += width
+            oh += n_rows
+        n_planes -= count
+        out += count * to_out * size
+        f = (f + count) % filters
+        in_group += count
+        input += in_group // F * to_image * size
+        in_group %= F
+
+
+@helper
+def depthwise_units(
+    planes_of, task, conv, input, zeros, weight, bias, act_min, act_max, output, dtype
+):  # fmt: skip
+    """Planes of a depthwise layer, whole ones together; ``planes_of``: depthwise_planes or adjoint_planes."""
+    size, chunks = itemsize(dtype), ceil_div(conv.OH, conv.chunk)
+    unit, end = task * conv.batch, min((task + 1) * conv.batch, conv.units)
+    while unit < end:
+        n_planes = end - unit if chunks == 1 else 1
+        plane, first = unit // chunks, unit % chunks * conv.chunk
+        planes_of(
+            conv, input + plane // conv.F * conv.IH * conv.IW * size, zeros, weight, bias, plane % (conv.G * conv.F), act_min,
+            act_max, output + (plane * conv.OH + first) * conv.OW * size, n_planes, first, min(first + conv.chunk, conv.OH),
+            dtype,
+        )  # fmt: skip
+        unit += n_planes
 
 
 def filters_block(
@@ -674,21 +856,14 @@ def conv_rows(
     size, VL = itemsize(dtype), lanes(dtype)
     f = 0
     while f < n_filters:
-        n = 1
-        if conv.K:
-            depthwise_planes(
-                conv, image, zeros, weight - conv.start * size, bias, np.int64(0), act_min, act_max, out, np.int64(1), first,
-                last, zeros, dtype,
-            )  # fmt: skip
-        else:
-            V = 1
-            if f + FILTERS <= n_filters:
-                n = FILTERS
-                if conv.OW >= 2 * VL:
-                    V = 2
-            elif conv.OW >= 4 * VL:
-                V = 4
-            filters_rows(conv, image, zeros, weight, bias, act_min, act_max, out, to_out, first, last, n, V, dtype)
+        n = V = 1
+        if f + FILTERS <= n_filters:
+            n = FILTERS
+            if conv.OW >= 2 * VL:
+                V = 2
+        elif conv.OW >= 4 * VL:
+            V = 4
+        filters_rows(conv, image, zeros, weight, bias, act_min, act_max, out, to_out, first, last, n, V, dtype)
         f += n
         weight += n * conv.to_filter * size
         out += n * to_out * size
@@ -735,10 +910,13 @@ def pooled_rows(
         while to < last and min(to * stride - pad + conv.pool_KH, OH) - begin <= buffered:
             to += 1
         bottom = max(min((to - 1) * stride - pad + conv.pool_KH, OH), end)
-        conv_rows(
-            conv, image, zeros, weight, bias, act_min, act_max, rows + (end - begin) * OW * size, buffered * OW, n_filters,
-            end, bottom, dtype,
-        )  # fmt: skip
+        target = rows + (end - begin) * OW * size
+        if conv.K:
+            depthwise_planes(conv, image, zeros, weight, bias, 0, act_min, act_max, target, 1, end, bottom, dtype)
+        else:
+            conv_rows(
+                conv, image, zeros, weight, bias, act_min, act_max, target, buffered * OW, n_filters, end, bottom, dtype
+            )
         end = bottom
         for f in range(n_filters):
             places = indices + f * plane * 8 if indices != 0 else 0
@@ -749,54 +927,104 @@ def pooled_rows(
         first = to
 
 
-@helper
-def conv_units(
-    task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry, dtype
-):  # fmt: skip
-    size = itemsize(dtype)
-    chunks, blocks = ceil_div(conv.rows, conv.chunk), ceil_div(conv.F, conv.together)
-    plane = conv.rows * (geometry[GEO_POOL_OW] if conv.pool_KH else conv.OW)
-    if conv.K and conv.pool_KH == 0 and chunks == 1:  # units are whole planes
-        unit = task * conv.batch
-        depthwise_planes(
-            conv, input + unit // conv.F * conv.IH * conv.IW * size, zeros, weight, bias, unit % (conv.G * conv.F), act_min,
-            act_max, output + unit * plane * size, min(conv.batch, conv.units - unit), np.int64(0), conv.OH, rows, dtype,
-        )  # fmt: skip
-        return
-    for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
-        first = unit % chunks * conv.chunk
-        last = min(first + conv.chunk, conv.rows)
-        block = unit // chunks % blocks
-        image = unit // chunks // blocks  # of one group
-        group = image % conv.G
-        n_filters = min(conv.F - block * conv.together, conv.together)
-        f = image * conv.F + block * conv.together
-        filters = weight + (conv.start + group * conv.to_group + block * conv.together * conv.to_filter) * size
-        shift = bias + (group * conv.F + block * conv.together) * size if bias != 0 else 0
-        x = input + image * conv.C * conv.IH * conv.IW * size
-        if conv.pool_KH:
-            maxima = pooled + f * plane * size
-            places = indices + f * plane * 8 if indices != 0 else 0
-            pooled_rows(
-                conv, x, zeros, filters, shift, act_min, act_max, maxima, places, rows, n_filters, first, last, geometry,
-                dtype,
-            )  # fmt: skip
-        else:
-            conv_rows(
-                conv, x, zeros, filters, shift, act_min, act_max, output + (f * plane + first * conv.OW) * size, plane,
-                n_filters, first, last, dtype,
-            )  # fmt: skip
-
-
 @shared
 def rows_of_worker(conv):
-    if conv.cells:
-        return conv.planes * conv.height * conv.cells + 16  # to start at a cache line
     return min(conv.together, conv.F) * conv.buffered * conv.OW
+
+
+@helper
+def zeros_of(worker, conv, workspace, others, dtype):
+    """A row of zeros for each worker, cleared here: in the driver, as Python, that would take 0.2 us of a call's 10."""
+    zeros = address(workspace) + worker * (conv.IW + others) * itemsize(dtype)
+    clear(zeros, conv.IW * itemsize(dtype))
+    return zeros
+
+
+@helper
+def unit_of(conv, unit):
+    """Which image of one group, which filters of it, which rows."""
+    chunks, blocks = ceil_div(conv.rows, conv.chunk), ceil_div(conv.F, conv.together)
+    first = unit % chunks * conv.chunk
+    f = unit // chunks % blocks * conv.together
+    image = unit // chunks // blocks
+    return image, f, min(conv.F - f, conv.together), first, min(first + conv.chunk, conv.rows)
+
+
+# Tasks of their own for each kind of layer, so that a call compiles what it needs. ``turned``: the gradient of the input,
+# which then is the output, of a layer of stride 1.
 
 
 @task
 def conv2d_task(
+    task: index,
+    worker: index,
+    turned: index,
+    input: const_real[:, :, :, ::1],  # IN
+    weight: const_real[:, :, :, ::1],  # IN
+    bias: const_real[::1],  # IN
+    act_min: real,
+    act_max: real,
+    output: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],
+    geometry: const_int64[::1],  # IN
+):
+    conv, dtype = adjoint(geometry) if turned else forward(geometry), input.dtype
+    zeros, size = zeros_of(worker, conv, workspace, 0, dtype), itemsize(dtype)
+    for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
+        image, f, n_filters, first, last = unit_of(conv, unit)
+        group = image % conv.G
+        filters = address(weight) + (conv.start + group * conv.to_group + f * conv.to_filter) * size
+        conv_rows(
+            conv, address(input) + image * conv.C * conv.IH * conv.IW * size, zeros, filters,
+            address(bias) + (group * conv.F + f) * size if bias.size else 0, act_min, act_max,
+            address(output) + ((image * conv.F + f) * conv.OH + first) * conv.OW * size, conv.OH * conv.OW, n_filters, first,
+            last, dtype,
+        )  # fmt: skip
+
+
+@task
+def depthwise_task(
+    task: index,
+    worker: index,
+    turned: index,
+    input: const_real[:, :, :, ::1],  # IN
+    weight: const_real[:, :, :, ::1],  # IN
+    bias: const_real[::1],  # IN
+    act_min: real,
+    act_max: real,
+    output: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],
+    geometry: const_int64[::1],  # IN
+):
+    conv, dtype = adjoint(geometry) if turned else forward(geometry), input.dtype
+    depthwise_units(
+        depthwise_planes, task, conv, address(input), zeros_of(worker, conv, workspace, 0, dtype), address(weight),
+        address(bias) if bias.size else 0, act_min, act_max, address(output), dtype,
+    )  # fmt: skip
+
+
+@task
+def adjoint_task(
+    task: index,
+    worker: index,
+    grad_output: const_real[:, :, :, ::1],  # IN
+    weight: const_real[:, :, :, ::1],  # IN
+    bias: const_real[::1],  # IN
+    act_min: real,
+    act_max: real,
+    grad_input: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],
+    geometry: const_int64[::1],  # IN
+):
+    conv, dtype = adjoint(geometry), grad_output.dtype
+    depthwise_units(
+        adjoint_planes, task, conv, address(grad_output), zeros_of(worker, conv, workspace, 0, dtype), address(weight),
+        address(bias) if bias.size else 0, act_min, act_max, address(grad_input), dtype,
+    )  # fmt: skip
+
+
+@task
+def pooled_task(
     task: index,
     worker: index,
     input: const_real[:, :, :, ::1],  # IN
@@ -804,24 +1032,24 @@ def conv2d_task(
     bias: const_real[::1],  # IN
     act_min: real,
     act_max: real,
-    output: real[:, :, :, ::1],  # OUT
     pooled: real[:, :, :, ::1],  # OUT
     indices: int64[:, :, :, ::1],  # OUT
     workspace: real[::1],
     geometry: const_int64[::1],  # IN
 ):
-    conv = forward(geometry)
-    dtype = input.dtype
-    # A row of zeros for each worker, cleared here: in the driver, as Python, that would take 0.2 us of a call's 10
-    zeros = address(workspace) + worker * (conv.IW + rows_of_worker(conv) + pool_ring_size(geometry)) * itemsize(dtype)
-    clear(zeros, conv.IW * itemsize(dtype))
-    rows = zeros + conv.IW * itemsize(dtype)
-    shift = address(bias) if bias.size else 0
-    places = address(indices) if indices.size else 0
-    conv_units(
-        task, conv, address(input), zeros, address(weight), shift, act_min, act_max, address(output), address(pooled),
-        places, rows, geometry, dtype,
-    )  # fmt: skip
+    conv, dtype = forward(geometry), input.dtype
+    zeros = zeros_of(worker, conv, workspace, rows_of_worker(conv) + pool_ring_size(geometry), dtype)
+    size, plane = itemsize(dtype), conv.rows * geometry[GEO_POOL_OW]
+    for unit in range(task * conv.batch, min((task + 1) * conv.batch, conv.units)):
+        image, f, n_filters, first, last = unit_of(conv, unit)
+        group, planes = image % conv.G, (image * conv.F + f) * plane
+        pooled_rows(
+            conv, address(input) + image * conv.C * conv.IH * conv.IW * size, zeros,
+            address(weight) + (group * conv.to_group + f * conv.to_filter) * size,
+            address(bias) + (group * conv.F + f) * size if bias.size else 0, act_min, act_max,
+            address(pooled) + planes * size, address(indices) + planes * 8 if indices.size else 0,
+            zeros + conv.IW * size, n_filters, first, last, geometry, dtype,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
@@ -843,10 +1071,13 @@ def conv2d_workspace(geometry, n_workers):
 
 def conv2d(input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    n_tasks = plans(geometry)[0].n_tasks
-    conv2d_task.run(
-        n_tasks, n_threads, input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry
-    )
+    conv = plans(geometry)[0]
+    inputs = (input, weight, bias, act_min, act_max)
+    if conv.pool_KH:
+        pooled_task.run(conv.n_tasks, n_threads, *inputs, pooled, indices, workspace, geometry)
+    else:
+        task = depthwise_task if conv.K else conv2d_task
+        task.run(conv.n_tasks, n_threads, 0.0, *inputs, output, workspace, geometry)
 
 
 # ------------------------------------------------------------------------------------------------- gradient of the input
@@ -1040,33 +1271,9 @@ def strided_task(
                 at += VL
 
 
-@task
-def adjoint_task(
-    task: index,
-    worker: index,
-    grad_output: const_real[:, :, :, ::1],  # IN
-    weight: const_real[:, :, :, ::1],  # IN
-    bias: const_real[::1],  # IN
-    act_min: real,
-    act_max: real,
-    grad_input: real[:, :, :, ::1],  # OUT
-    workspace: real[::1],
-    geometry: const_int64[::1],  # IN
-):
-    conv, dtype = adjoint(geometry), grad_output.dtype
-    shift = address(bias) if bias.size else 0
-    zeros = address(workspace)
-    small_plane = zeros + (conv.IW + worker * rows_of_worker(conv)) * itemsize(dtype)
-    conv_units(
-        task, conv, address(grad_output), zeros, address(weight), shift, act_min, act_max, address(grad_input), 0, 0,
-        small_plane, geometry, dtype,
-    )  # fmt: skip
-
-
 def conv2d_grad_input_workspace(geometry, n_workers):
-    """Elements of workspace: a row of zeros, and for each worker copies of planes with their borders."""
-    conv = plans(geometry)[1]
-    return conv.IW + n_workers * rows_of_worker(conv)
+    """Elements of workspace: for each worker a row of zeros."""
+    return n_workers * int(geometry[GEO_OW])
 
 
 def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, workspace, geometry, n_threads):
@@ -1078,7 +1285,9 @@ def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, w
     if not np.isfinite(weight).all():
         exact_task.run(conv.N * conv.G * conv.F, n_threads, *arrays, geometry)
     elif conv.stride_h == conv.stride_w == 1:
-        workspace[: conv.IW + (n_threads * rows_of_worker(conv) if conv.cells else 0)] = 0
+        task = depthwise_task if conv.K else conv2d_task
+        task.run(conv.n_tasks, n_threads, 1.0, *arrays, workspace, geometry)
+    elif conv.K:
         adjoint_task.run(conv.n_tasks, n_threads, *arrays, workspace, geometry)
     else:
         batch = max(TASK // max(conv.C * conv.KH * conv.KW * conv.OW // (conv.stride_h * conv.stride_w), 1), 1)
@@ -1425,11 +1634,12 @@ def grad_weight_column(
 
 
 # column_<stride>_<mode>_<pair>
+COLUMN_MODES = ((MASKED, 0), (MASKED, 1)) if ORDERED else ((MASKED, 0), (PLAIN, 0))  # mode, pair
 globals().update(
     {
         f"column_{stride}_{mode}_{pair}": helper(unrolled(grad_weight_column, stride=stride, mode=mode, pair=pair))
         for stride in (1, 2)
-        for mode, pair in DEPTHWISE_MODES
+        for mode, pair in COLUMN_MODES
     }
 )
 
@@ -1444,8 +1654,8 @@ def grad_weight_column_of(
         mode = PLAIN
     for s in unroll(2):
         for m in unroll(2):
-            if stride == s + 1 and mode == DEPTHWISE_MODES[m][0] and pair == DEPTHWISE_MODES[m][1]:
-                column[s + 1, DEPTHWISE_MODES[m][0], DEPTHWISE_MODES[m][1]](
+            if stride == s + 1 and mode == COLUMN_MODES[m][0] and pair == COLUMN_MODES[m][1]:
+                column[s + 1, COLUMN_MODES[m][0], COLUMN_MODES[m][1]](
                     image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, dtype
                 )
 
