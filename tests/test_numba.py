@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
 def pads():
     """Copy an image with its border by a task that no one has loaded yet: what it should and what it does give."""
     x, out = np.arange(6, dtype="float32").reshape(1, 1, 2, 3), np.zeros((1, 1, 4, 5), "float32")
-    task = _jit.Task(pad.pad2d_task.function, False)
+    task = _jit.Task(pad.pad2d_task.function)
     _jit.tasks.remove(task)
     task.run(1, 1, x, out, GEOMETRY)
     return np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), "edge"), out

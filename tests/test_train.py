@@ -191,6 +191,20 @@ def test_a_read_only_parameter_is_named_before_any_changes():
     assert (arrays[0] == 1).all()
 
 
+@pytest.mark.parametrize(("lr", "error"), [("fast", TypeError), (-1.0, ValueError), (np.nan, ValueError)])
+def test_a_rate_set_by_hand_is_checked_before_anything_changes(lr, error):
+    parameter = np.ones(3)
+    optimizer = train.SGD([parameter], lr=0.1, momentum=0.9)
+    optimizer.step([np.ones(3)])
+    before, state = parameter.copy(), optimizer.state_dict()
+    optimizer.lr = lr
+    with pytest.raises(error, match="SGD.step: lr"):
+        optimizer.step([np.ones(3)])
+    assert np.array_equal(parameter, before)
+    optimizer.lr = 0.1
+    assert all(np.array_equal(value, state[name]) for name, value in optimizer.state_dict().items())
+
+
 # ----------------------------------------------------------------------------------------- schedules, clipping
 
 

@@ -39,12 +39,12 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def jit(function: Callable[..., Any], reassoc: bool = False, inline: str = "never") -> Any:
+def jit(function: Callable[..., Any], inline: str = "never") -> Any:
     """``function`` for other compiled functions to call."""
-    # Contraction to FMA yes; NaN, Inf and signed zeros stay; sums are reordered only where a task asks for it. Nothing
-    # here owns memory, so nothing is counted; Python never calls these functions, so they need no wrappers.
+    # Contraction to FMA yes; NaN, Inf, signed zeros and the order of sums stay as written. Nothing here owns memory, so
+    # nothing is counted; Python never calls these functions, so they need no wrappers.
     return numba.njit(
-        error_model="numpy", fastmath={"contract", "reassoc"} if reassoc else {"contract"}, _nrt=False,
+        error_model="numpy", fastmath={"contract"}, _nrt=False,
         no_cpython_wrapper=True, no_cfunc_wrapper=True, inline=inline,
     )(function)  # fmt: skip
 
@@ -109,7 +109,7 @@ def {name}(first, last, worker, table):
 def compile_task(task: Any, dtype: np.dtype, file: str) -> int:
     """Address of the entry for ``dtype``; its object file is kept for later processes."""
     # Part of the entry: Numba optimises each function together with all that it calls
-    space: dict[str, Any] = {"task": jit(task.function, task.reassoc, inline="always")}
+    space: dict[str, Any] = {"task": jit(task.function, inline="always")}
     reads = []
     for position, (name, kind) in enumerate(task.kinds.items()):
         element = numba.from_dtype(dtype if kind.dtype == "real" else np.dtype(kind.dtype))

@@ -74,8 +74,8 @@ tasks: list[Task] = []  # of all modules imported so far
 class Task:
     """One piece of a kernel's work, compiled on demand."""
 
-    def __init__(self, function: Callable[..., Any], reassoc: bool) -> None:
-        self.function, self.reassoc, self.__doc__ = function, reassoc, function.__doc__
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.__doc__ = function, function.__doc__
         parameters = dict(inspect.signature(function).parameters)
         del parameters["task"]
         self.has_worker = parameters.pop("worker", None) is not None
@@ -125,11 +125,9 @@ class Task:
             entry(0, int(n_tasks), 0, table)  # a pointer is no integer of NumPy
 
 
-def task(function: Callable[..., Any] | None = None, *, reassoc: bool = False) -> Any:
-    """Decorator of a task function; ``reassoc`` lets the compiler reorder its sums."""
-    if function is None:
-        return lambda function: Task(function, reassoc)
-    return Task(function, reassoc)
+def task(function: Callable[..., Any]) -> Task:
+    """Decorator of a task function."""
+    return Task(function)
 
 
 def describe() -> str:

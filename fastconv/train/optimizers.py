@@ -65,7 +65,8 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If number, shapes or dtypes of the gradients do not fit, or a parameter is read-only; nothing is changed then.
+            If number, shapes or dtypes of the gradients do not fit, ``lr`` has been set to no number of 0 or more, or a
+            parameter is read-only; nothing is changed then.
         """
         function = f"{type(self).__name__}.step"
         if gradients is None:
@@ -91,6 +92,7 @@ class Optimizer:
                     )
             if not parameter.flags.writeable:
                 raise ValueError(f"{function}: parameter {name!r} is read-only: call train() on the network first")
+        self.lr = number(function, "lr", self.lr, 0)  # anyone may have set it
         self.steps += 1
         kernels = _backends.resolve()
         for (name, parameter), gradient in zip(parameters.items(), given, strict=True):
