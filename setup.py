@@ -6,14 +6,17 @@ FASTCONV_BOUNDSCHECK=1 checks every memoryview index (slow, for tests).
 
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = sorted({path.stem for path in Path("src_cython").glob("*.pyx")} - {"cpu"})
+STEMS = sorted(path.stem for path in Path("src_cython").glob("*.pyx"))
 HEADERS = sorted(map(str, [*Path("src_cython").glob("*.h"), *Path("src_cython").glob("*.pxd")]))
 
 # ISA level: floats in a vector, compiler flags. Only x86-64 has more than the baseline.
@@ -31,6 +34,16 @@ FLAGS = [
     "-O3", "-g0", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-inline",
     "-Wno-unused-function",
 ]  # fmt: skip
+
+CHECKED = os.environ.get("FASTCONV_BOUNDSCHECK") == "1"
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": CHECKED,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "freethreading_compatible": True,
+}
 
 
 def openmp_flags() -> list[str]:
@@ -53,52 +66,37 @@ def openmp_flags() -> list[str]:
 
 
 class BuildKernels(build_ext):
-    """build_ext on all CPUs: two dozen independent files."""
+    """build_ext on all CPUs, of which each stem's C source serves every ISA."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
 
+    def build_extensions(self) -> None:
+        stems = [Path(extension.sources[0]).stem for extension in self.extensions]
+        with ThreadPoolExecutor(self.parallel) as pool:
+            made = dict(zip(STEMS, pool.map(c_source, STEMS), strict=True))
+        for extension, stem in zip(self.extensions, stems, strict=True):
+            extension.sources = [made[stem]]
+        super().build_extensions()
 
-def cythonized(extensions: list[Extension], build_dir: str, checked: bool) -> list[Extension]:
-    """`extensions` with C sources: those of an earlier build where they are younger than every source.
 
-    cythonize() alone would write them again in every isolated build, as Cython's own .pxd files are new there.
-    """
-    from Cython.Build import cythonize
-
+def c_source(stem: str) -> str:
+    """Path of the C source: that of an earlier build where it is younger than every source."""
+    made = Path("build/cython_checked" if CHECKED else "build/cython", f"{stem}.c")
     newest = max(path.stat().st_mtime for path in [Path(__file__), *Path("src_cython").iterdir()])
-    stale = []
-    for extension in extensions:
-        made = Path(build_dir, extension.sources[0]).with_suffix(".c")
-        if made.is_file() and made.stat().st_mtime > newest:
-            extension.sources = [str(made)]
-        else:
-            stale.append(extension)
-    directives = {
-        "language_level": 3,
-        "boundscheck": checked,
-        "wraparound": False,
-        "cdivision": True,
-        "initializedcheck": False,
-        "freethreading_compatible": True,
-    }
-    # cythonize() remembers a .pyx: what it gives back may hold the macros and flags of an earlier ISA
-    flags = {one.name: (list(one.define_macros), list(one.extra_compile_args)) for one in stale}
-    new = cythonize(
-        stale, build_dir=build_dir, include_path=["src_cython"], compiler_directives=directives, quiet=True, force=True
-    )
-    for one in new:
-        one.define_macros, one.extra_compile_args = flags[one.name]
-    return [extension for extension in extensions if extension not in stale] + new
+    if not made.is_file() or made.stat().st_mtime <= newest:
+        made.parent.mkdir(parents=True, exist_ok=True)
+        directives = [word for name, value in DIRECTIVES.items() for word in ("--directive", f"{name}={value}")]
+        names = ["--module-name", f"fastconv._cython.{stem}", "--include-dir", "src_cython", "--output-file", str(made)]
+        subprocess.run([sys.executable, "-m", "cython", *directives, *names, f"src_cython/{stem}.pyx"], check=True)
+    return str(made)
 
 
 def extensions() -> list[Extension]:
-    """All compiled modules. One cythonize() call per ISA: one call cannot build one .pyx under two names."""
+    """All compiled modules."""
     openmp = openmp_flags()
     link = [*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp  # -s: no symbols
-    checked = os.environ.get("FASTCONV_BOUNDSCHECK") == "1"
-    folder = "build/cython_checked" if checked else "build/cython"
 
     def extension(name: str, stem: str, flags: Sequence[str] = (), macros: Sequence[tuple[str, str]] = ()) -> Extension:
         return Extension(
@@ -111,12 +109,13 @@ def extensions() -> list[Extension]:
             define_macros=list(macros),
         )
 
-    built = cythonized([extension("cpu", "cpu")], f"{folder}/cpu", checked)
-    for isa, (vl, flags) in ISAS.items():
-        macros = [("FASTCONV_VL", str(vl))]
-        kernels = [extension(f"{isa}.{stem}", stem, flags, macros) for stem in KERNELS]
-        built += cythonized(kernels, f"{folder}/{isa}", checked)
-    return built
+    kernels = [
+        extension(f"{isa}.{stem}", stem, flags, [("FASTCONV_VL", str(vl))])
+        for stem in STEMS
+        if stem != "cpu"
+        for isa, (vl, flags) in ISAS.items()
+    ]
+    return [*kernels, extension("cpu", "cpu")]
 
 
 without = os.environ.get("FASTCONV_NO_EXTENSION") == "1"
