@@ -42,6 +42,9 @@ cdef enum:
     LONE = 4                   # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
     MOST_LONE = 8              # sums of such vectors at a time
     CACHE_LINE = 64            # bytes
+    ALIASED = 1024             # pixels: cells of planes so far apart share the sets of a first-level cache; of so many
+    ALIASED_DEPTH = 32         # channels they push each other out, and
+    ALIASED_FILTERS = 16       # read them often enough to pay for packing
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
 
 # What a tile does with its sums: store them, as K goes on; add the bias; raise to the lower bound as well; clamp.
@@ -95,7 +98,10 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.kc = ceil_div(b.kc, b.T) * b.T
     b.kc = max(b.kc, 1)
     b.k_blocks = max(ceil_div(b.K, b.kc), 1)
-    b.by_panel = b.flat and few_filters and b.kc > IN_PLACE_DEPTH and b.OCG >= CHUNK_FILTERS
+    b.by_panel = b.flat and few_filters and (
+        (b.kc > IN_PLACE_DEPTH and b.OCG >= CHUNK_FILTERS)
+        or (b.P % ALIASED == 0 and b.kc >= ALIASED_DEPTH and b.OCG >= ALIASED_FILTERS)
+    )
     b.in_place = b.flat and few_filters and not b.by_panel
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells

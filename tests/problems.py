@@ -114,6 +114,7 @@ CASES = [
     Conv("depth-43x9", 1, 43, 4, 5, 9, 3, 3, padding=1),  # 387: blocks end inside a channel
     Conv("depth-86x9-strided", 2, 86, 5, 5, 7, 3, 3, stride=2, padding=1),  # 774
     *(Conv(f"lone-{n}", 1, 43, 1, n, 9, 1, 1, double=n in (49, 50)) for n in (49, 50, 51, 52)),  # past the last vector
+    Conv("flat-32x32", 1, 33, 32, 32, 17, 1, 1),  # planes that alias are packed, a panel of pixels for all filters
     Conv("flat-15x17", 1, 80, 15, 17, 9, 1, 1, double=True),  # planes read in place, in several blocks
     Conv("flat-filters-137", 2, 5, 9, 11, 137, 1, 1),
     Conv("strided-filters-137", 1, 3, 7, 9, 137, 3, 3, stride=2, padding=1),  # enough to be split between threads

@@ -65,6 +65,9 @@ MOST_PLACES = 2048  # >= vectors of such a block
 LONE = 4  # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
 MOST_LONE = 8  # sums of such vectors at a time
 CACHE_LINE = 64  # bytes
+ALIASED = 1024  # pixels: cells of planes so far apart share the sets of a first-level cache; of so many
+ALIASED_DEPTH = 32  # channels they push each other out, and
+ALIASED_FILTERS = 16  # read them often enough to pay for packing
 MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
 TILE_ELEMENTS = MR * NV * VL_FLOAT
 LONE_ELEMENTS = MOST_LONE * VL_FLOAT
@@ -139,7 +142,9 @@ def blocking(geometry, n_threads):
         kc = ceil_div(kc, T) * T
     kc = max(kc, 1)
     k_blocks = max(ceil_div(K, kc), 1)
-    by_panel = int(flat > 0 and few_filters and kc > IN_PLACE_DEPTH and OCG >= CHUNK_FILTERS)
+    deep = kc > IN_PLACE_DEPTH and OCG >= CHUNK_FILTERS
+    aliased = P % ALIASED == 0 and kc >= ALIASED_DEPTH and OCG >= ALIASED_FILTERS
+    by_panel = int(flat > 0 and few_filters and (deep or aliased))
     in_place = int(flat > 0 and few_filters and by_panel == 0)
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
