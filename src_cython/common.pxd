@@ -81,6 +81,26 @@ cdef inline void fill(vec* out, real value) noexcept nogil:
         out[0] = vset_d(value)
 
 
+cdef inline void add_outer(
+    vec* acc,                 # INOUT [MR][NV]
+    const real** at,          # IN   MR places, each with a cell
+    Py_ssize_t cell,          # so far behind it
+    const real* y,            # IN   nv vectors
+    const int nv,             # a constant at each call: acc stays in registers
+) noexcept nogil:
+    """acc[i][j] += at[i][cell] * y[j]."""
+    cdef:
+        vec[NV] x
+        vec factor
+        Py_ssize_t i, j
+    for j in range(nv):
+        x[j] = (<const vec*> y)[j]
+    for i in range(MR):
+        fill(&factor, at[i][cell])
+        for j in range(nv):
+            acc[i * NV + j] = vfma(acc[i * NV + j], factor, x[j])
+
+
 cdef inline real clamp(real value, real low, real high) noexcept nogil:
     """value within [low, high]; NaN stays NaN: both comparisons are false for it."""
     if value < low:

@@ -20,7 +20,7 @@ from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
-    ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vec, vd, vf, vfma, vmax, vmin,
+    add_outer, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vec, vd, vf, vfma, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS, DEPTHS, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_VECTORS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
@@ -1185,13 +1185,14 @@ cdef void conv2d_block(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G]
         Py_ssize_t p_from, pixels, lone, cells, ldc, k_block, k_from, kc, panel, kept, j, q, i, first, filters
-        Py_ssize_t whole, b_step, oc_from = panel_start(b, panel_from)
+        Py_ssize_t whole, b_step, row, oc_from = panel_start(b, panel_from)
         Py_ssize_t pooled_from, pooled_to, row_from, row_to, carried, carry_from, rows_to_carry
         Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
         const real* image = input + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
         const real* a
         const real* x
+        const real* source        # of the cells of a tile
         Py_ssize_t[_KC] depth
         Py_ssize_t[MOST_PLACES + _NV] place      # a last part of a tile reads places for a whole one
         Py_ssize_t[MOST_PLACES] to
@@ -1247,6 +1248,10 @@ cdef void conv2d_block(
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] and not b.pooled_rows)
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < INFINITY else RAISE if low > -INFINITY else SHIFT
+        if b.in_place:
+            source, ldb, b_step = image + k_from * b.P + p_from, b.P, NR
+        else:
+            source, ldb, b_step = b_block, NR, NR * kc
         if kc > 0 and pixels + lone > 0:
             if b.flat:
                 x = image + k_from * b.P + p_from
@@ -1277,11 +1282,7 @@ cdef void conv2d_block(
             if whole and b.by_rows:
                 listed_tile(a, copied, depth, place, kc, map, ldc, to, finish, shifts, _MR, _NV, whole, unused)
             elif whole:
-                if b.in_place:
-                    x, ldb, b_step = image + k_from * b.P + p_from, b.P, NR
-                else:
-                    x, ldb, b_step = b_block, NR, NR * kc
-                whole_tiles(a, x, ldb, b_step, kc, map, ldc, accumulate, finish, shifts, whole, unused)
+                whole_tiles(a, source, ldb, b_step, kc, map, ldc, accumulate, finish, shifts, whole, unused)
             for j in range(whole, ceil_div(cells, NR)):                                    # loop 3: pixels
                 q = j * NR
                 if b.by_rows:
@@ -1290,17 +1291,14 @@ cdef void conv2d_block(
                         min(cells - q, NR) // VL, 1, unused,
                     )
                     continue
-                if not b.in_place:
-                    x, ldb = b_block + q * kc, NR
-                elif q + NR <= cells or cells % VL == 0:
-                    x, ldb = image + k_from * b.P + p_from + q, b.P
-                else:  # nothing past the caller's array may be read
-                    x, ldb = b_block, NR
+                x, row = source + j * b_step, ldb
+                if b.in_place and q + NR > cells and cells % VL:  # nothing past the caller's array may be read
+                    x, row = b_block, NR
                 if b.by_panel:  # no row of the maps is written in one go: the hardware does not fetch it ahead
                     for i in range(filters):
                         prefetch(map + q + i * ldc)
                 some_tile(
-                    a, x, ldb, kc, map + q, ldc, accumulate, finish, shifts, filters, min(cells - q, NR), unused
+                    a, x, row, kc, map + q, ldc, accumulate, finish, shifts, filters, min(cells - q, NR), unused
                 )
             if lone:
                 map = c + kept * ldc + pixels
@@ -1622,19 +1620,11 @@ cdef inline void outer_row(
 ) noexcept nogil:
     # The same registers as `tile_sums`, and MR places that one index moves from, a cell a step. MR rows are too many for the
     # hardware to fetch ahead: each step fetches a line of one of the next tile's.
-    cdef:
-        vec[_NV] x
-        vec cell
-        Py_ssize_t i, j, k, VL = sizeof(vec) // sizeof(real)
+    cdef Py_ssize_t k, VL = sizeof(vec) // sizeof(real)
     while True:
         for k in range(AHEAD):
             prefetch(ahead[k] + column)
-            for j in range(nv):
-                x[j] = (<const vec*> (y + (k * nv + j) * VL))[0]
-            for i in range(_MR):
-                fill(&cell, at[i][column + k])
-                for j in range(nv):
-                    acc[i * _NV + j] = vfma(acc[i * _NV + j], cell, x[j])
+            add_outer(acc, at, column + k, y + k * nv * VL, nv)
             if column + k + 1 == end:
                 return
         y += AHEAD * nv * VL

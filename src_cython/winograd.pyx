@@ -25,7 +25,8 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
     GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED, Operands,
-    VL_FLOAT, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf, vfma, vmax, vmin, vset_d, vset_f,
+    VL_FLOAT, add_outer, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf, vfma, vmax, vmin, vset_d,
+    vset_f,
 )
 from common cimport DEPTHS, MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
@@ -1332,18 +1333,10 @@ cdef inline void outer_sums(
     const int nv,               # a constant at each call
 ) noexcept nogil:
     # The same registers as `tile`; MR pointers move through V together, one tile a step.
-    cdef:
-        vec[_NV] x
-        vec cell
-        Py_ssize_t t = 0, i, j, k, VL = sizeof(vec) // sizeof(real)
+    cdef Py_ssize_t t = 0, k, VL = sizeof(vec) // sizeof(real)
     while True:
         for k in range(DEPTHS):
-            for j in range(nv):
-                x[j] = (<const vec*> (y + (k * _NV + j) * VL))[0]
-            for i in range(_MR):
-                fill(&cell, at[i][t + k * VL])
-                for j in range(nv):
-                    acc[i * _NV + j] = vfma(acc[i * _NV + j], cell, x[j])
+            add_outer(acc, at, t + k * VL, y + k * _NV * VL, nv)
             if tiles == k + 1:
                 return
         y += DEPTHS * _NV * VL

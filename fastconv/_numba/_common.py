@@ -1,6 +1,13 @@
 """What several kernel files use: common.pxd's twin."""
 
 from fastconv._numba._jit import helper, shared
+from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT
+
+# Of a matrix product, MR broadcast cells x NV vectors: MR * NV accumulators, NV vectors and one broadcast must fit into
+# the registers, 16 of them up to AVX2, 32 with AVX-512.
+MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
+# Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core.
+DEPTHS = min(4, VL_DOUBLE)
 
 
 @shared

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import ceil_div, clamp
+from fastconv._numba._common import DEPTHS, MR, NV, ceil_div, clamp
 from fastconv._numba._direct_simd import every_other, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
@@ -35,13 +35,6 @@ from fastconv._problem import (
     GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP,
     GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED,
 )  # fmt: skip
-
-# MR filters x NV vectors of pixels: MR * NV accumulators, NV vectors of pixels and one broadcast must fit into the
-# registers, 16 of them up to AVX2, 32 with AVX-512.
-MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
-
-# Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core.
-DEPTHS = 4
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from; KC rows of an A panel in the
 # first.
@@ -292,7 +285,7 @@ def tile(
         ahead = a + kc * MR * size  # the next panel of filters
         while left > 0:
             rolled()
-            for k in unroll(DEPTHS * MR * 8 // CACHE_LINE):  # in bytes of float64
+            for k in unroll(ceil_div(DEPTHS * MR * 8, CACHE_LINE)):  # in bytes of float64
                 prefetch(ahead + k * CACHE_LINE)
             for k in unroll(DEPTHS):
                 if listed:
@@ -1091,6 +1084,9 @@ def conv2d_block(
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0)
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < np.inf else RAISE if low > -np.inf else SHIFT
+        source, ldb, b_step = b_block, NR, NR * kc  # of the cells of a tile
+        if b.in_place > 0:
+            source, ldb, b_step = image + (k_from * b.P + p_from) * size, b.P, NR
         if kc > 0 and pixels + lone > 0:
             if b.flat > 0:
                 x = image + (k_from * b.P + p_from) * size
@@ -1122,10 +1118,9 @@ def conv2d_block(
                     a, copied, address(depth), places, kc, map, ldc, targets, finish, shift, low, high, MR, NV, whole, dtype,
                 )  # fmt: skip
             elif whole > 0:
-                x, ldb, b_step = b_block, NR, NR * kc
-                if b.in_place > 0:
-                    x, ldb, b_step = image + (k_from * b.P + p_from) * size, b.P, NR
-                whole_tile(a, x, ldb, 0, 0, kc, map, ldc, 0, accumulate, finish, shift, low, high, whole, b_step, dtype)
+                whole_tile(
+                    a, source, ldb, 0, 0, kc, map, ldc, 0, accumulate, finish, shift, low, high, whole, b_step, dtype
+                )
             for j in range(whole, ceil_div(cells, NR)):  # loop 3: pixels
                 q = j * NR
                 there = min(cells - q, NR)
@@ -1135,17 +1130,14 @@ def conv2d_block(
                         finish, shift, low, high, filters, there // VL, 1, dtype,
                     )  # fmt: skip
                     continue
-                if b.in_place == 0:
-                    x, ldb = b_block + q * kc * size, NR
-                elif q + NR <= cells or cells % VL == 0:
-                    x, ldb = image + (k_from * b.P + p_from + q) * size, b.P
-                else:  # nothing past the caller's array may be read
-                    x, ldb = b_block, NR
+                x, row = source + j * b_step * size, ldb
+                if b.in_place > 0 and q + NR > cells and cells % VL > 0:  # nothing past the caller's array may be read
+                    x, row = b_block, NR
                 if b.by_panel > 0:  # no row of the maps is written in one go: the hardware does not fetch it ahead
                     for i in range(filters):
                         prefetch(map + (q + i * ldc) * size)
                 some_tile(
-                    a, x, ldb, kc, map + q * size, ldc, accumulate, finish, shift, low, high, filters, there, dtype
+                    a, x, row, kc, map + q * size, ldc, accumulate, finish, shift, low, high, filters, there, dtype
                 )
             if lone > 0:
                 map = c + (kept * ldc + pixels) * size

@@ -27,7 +27,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import ceil_div, clamp
+from fastconv._numba._common import DEPTHS, MR, NV, ceil_div, clamp
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
@@ -43,13 +43,6 @@ from fastconv._problem import (
     GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED,
 )  # fmt: skip
 from fastconv._problem import WINOGRAD_POINTS as POINTS
-
-# MR tiles x NV vectors of filters: MR * NV accumulators, NV vectors of filters and one broadcast must fit into the
-# registers, 16 of them up to AVX2, 32 with AVX-512.
-MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
-
-# Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core.
-DEPTHS = min(4, VL_DOUBLE)
 
 # V and M of a block stay in the second-level cache, or stream through the third, where U is the larger part.
 MOST_TILES = 32  # of a block
