@@ -73,11 +73,10 @@ class BuildKernels(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self) -> None:
-        stems = [Path(extension.sources[0]).stem for extension in self.extensions]
         with ThreadPoolExecutor(self.parallel) as pool:
             made = dict(zip(STEMS, pool.map(c_source, STEMS), strict=True))
-        for extension, stem in zip(self.extensions, stems, strict=True):
-            extension.sources = [made[stem]]
+        for extension in self.extensions:
+            extension.sources = [made[Path(extension.sources[0]).stem]]
         super().build_extensions()
 
 
