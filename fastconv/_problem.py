@@ -629,10 +629,15 @@ class PoolProblem:
         return cls(N, C, IH, IW, KH, KW, OH, OW, stride_h, stride_w, *pads, dil_h, dil_w, dtype, include, divisor)
 
     @classmethod
-    def of_indices(cls, plane_shape: tuple[int, ...], index_shape: tuple[int, ...], dtype: str) -> PoolProblem:
-        """The problem of an operation that reads indices alone: (N, C, IH, IW) planes, (N, C, OH, OW) indices."""
+    def of_indices(
+        cls, plane_shape: tuple[int, ...], index_shape: tuple[int, ...], dtype: str, window: tuple[int, int] = (1, 1)
+    ) -> PoolProblem:
+        """The problem of an operation that reads indices alone: (N, C, IH, IW) planes, (N, C, OH, OW) indices.
+
+        Where windows of one size lay side by side, ``window`` tells kernels that most likely each holds its index.
+        """
         N, C, IH, IW = plane_shape
-        return cls(N, C, IH, IW, 1, 1, index_shape[2], index_shape[3], 1, 1, 0, 0, 0, 0, 1, 1, dtype)
+        return cls(N, C, IH, IW, *window, index_shape[2], index_shape[3], *window, 0, 0, 0, 0, 1, 1, dtype)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

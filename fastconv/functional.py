@@ -1223,7 +1223,8 @@ def max_unpool2d(
         (IW - 1) * steps[1] - pads[2] - pads[3] + kernel[1],
     )
     plane = _unpooled_plane(function, output_size, x.shape, default, steps)
-    problem = PoolProblem.of_indices((N, C, *plane), (N, C, IH, IW), x.dtype.name)
+    window = kernel if steps == kernel and not any(pads) else (1, 1)
+    problem = PoolProblem.of_indices((N, C, *plane), (N, C, IH, IW), x.dtype.name, window)
     plan = _pool_plan(function, problem, function, backend)
     return _placed(function, plan, x, where).reshape((*x.shape[:-2], *plane))
 

@@ -187,10 +187,11 @@ cdef inline bint put_tiles(
     const int64_t* geometry, vec* like,
 ) noexcept nogil:
     """Where `is_tiling`: each value to its index, 0 elsewhere; False, and any values, if an index lies outside its window."""
-    # From the last vector of a row to its first, so that what runs over the end of the upper row is overwritten, too.
+    # Forwards, as memory likes it: a row's last vector begins early enough to be whole, and repeats what the one before wrote.
+    # A row shorter than a vector runs over its end; the row below overwrites that.
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
-        Py_ssize_t lanes = sizeof(vec) // sizeof(real), blocks = (OW + lanes - 1) // lanes * lanes, whole = OH, oh, ow
+        Py_ssize_t lanes = sizeof(vec) // sizeof(real), whole = OH, oh, ow
         Py_ssize_t cell, window, tile
         real* upper
         real* lower
@@ -199,18 +200,20 @@ cdef inline bint put_tiles(
     if real is float and (IH * IW) >> 31 != 0:
         return False
     spread(&flags, 0)
-    while whole > 0 and ((2 * whole - 1) * IW + 2 * blocks > room or (whole - 1) * OW + blocks > readable):
-        whole -= 1  # the other rows have no space for whole vectors
+    while OW < lanes and whole > 0 and ((2 * whole - 1) * IW + 2 * lanes > room or (whole - 1) * OW + lanes > readable):
+        whole -= 1  # the other rows have no space for a vector
     for oh in range(OH):
         upper = image + 2 * oh * IW
         lower = upper + IW
-        ow = blocks
-        while oh < whole and ow > 0:
-            ow -= lanes
+        ow = 0
+        while oh < whole:
             spread_tiles(
                 &flags, values + oh * OW + ow, indices + oh * OW + ow, upper + 2 * ow, lower + 2 * ow, 2 * (oh * IW + ow), IW,
                 OW - ow,
             )
+            if ow + lanes >= OW:
+                break
+            ow = min(ow + lanes, OW - lanes)
         if oh >= whole:
             for window in range(oh * OW, oh * OW + OW):
                 found = False
@@ -660,6 +663,14 @@ cdef inline void spread_pass(const real* share, real* frame, Py_ssize_t OW, cons
         frame[ow * stride_w] += share[ow]
 
 
+cdef inline void repeat_pass(const real* share, real* frame, Py_ssize_t OW, const Py_ssize_t KW) noexcept nogil:
+    """All columns of windows that lie side by side: frame[ow * KW + kw] = share[ow]."""
+    cdef Py_ssize_t ow, kw
+    for ow in range(OW):
+        for kw in range(KW):
+            frame[ow * KW + kw] = share[ow]
+
+
 cdef void avg_pool2d_backward_task(
     Py_ssize_t task,
     const real[:, :, :, ::1] grad_output,   # IN
@@ -667,7 +678,8 @@ cdef void avg_pool2d_backward_task(
     real* scratch,                          # TMP  spread_size
     const int64_t* geometry,            # IN
 ) noexcept nogil:
-    # A task is a run of planes. A row of gradients is spread along its windows' columns once, then added to their rows.
+    # A task is a run of planes. A row of gradients is spread along its windows' columns once, then added to their rows, or
+    # copied where windows lie one below the other.
     cdef:
         Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
@@ -676,6 +688,8 @@ cdef void avg_pool2d_backward_task(
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
         Py_ssize_t width = (OW - 1) * stride_w + span(KW, dil_w), reach = min(width - pad_left, IW)
         Py_ssize_t plane = task * planes_per_task(geometry), plane_last, oh, ow, ih, iw, kh, kw
+        bint beside = stride_w == KW and dil_w == 1, below = stride_h == KH and dil_h == 1
+        Py_ssize_t met = min(OH * KH - pad_top, IH) if below else 0      # rows that are copied
         real* divisors = scratch
         real* share = divisors + OW
         real* frame = share + OW
@@ -687,21 +701,29 @@ cdef void avg_pool2d_backward_task(
         divisors[ow] = divisor_of_column(ow, geometry, scratch)
     for plane in range(plane, plane_last):
         image = &grad_input[plane // IC, plane % IC, 0, 0]
-        memset(image, 0, IH * IW * sizeof(real))
+        memset(image + met * IW, 0, (IH - met) * IW * sizeof(real))
         for oh in range(OH):
             grads = &grad_output[plane // IC, plane % IC, oh, 0]
             rows = divisor_of_row(oh, geometry, scratch)
             for ow in range(OW):
                 share[ow] = grads[ow] / (rows * divisors[ow])
-            memset(frame, 0, width * sizeof(real))
-            for kw in range(KW):
-                if stride_w == 1:
-                    spread_pass(share, frame + kw * dil_w, OW, 1)
-                else:
-                    spread_pass(share, frame + kw * dil_w, OW, stride_w)
+            if beside and KW == 2:
+                repeat_pass(share, frame, OW, 2)
+            elif beside:
+                repeat_pass(share, frame, OW, KW)
+            else:
+                memset(frame, 0, width * sizeof(real))
+                for kw in range(KW):
+                    if stride_w == 1:
+                        spread_pass(share, frame + kw * dil_w, OW, 1)
+                    else:
+                        spread_pass(share, frame + kw * dil_w, OW, stride_w)
             for kh in range(KH):
                 ih = oh * stride_h - pad_top + kh * dil_h
-                if 0 <= ih < IH:
+                if 0 <= ih < met:
+                    memcpy(image + ih * IW, frame + pad_left, reach * sizeof(real))
+                    memset(image + ih * IW + reach, 0, (IW - reach) * sizeof(real))
+                elif 0 <= ih < IH:
                     for iw in range(reach):
                         image[ih * IW + iw] += frame[pad_left + iw]
 

@@ -140,26 +140,28 @@ def put_tiles(
     dtype,
 ):
     """Where `is_tiling`: each value to its index, 0 elsewhere; False, and any values, if an index lies outside its window."""
-    # From the last vector of a row to its first, so that what runs over the end of the upper row is overwritten, too.
+    # Forwards, as memory likes it: a row's last vector begins early enough to be whole, and repeats what the one before wrote.
+    # A row shorter than a vector runs over its end; the row below overwrites that.
     IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
-    VL, size = lanes(dtype), itemsize(dtype)
-    blocks, whole = (OW + VL - 1) // VL * VL, OH
+    VL, size, whole = lanes(dtype), itemsize(dtype), OH
     outside, flags, zero = False, ramp(0, 0, dtype), dtype.type(0)
     if size == 4 and (IH * IW) >> 31 != 0:
         return False
-    while whole > 0 and ((2 * whole - 1) * IW + 2 * blocks > room or (whole - 1) * OW + blocks > readable):
-        whole -= 1  # the other rows have no space for whole vectors
+    while OW < VL and whole > 0 and ((2 * whole - 1) * IW + 2 * VL > room or (whole - 1) * OW + VL > readable):
+        whole -= 1  # the other rows have no space for a vector
     for oh in range(OH):
         upper = image + 2 * oh * IW * size
         lower = upper + IW * size
-        ow = blocks
-        while oh < whole and ow > 0:
-            ow -= VL
+        ow = 0
+        while oh < whole:
             at = oh * OW + ow
             flags = spread_tiles(
                 flags, values + at * size, indices + at * 8, upper + 2 * ow * size, lower + 2 * ow * size, 2 * (oh * IW + ow), IW,
                 OW - ow, dtype,
             )  # fmt: skip
+            if ow + VL >= OW:
+                break
+            ow = min(ow + VL, OW - VL)
         if oh >= whole:
             for window in range(oh * OW, oh * OW + OW):
                 found = False
@@ -514,6 +516,18 @@ def spread_pass(share, frame, stride_w):
             frame[ow * stride_w] += share[ow]
 
 
+@helper
+def repeat_pass(share, frame, KW):
+    """All columns of windows that lie side by side: frame[ow * KW + kw] = share[ow]."""
+    if KW == 2:
+        for ow in range(share.size):
+            frame[2 * ow] = frame[2 * ow + 1] = share[ow]
+    else:
+        for ow in range(share.size):
+            for kw in range(KW):
+                frame[ow * KW + kw] = share[ow]
+
+
 @shared
 def spread_size(geometry):
     """Elements for the divisors, a row of shares, and that row spread."""
@@ -530,7 +544,8 @@ def avg_pool2d_backward_task(
     workspace: real[::1],  # TMP  spread_size a worker
     geometry: const_int64[::1],  # IN
 ):
-    # A task is a run of planes. A row of gradients is spread along its windows' columns once, then added to their rows.
+    # A task is a run of planes. A row of gradients is spread along its windows' columns once, then added to their rows, or
+    # copied where windows lie one below the other.
     IC, IH, IW = geometry[GEO_IC], geometry[GEO_IH], geometry[GEO_IW]
     KH, KW, OH, OW = geometry[GEO_KH], geometry[GEO_KW], geometry[GEO_OH], geometry[GEO_OW]
     stride_h, stride_w, dil_h, dil_w = (
@@ -540,25 +555,34 @@ def avg_pool2d_backward_task(
     scratch = workspace[worker * size : (worker + 1) * size]
     divisors, share, frame = scratch[:OW], scratch[OW : 2 * OW], scratch[2 * OW :]
     spread = frame[pad_left : pad_left + IW]
+    beside, below = stride_w == KW and dil_w == 1, stride_h == KH and dil_h == 1
+    met = min(OH * KH - pad_top, IH) if below else 0  # rows that are copied
     plane = task * planes_per_task(geometry)
     plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
     for ow in range(OW):
         divisors[ow] = divisor_of_column(ow, geometry, scratch.dtype)
     for plane in range(plane, plane_last):
         image = grad_input[plane // IC, plane % IC]
-        for ih in range(IH):
+        for ih in range(met, IH):
             image[ih] = 0
         for oh in range(OH):
             grads = grad_output[plane // IC, plane % IC, oh]
             rows = divisor_of_row(oh, geometry, scratch.dtype)
             for ow in range(OW):
                 share[ow] = grads[ow] / (rows * divisors[ow])
-            frame[:] = 0
-            for kw in range(KW):
-                spread_pass(share, frame[kw * dil_w :], stride_w)
+            if beside:
+                repeat_pass(share, frame, KW)
+            else:
+                frame[:] = 0
+                for kw in range(KW):
+                    spread_pass(share, frame[kw * dil_w :], stride_w)
             for kh in range(KH):
                 ih = oh * stride_h - pad_top + kh * dil_h
-                if 0 <= ih < IH:
+                if 0 <= ih < met:
+                    row = image[ih]
+                    for iw in range(IW):
+                        row[iw] = spread[iw] if iw < spread.size else 0
+                elif 0 <= ih < IH:
                     row = image[ih]
                     for iw in range(spread.size):
                         row[iw] += spread[iw]
