@@ -14,7 +14,11 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import binding, ir
-from numba.core import cgutils, registry, types
+from numba.core import cgutils, codegen, compiler, registry, types
+from numba.core import ir as numba_ir
+from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.ir_utils import build_definitions
+from numba.core.untyped_passes import IRProcessing
 from numba.extending import intrinsic
 
 from fastconv._numba import _store
@@ -39,13 +43,81 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+class _Part(codegen.JITCodeLibrary):
+    """The code of a function, as Numba leaves it. What a task is made of is linked, optimised and turned into machine code
+    at once; Numba would do all that for every function, and for all that it calls again.
+    """
+
+    codegen = property(lambda self: self)
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Of the function where Numba has compiled it, which it has not."""
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+    def _optimize_functions(self, module: binding.ModuleRef) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def finalize(self) -> None:
+        self._finalized = True
+
+    def _get_module_for_linking(self) -> binding.ModuleRef:
+        """All that the function is made of."""
+        module, seen, left = self._final_module.clone(), {self}, [*self._linking_libraries]
+        while left:
+            library = left.pop()
+            if library not in seen:
+                seen.add(library)
+                is_part = isinstance(library, _Part)
+                module.link_in(library._final_module if is_part else library._get_module_for_linking(), preserve=True)
+                left += library._linking_libraries if is_part else ()
+        for each in module.functions:
+            if not each.is_declaration:
+                each.linkage = "linkonce_odr"
+        return module
+
+
+@register_pass(mutates_CFG=False, analysis_only=False)
+class _LiteralArguments(FunctionPass):
+    """Arguments that are literals are constants: branches that they decide against are pruned, not compiled in vain."""
+
+    _name = "literal_arguments"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        blocks = state.func_ir.blocks
+        for assignment in (each for block in blocks.values() for each in block.find_insts(numba_ir.Assign)):
+            if isinstance(assignment.value, numba_ir.Arg):
+                kind = state.args[assignment.value.index]
+                if isinstance(kind, types.Literal):
+                    assignment.value = numba_ir.Const(kind.literal_value, assignment.loc)
+        state.func_ir._definitions = build_definitions(blocks)
+        return True
+
+
+class _Compiler(compiler.CompilerBase):
+    def __init__(self, typingctx: Any, targetctx: Any, library: Any, *others: Any) -> None:
+        if library is None and not numba.config.BOUNDSCHECK:  # what raises, Numba runs
+            library = _Part(targetctx.codegen(), "part")
+        super().__init__(typingctx, targetctx, library, *others)
+
+    def define_pipelines(self) -> list[Any]:
+        passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.add_pass_after(_LiteralArguments, IRProcessing)
+        passes.finalize()
+        return [passes]
+
+
 def jit(function: Callable[..., Any], inline: str = "never") -> Any:
     """``function`` for other compiled functions to call."""
     # Contraction to FMA yes; NaN, Inf, signed zeros and the order of sums stay as written. Nothing here owns memory, so
     # nothing is counted; Python never calls these functions, so they need no wrappers.
     return numba.njit(
         error_model="numpy", fastmath={"contract"}, _nrt=False,
-        no_cpython_wrapper=True, no_cfunc_wrapper=True, inline=inline,
+        no_cpython_wrapper=True, no_cfunc_wrapper=True, inline=inline, pipeline_class=_Compiler,
     )(function)  # fmt: skip
 
 
@@ -137,7 +209,7 @@ def compile_words(function: Callable[..., None], task: str, dtype: str, file: st
     with _no_garbage_collection():
         compiled.compile(words)
     overload = compiled.overloads[words]
-    module = _alone(overload.library.get_llvm_str(), overload.fndesc.llvm_func_name, name, len(words))
+    module = _alone(overload.library, overload.fndesc.llvm_func_name, name, len(words))
     foreign = [
         each.name
         for each in (*module.functions, *module.global_variables)
@@ -150,7 +222,7 @@ def compile_words(function: Callable[..., None], task: str, dtype: str, file: st
     return _store.keep(_machine().emit_object(module), task, dtype, file)
 
 
-def _alone(source: str, function: str, name: str, n_words: int) -> binding.ModuleRef:
+def _alone(library: Any, function: str, name: str, n_words: int) -> binding.ModuleRef:
     """LLVM module with one visible function ``name`` of ``n_words`` words, which calls Numba's ``function``."""
     own = ir.Module()
     pointer, status = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -160,12 +232,14 @@ def _alone(source: str, function: str, name: str, n_words: int) -> binding.Modul
     places = [builder.bitcast(builder.alloca(pointer), pointer) for _ in range(2)]  # of a result and an exception: none
     builder.call(target, [*places, *entry.args])
     builder.ret_void()
-    module = binding.parse_assembly(source)
+    module = library._get_module_for_linking().clone()
     own.triple, own.data_layout = module.triple, module.data_layout
     module.link_in(binding.parse_assembly(str(own)))
     for each in (*module.functions, *module.global_variables):
         if not each.is_declaration and each.name != name and not each.name.startswith("llvm."):
             each.linkage = "internal"
+    numba_passes, builder = registry.cpu_target.target_context.codegen()._module_pass_manager()
+    numba_passes.run(module, builder)
     passes = binding.create_new_module_pass_manager()
     passes.add_dead_arg_elimination_pass()  # a struct travels as all its fields, of which most functions read a few
     passes.add_global_dead_code_eliminate_pass()
