@@ -27,8 +27,9 @@ from fastconv._numba._pool_simd import even, fold_max, odd, untangle
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch, put,
-    registers, rolled, store, unroll, unrolled, vmax, vmin,
+    rolled, store, vmax, vmin,
 )  # fmt: skip
+from fastconv._numba._straight import straight
 from fastconv._numba._winograd_simd import load_lanes, store_lanes, transpose
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH, GEO_OW,
@@ -64,6 +65,7 @@ ALIASED_FILTERS = 16  # read them often enough to pay for packing
 MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
 TILE_ELEMENTS = MR * NV * VL_FLOAT
 LONE_ELEMENTS = MOST_LONE * VL_FLOAT
+LONE_TURNS, LONE_TURNS_OF_2 = MOST_LONE // LONE_VECTORS, MOST_LONE // (2 * LONE_VECTORS)
 INDEX_BYTES = 8
 PLACES = MOST_PLACES + NV  # a last part of a tile reads places for a whole one
 
@@ -243,6 +245,79 @@ def panel_start(b, panel):
 # ----------------------------------------------------------------------------------------------------- the tile
 
 
+# A tile's sums are [filter][vector of pixels].
+
+
+@straight
+def no_sums(dtype, rows, nv):
+    return [[broadcast(dtype.type(0))] * nv] * rows
+
+
+@straight
+def places_of(place, dtype, nv, listed):
+    return [get(place, j, np.int64) if listed else j * lanes(dtype) for j in range(nv)]
+
+
+@straight
+def add_products(acc, filters, ahead, cells, ldb, depth, at, dtype, depths, listed):
+    size = itemsize(dtype)
+    for k in range(ceil_div(depths * MR * 8, CACHE_LINE)):  # in bytes of float64
+        prefetch(ahead + k * CACHE_LINE)
+    for k in range(depths):
+        row = cells + (get(depth, k, np.int64) if listed else k * ldb) * size
+        x = [load(row, place, dtype) for place in at]
+        for i, sums in enumerate(acc):
+            filter = broadcast(get(filters, k * MR + i, dtype))
+            acc[i] = [fma(filter, cell, total) for cell, total in zip(x, sums, strict=True)]
+    return acc
+
+
+@straight
+def add_rows(acc, c, ldc, dtype):
+    return [[v + load(c, i * ldc + j * lanes(dtype), dtype) for j, v in enumerate(row)] for i, row in enumerate(acc)]
+
+
+@straight
+def add_shifts(acc, bias, dtype):
+    shifts = [broadcast(get(bias, i, dtype)) for i in range(len(acc))]
+    return [[v + shift for v in row] for row, shift in zip(acc, shifts, strict=True)]
+
+
+@straight
+def raise_to(acc, low):
+    least = broadcast(low)
+    return [[vmax(least, v) for v in row] for row in acc]
+
+
+@straight
+def lower_to(acc, high):
+    most = broadcast(high)
+    return [[vmin(most, v) for v in row] for row in acc]
+
+
+@straight
+def store_rows(acc, c, ldc, at):
+    for i, row in enumerate(acc):
+        for j, v in enumerate(row):
+            store(c, i * ldc + at[j], v)
+
+
+@straight
+def store_pooled(acc, c, ldc, bias, low, high, dtype):
+    # Maxima of 2x2 pixels before bias and clamp, which keep order: a quarter of the work. Two filters share a vector.
+    VL, size = lanes(dtype), itemsize(dtype)
+    memory = local(VL_FLOAT, dtype)
+    halves, half = address(memory), VL // 2 * size
+    least, most = broadcast(low), broadcast(high)
+    for i in range(0, len(acc), 2):
+        first, second = fold_max(*acc[i]), fold_max(*acc[i + 1])
+        v = untangle(fold_max(even(first, second), odd(first, second)))
+        store(halves, 0, vmin(most, vmax(least, v + load(bias, i // 2 * VL, dtype))))
+        copy(c + i * ldc * size, halves, half)
+        copy(c + (i + 1) * ldc * size, halves + half, half)
+
+
+@helper
 def tile(
     a,  # IN   [kc][MR] filters
     b,  # IN   vector j of depth k at k * ldb + j * VL, or where
@@ -262,122 +337,97 @@ def tile(
     b_step,  # whose pixels lie so far apart in b
     dtype,
     rows,  # filters and
-    nv,  # vectors of pixels in use; constants of each compiled tile, so that acc stays in registers
+    nv,  # vectors of pixels in use; literals, as are
     listed,  # places are listed
     paired,  # pixels of two rows of the map, one below the other: c are VL / 2 pooled pixels, bias is [MR][VL / 2]
 ):
     # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
     # broadcast filter stay in registers.
     outlined()
-    acc: registers[rows, nv]
-    x: registers[nv]
-    at: registers[nv]
-    VL, size = lanes(dtype), itemsize(dtype)
+    size = itemsize(dtype)
+    next_panel = kc * MR * size  # of filters
     for _ in range(tiles):
         filters, cells, depths, left = a, b, depth, kc
-        for j in unroll(nv):
-            at[j] = j * VL
-            if listed:
-                at[j] = get(place, j, np.int64)
-        for i in unroll(rows):
-            for j in unroll(nv):
-                acc[i, j] = broadcast(dtype.type(0))
-        ahead = a + kc * MR * size  # the next panel of filters
-        while left > 0:
+        acc, at = no_sums(dtype, rows, nv), places_of(place, dtype, nv, listed)
+        while left >= DEPTHS:
             rolled()
-            for k in unroll(ceil_div(DEPTHS * MR * 8, CACHE_LINE)):  # in bytes of float64
-                prefetch(ahead + k * CACHE_LINE)
-            for k in unroll(DEPTHS):
-                if listed:
-                    cells = b + get(depths, k, np.int64) * size
-                for j in unroll(nv):
-                    x[j] = load(cells, at[j], dtype)
-                for i in unroll(rows):
-                    filter = broadcast(get(filters, k * MR + i, dtype))
-                    for j in unroll(nv):
-                        acc[i, j] = fma(filter, x[j], acc[i, j])
-                if not listed:
-                    cells += ldb * size
-                if left == k + 1:
-                    break
+            acc = add_products(acc, filters, filters + next_panel, cells, ldb, depths, at, dtype, DEPTHS, listed)
             filters += DEPTHS * MR * size
-            ahead += DEPTHS * MR * size
             left -= DEPTHS
             if listed:
                 depths += DEPTHS * INDEX_BYTES
+            else:
+                cells += DEPTHS * ldb * size
+        while left > 0:
+            rolled()
+            acc = add_products(acc, filters, filters + next_panel, cells, ldb, depths, at, dtype, 1, listed)
+            filters += MR * size
+            left -= 1
+            if listed:
+                depths += INDEX_BYTES
+            else:
+                cells += ldb * size
         if paired:
-            # Maxima of 2x2 pixels before bias and clamp, which keep order: a quarter of the work. Two filters share a vector.
-            memory = local(VL_FLOAT, dtype)
-            halves, half = address(memory), VL // 2 * size
-            low_v, high_v = broadcast(low), broadcast(high)
-            for i in unroll(rows // 2):
-                first = fold_max(acc[2 * i, 0], acc[2 * i, 1])
-                second = fold_max(acc[2 * i + 1, 0], acc[2 * i + 1, 1])
-                v = untangle(fold_max(even(first, second), odd(first, second)))
-                store(halves, 0, vmin(high_v, vmax(low_v, v + load(bias, i * VL, dtype))))
-                copy(c + 2 * i * ldc * size, halves, half)
-                copy(c + (2 * i + 1) * ldc * size, halves + half, half)
+            store_pooled(acc, c, ldc, bias, low, high, dtype)
         else:
             if accumulate:
-                for i in unroll(rows):
-                    for j in unroll(nv):
-                        acc[i, j] = acc[i, j] + load(c, i * ldc + j * VL, dtype)
+                acc = add_rows(acc, c, ldc, dtype)
             if finish != KEEP:
-                for i in unroll(rows):
-                    shift = broadcast(get(bias, i, dtype))
-                    for j in unroll(nv):
-                        acc[i, j] = acc[i, j] + shift
+                acc = add_shifts(acc, bias, dtype)
             if finish >= RAISE:
-                low_v = broadcast(low)
-                for i in unroll(rows):
-                    for j in unroll(nv):
-                        acc[i, j] = vmax(low_v, acc[i, j])
+                acc = raise_to(acc, low)
             if finish == CLAMP:
-                high_v = broadcast(high)
-                for i in unroll(rows):
-                    for j in unroll(nv):
-                        acc[i, j] = vmin(high_v, acc[i, j])
-            for j in unroll(nv):
-                at[j] = j * VL
-                if listed:
-                    at[j] = get(to, j, np.int64)
-            for i in unroll(rows):
-                for j in unroll(nv):
-                    store(c, i * ldc + at[j], acc[i, j])
+                acc = lower_to(acc, high)
+            store_rows(acc, c, ldc, places_of(to, dtype, nv, listed))
         if listed:
             place += NV * INDEX_BYTES
             to += NV * INDEX_BYTES
         else:
             b += b_step * size
-            c += nv * VL * size
+            c += nv * lanes(dtype) * size
 
 
-whole_tile = helper(unrolled(tile, rows=MR, nv=NV, listed=0, paired=0))
-tile_1 = helper(unrolled(tile, rows=MR, nv=1, listed=0, paired=0))
-tile_2 = helper(unrolled(tile, rows=MR, nv=2, listed=0, paired=0))
-tile_of_2 = helper(unrolled(tile, rows=2, nv=NV, listed=0, paired=0))
-tile_of_4 = helper(unrolled(tile, rows=4, nv=NV, listed=0, paired=0))
-listed_whole = helper(unrolled(tile, rows=MR, nv=NV, listed=1, paired=0))
-listed_1 = helper(unrolled(tile, rows=MR, nv=1, listed=1, paired=0))
-listed_2 = helper(unrolled(tile, rows=MR, nv=2, listed=1, paired=0))
-listed_of_4 = helper(unrolled(tile, rows=4, nv=NV, listed=1, paired=0))
-paired_whole = helper(unrolled(tile, rows=MR, nv=2, listed=1, paired=1))
-paired_of_4 = helper(unrolled(tile, rows=4, nv=2, listed=1, paired=1))
+@helper
+def plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, rows, nv):
+    """A tile whose places are not listed."""
+    tile(
+        a,
+        b,
+        ldb,
+        0,
+        0,
+        kc,
+        c,
+        ldc,
+        0,
+        accumulate,
+        finish,
+        bias,
+        low,
+        high,
+        tiles,
+        b_step,
+        dtype,
+        rows,
+        nv,
+        False,
+        False,
+    )
 
 
 @helper
 def part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, rows, nv, dtype):
     """MR rows of nv vectors, or 2 or 4 rows of NV vectors; what lies outside costs nothing then."""
     if rows == 2:
-        tile_of_2(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
+        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, 2, NV)
     elif rows == 4:
-        tile_of_4(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
+        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, 4, NV)
     elif nv == 1:
-        tile_1(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
+        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, MR, 1)
     elif nv == 2 and NV > 2:
-        tile_2(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
+        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, MR, 2)
     else:
-        whole_tile(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
+        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, MR, NV)
 
 
 @helper
@@ -400,9 +450,8 @@ def edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
 def some_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype):
     """A tile of ``filters`` x ``pixels``, at most MR and NV * VL."""
     VL = lanes(dtype)
-    if pixels == NV * VL and filters == MR:
-        whole_tile(a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, 1, 0, dtype)
-    elif (pixels == NV * VL and (filters == 2 or filters == 4)) or (filters == MR and pixels % VL == 0):
+    few = pixels == NV * VL and (filters == 2 or filters == 4)
+    if few or (filters == MR and pixels % VL == 0):
         part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels // VL, dtype)
     else:
         edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype)
@@ -412,21 +461,26 @@ def some_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
 def listed_tile(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, filters, nv, tiles, dtype):
     """A tile of at most MR filters and NV vectors whose places are listed; a part of one is computed beside c."""
     VL, size = lanes(dtype), itemsize(dtype)
+    no = False
     if filters == MR and nv == NV:
-        listed_whole(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, tiles, 0, dtype)
+        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, tiles, 0, dtype, MR, NV, True, False)
     elif filters == MR and nv == 1:
-        listed_1(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, 1, 0, dtype)
-    elif filters == MR:
-        listed_2(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, 1, 0, dtype)
+        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, tiles, 0, dtype, MR, 1, True, False)
+    elif filters == MR and NV > 2:
+        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, tiles, 0, dtype, MR, 2, True, False)
     else:
         memory, places = local(TILE_ELEMENTS, dtype), local(NV, np.int64)
-        whole, beside = address(memory), address(places)
+        whole, beside, ldw = address(memory), address(places), NV * VL
         for j in range(NV):
             places[j] = j * VL
         if filters <= 4:
-            listed_of_4(a, b, 0, depth, place, kc, whole, NV * VL, beside, False, finish, bias, low, high, 1, 0, dtype)
+            tile(
+                a, b, 0, depth, place, kc, whole, ldw, beside, no, finish, bias, low, high, tiles, 0, dtype, 4, NV, True, False
+            )  # fmt: skip
         else:
-            listed_whole(a, b, 0, depth, place, kc, whole, NV * VL, beside, False, finish, bias, low, high, 1, 0, dtype)
+            tile(
+                a, b, 0, depth, place, kc, whole, ldw, beside, no, finish, bias, low, high, tiles, 0, dtype, MR, NV, True, False
+            )  # fmt: skip
         for i in range(filters):
             for j in range(nv):
                 source = whole + (i * NV + j) * VL * size
@@ -443,61 +497,70 @@ def paired_tile(a, b, depth, place, kc, z, ldz, bias, low, high, filters, column
     part = filters < rows or columns < half
     target, step = whole if part else z, half if part else ldz
     if rows == 4:
-        paired_of_4(a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, 1, 0, dtype)
+        tile(
+            a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, 1, 0, dtype, 4, 2, True, True
+        )  # fmt: skip
     else:
-        paired_whole(a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, 1, 0, dtype)
+        tile(
+            a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, 1, 0, dtype, MR, 2, True, True
+        )  # fmt: skip
     if part:
         for i in range(filters):
             copy(z + i * ldz * size, whole + i * half * size, columns * size)
 
 
+@straight
+def no_lone_sums(dtype, pixels, turns):
+    return [[[broadcast(dtype.type(0))] * LONE_VECTORS] * pixels] * turns
+
+
+@straight
+def add_lone_products(acc, a, x, kc, k, dtype):
+    VL = lanes(dtype)
+    for t, sums in enumerate(acc):
+        for v in range(LONE_VECTORS):
+            at = (t * LONE_VECTORS + v) * VL
+            filters = load(a, k * MR + at, dtype)
+            for p, total in enumerate(sums):
+                total[v] = fma(filters, load(x, (p * kc + k) * MR + at, dtype), total[v])
+    return acc
+
+
+@straight
+def store_lone_sums(acc, sums, dtype):
+    VL = lanes(dtype)
+    for p, total in enumerate(acc[0]):
+        for v in range(LONE_VECTORS):
+            for others in acc[1:]:
+                total[v] = total[v] + others[p][v]
+            store(sums, (p * LONE_VECTORS + v) * VL, total[v])
+
+
+@helper
 def lone_sums(
     a,  # IN   [kc][MR] filters
     x,  # IN   [pixels][kc][MR], each cell MR times
     kc,
     sums,  # OUT  [pixels][LONE_VECTORS * VL]
     dtype,
-    pixels,  # constants: how many, and the sums of each lane that take turns
+    pixels,  # literals: how many, and the sums of each lane that take turns
     turns,
-    vectors,  # LONE_VECTORS
 ):
     # Vectors along filters: a few pixels that are left over would waste most of a tile. LONE_VECTORS of them hold whole
     # depths of a panel, so that a lane belongs to the same filter at every step; several sums take turns, as an addition
     # to the same one would wait for the last.
     outlined()
-    acc: registers[turns, pixels, vectors]
-    VL = lanes(dtype)
-    span = vectors * VL
+    span = LONE_VECTORS * lanes(dtype)
     depths, k = span // MR, 0
-    for t in unroll(turns):
-        for p in unroll(pixels):
-            for v in unroll(vectors):
-                acc[t, p, v] = broadcast(dtype.type(0))
+    acc = no_lone_sums(dtype, pixels, turns)
     while k + turns * depths <= kc:
-        for t in unroll(turns):
-            for v in unroll(vectors):
-                filters = load(a, k * MR + t * span + v * VL, dtype)
-                for p in unroll(pixels):
-                    cells = load(x, (p * kc + k) * MR + t * span + v * VL, dtype)
-                    acc[t, p, v] = fma(filters, cells, acc[t, p, v])
+        acc = add_lone_products(acc, a, x, kc, k, dtype)
         k += turns * depths
-    for t in unroll(turns - 1):
-        for p in unroll(pixels):
-            for v in unroll(vectors):
-                acc[0, p, v] = acc[0, p, v] + acc[t + 1, p, v]
-    for p in unroll(pixels):
-        for v in unroll(vectors):
-            store(sums, p * span + v * VL, acc[0, p, v])
+    store_lone_sums(acc, sums, dtype)
     for p in range(pixels):
         for i in range(k * MR, kc * MR):
             at = p * span + i % MR
             put(sums, at, get(sums, at, dtype) + get(a, i, dtype) * get(x, p * kc * MR + i, dtype))
-
-
-lone_1 = helper(unrolled(lone_sums, pixels=1, turns=MOST_LONE // LONE_VECTORS, vectors=LONE_VECTORS))
-lone_2 = helper(unrolled(lone_sums, pixels=2, turns=MOST_LONE // (2 * LONE_VECTORS), vectors=LONE_VECTORS))
-lone_3 = helper(unrolled(lone_sums, pixels=3, turns=2, vectors=LONE_VECTORS))
-lone_4 = helper(unrolled(lone_sums, pixels=4, turns=2, vectors=LONE_VECTORS))
 
 
 @helper
@@ -521,13 +584,13 @@ def lone_tile(
     memory = local(LONE_ELEMENTS, dtype)
     sums = address(memory)
     if pixels == 1:
-        lone_1(a, x, kc, sums, dtype)
+        lone_sums(a, x, kc, sums, dtype, 1, LONE_TURNS)
     elif pixels == 2:
-        lone_2(a, x, kc, sums, dtype)
-    elif pixels == 3 and LONE_VECTORS == 1:
-        lone_3(a, x, kc, sums, dtype)
+        lone_sums(a, x, kc, sums, dtype, 2, LONE_TURNS_OF_2)
+    elif LONE_VECTORS == 1 and pixels == 3:
+        lone_sums(a, x, kc, sums, dtype, 3, 2)
     elif LONE_VECTORS == 1:
-        lone_4(a, x, kc, sums, dtype)
+        lone_sums(a, x, kc, sums, dtype, 4, 2)
     for i in range(filters):
         for p in range(pixels):
             total = get(c, i * ldc + p, dtype) if accumulate else dtype.type(0)
@@ -641,6 +704,18 @@ def copy_rows(
                 put(target, j, dtype.type(0))
 
 
+@straight
+def listed_places(places, count):
+    return [get(places, j, np.int64) for j in range(count)]
+
+
+@straight
+def copy_vectors(row, source, packed, target, dtype):
+    for there, here in zip(source, target, strict=True):
+        store(packed, here, load(row, there, dtype))
+
+
+@helper
 def pack_panel(
     copied,  # IN
     depth,  # IN   (kc)
@@ -649,23 +724,13 @@ def pack_panel(
     run_from,  # IN   (vectors)
     run_to,  # IN   (vectors)
     dtype,
-    vectors,  # a constant: the places of the runs then stay in registers
+    vectors,  # a literal: the places of the runs then stay in registers
 ):
-    source: registers[vectors]
-    target: registers[vectors]
-    VL, size = lanes(dtype), itemsize(dtype)
-    for j in unroll(vectors):
-        source[j] = run_from[j]
-        target[j] = run_to[j]
+    size = itemsize(dtype)
+    source, target = listed_places(address(run_from), vectors), listed_places(address(run_to), vectors)
     for k in range(kc):
-        row = copied + depth[k] * size
-        for j in unroll(vectors):
-            store(packed, target[j], load(row, source[j], dtype))
-        packed += NV * VL * size
-
-
-pack_panel_2, pack_panel_3 = helper(unrolled(pack_panel, vectors=2)), helper(unrolled(pack_panel, vectors=3))
-pack_panel_4 = helper(unrolled(pack_panel, vectors=4))
+        copy_vectors(copied + depth[k] * size, source, packed, target, dtype)
+        packed += NV * lanes(dtype) * size
 
 
 @helper
@@ -771,11 +836,11 @@ def pack_block(
             done += length
             p += length
         if vectors == 2:
-            pack_panel_2(copied, depth, packed, kc, run_from, run_to, dtype)
+            pack_panel(copied, depth, packed, kc, run_from, run_to, dtype, 2)
         elif vectors == 3:
-            pack_panel_3(copied, depth, packed, kc, run_from, run_to, dtype)
+            pack_panel(copied, depth, packed, kc, run_from, run_to, dtype, 3)
         elif vectors == 4:
-            pack_panel_4(copied, depth, packed, kc, run_from, run_to, dtype)
+            pack_panel(copied, depth, packed, kc, run_from, run_to, dtype, 4)
         else:
             for k in range(kc):
                 for j in range(vectors):
@@ -933,28 +998,22 @@ def packed_weight_size(geometry):
     return int(geometry[GEO_G]) * b.panels * b.K * MR
 
 
+@straight
 def transpose_filters(
     row,  # IN   MR filters, step apart: depth after depth
     step,
     target,  # OUT  [VL][MR], and two elements more where MR is not made of squares
     dtype,
-    quads,  # of filters
 ):
     """VL depths of MR filters, from filter by filter to depth by depth: 4 filters at once."""
     # From the last filters to the first: what a square that holds two of them writes too much is overwritten.
-    z: registers[4]
     quad = 16 // itemsize(dtype)
-    for square in unroll(quads):
-        for j in unroll(4):
-            z[j] = load(row, min((quads - 1 - square) * 4 + j, MR - 1) * step, dtype)
-        z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
-        for j in unroll(4):
-            i = (quads - 1 - square) * 4 + j // quad * quad
+    for first in range(ceil_div(MR, 4) * 4 - 4, -1, -4):
+        z = [load(row, min(first + j, MR - 1) * step, dtype) for j in range(4)]
+        for j, v in enumerate(transpose(*z)):
+            i = first + j // quad * quad
             if i < MR:
-                store_lanes(target, j % quad * MR + i, quad * MR, z[j])
-
-
-transpose_filters = helper(unrolled(transpose_filters, quads=-(-MR // 4)))
+                store_lanes(target, j % quad * MR + i, quad * MR, v)
 
 
 @task
@@ -1118,9 +1177,9 @@ def conv2d_block(
                     a, copied, address(depth), places, kc, map, ldc, targets, finish, shift, low, high, MR, NV, whole, dtype,
                 )  # fmt: skip
             elif whole > 0:
-                whole_tile(
-                    a, source, ldb, 0, 0, kc, map, ldc, 0, accumulate, finish, shift, low, high, whole, b_step, dtype
-                )
+                plain_tile(
+                    a, source, ldb, kc, map, ldc, accumulate, finish, shift, low, high, whole, b_step, dtype, MR, NV
+                )  # fmt: skip
             for j in range(whole, ceil_div(cells, NR)):  # loop 3: pixels
                 q = j * NR
                 there = min(cells - q, NR)
@@ -1349,9 +1408,9 @@ def conv2d_grad_input_task(
         for oc in range(b.OCG):
             copy(packed + oc * NR * size, source + (oc * b.P + p_from) * size, pixels * size)
         for j in range(t.tiles):
-            whole_tile(
-                a + j * b.OCG * MR * size, packed, NR, 0, 0, b.OCG, columns + j * MR * NR * size, NR, 0, False, KEEP,
-                packed, low, high, 1, 0, dtype,
+            plain_tile(
+                a + j * b.OCG * MR * size, packed, NR, b.OCG, columns + j * MR * NR * size, NR, False, KEEP, packed, low, high,
+                1, 0, dtype, MR, NV,
             )  # fmt: skip
         for c in range(channels):
             plane = image + c * IH * IW * size
@@ -1435,6 +1494,15 @@ def conv2d_grad_weight_workspace(geometry, n_workers):
     return max(o.x_elements + o.y_elements + o.kept_elements + n_workers * o.c_elements for o in outers)
 
 
+@straight
+def lay_out_square(source, target, p, P, width, dtype):
+    quad = 16 // itemsize(dtype)
+    z = [load_lanes(source, p + j // quad * quad + j % quad * P, quad * P, dtype) for j in range(4)]
+    for j, v in enumerate(transpose(*z)):
+        store(target, (p + j) * width, v)
+
+
+@helper
 def lay_out(
     source,  # IN   VL planes of P pixels, or fewer
     target,  # OUT  [P][width]
@@ -1445,23 +1513,13 @@ def lay_out(
 ):
     """Pixels of VL filters: 4 at once, then one by one."""
     outlined()
-    z: registers[4]
-    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
-    quad = 16 // size
+    VL, zero = lanes(dtype), dtype.type(0)
     squares = P // 4 if planes == VL else 0
     for square in range(squares):
-        p = square * 4
-        for j in unroll(4):
-            z[j] = load_lanes(source, p + j // quad * quad + j % quad * P, quad * P, dtype)
-        z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
-        for j in unroll(4):
-            store(target, (p + j) * width, z[j])
+        lay_out_square(source, target, square * 4, P, width, dtype)
     for p in range(squares * 4, P):
         for j in range(VL):
             put(target, p * width + j, get(source, j * P + p, dtype) if j < planes else zero)
-
-
-lay_out = helper(unrolled(lay_out))
 
 
 @task
@@ -1500,6 +1558,24 @@ def lay_out_task(
         lay_out(source, target, min(b.OCG - oc, VL), b.P, width, dtype)
 
 
+@straight
+def add_outer_products(acc, cells, moved, y, dtype, count):
+    nv = len(acc[0])
+    for k in range(count):
+        x = [load(y, (k * nv + j) * lanes(dtype), dtype) for j in range(nv)]
+        for i, sums in enumerate(acc):
+            cell = broadcast(get(cells[i], moved + k, dtype))
+            acc[i] = [fma(cell, filters, total) for filters, total in zip(x, sums, strict=True)]
+    return acc
+
+
+@straight
+def prefetch_ahead(ahead, moved, dtype):
+    for k in range(AHEAD):
+        prefetch(get(ahead, k, np.int64) + moved * itemsize(dtype))
+
+
+@helper
 def outer_tile(
     cells,  # IN   MR places in the copied input: the first pixel's cell of MR rows of K
     ahead,  # IN   AHEAD places that the next tile reads
@@ -1514,46 +1590,36 @@ def outer_tile(
     c,  # IN/OUT  MR rows of filters, ldc apart
     ldc,
     dtype,
-    nv,  # a constant of each compiled tile
+    nv,  # a literal
 ):
     # The same registers as `tile`, and MR places that one index moves from, a cell a step. MR rows are too many for the
     # hardware to fetch ahead: each step fetches a line of one of the next tile's.
     outlined()
-    acc: registers[MR, nv]
-    x: registers[nv]
-    at: registers[MR]
     VL, size = lanes(dtype), itemsize(dtype)
-    for i in unroll(MR):
-        at[i] = cells[i]
-        for j in unroll(nv):
-            acc[i, j] = broadcast(dtype.type(0))
+    acc, at = no_sums(dtype, MR, nv), listed_places(cells, MR)
     for image in range(images):
         for row in range(rows):
             moved = image * x_image + row * x_step
             yy = y + (image * y_image + row * y_step) * size
             left = columns
-            while left > 0:
+            while left >= AHEAD:
                 rolled()
-                for k in unroll(AHEAD):
-                    prefetch(ahead[k] + moved * size)
-                    for j in unroll(nv):
-                        x[j] = load(yy, (k * nv + j) * VL, dtype)
-                    for i in unroll(MR):
-                        cell = broadcast(get(at[i], moved + k, dtype))
-                        for j in unroll(nv):
-                            acc[i, j] = fma(cell, x[j], acc[i, j])
-                    if left == k + 1:
-                        break
+                prefetch_ahead(ahead, moved, dtype)
+                acc = add_outer_products(acc, at, moved, yy, dtype, AHEAD)
                 yy += AHEAD * nv * VL * size
                 moved += AHEAD
                 left -= AHEAD
-    for i in unroll(MR):
-        for j in unroll(nv):
-            store(c, i * ldc + j * VL, load(c, i * ldc + j * VL, dtype) + acc[i, j])
-
-
-outer_tile_1, outer_tile_2 = helper(unrolled(outer_tile, nv=1)), helper(unrolled(outer_tile, nv=2))
-outer_tile_NV = outer_tile_2 if NV == 2 else helper(unrolled(outer_tile, nv=NV))
+            line = ahead
+            while left > 0:
+                rolled()
+                prefetch(get(line, 0, np.int64) + moved * size)
+                acc = add_outer_products(acc, at, moved, yy, dtype, 1)
+                yy += nv * VL * size
+                line += INDEX_BYTES
+                moved += 1
+                left -= 1
+    acc = add_rows(acc, c, ldc, dtype)
+    store_rows(acc, c, ldc, places_of(c, dtype, nv, False))
 
 
 @task
@@ -1585,7 +1651,8 @@ def conv2d_grad_weight_task(
         copied = address(input) + chunk * o.images * x_image * size
     block = turned + (o.y_elements + (task if o.kept_elements > 0 else worker) * o.c_elements) * size
     # places: of each row's first cell in an image
-    cells, ahead, places = local(MR, np.int64), local(AHEAD, np.int64), local(TASK_ROWS, np.int64)
+    cell_places, line_places, places = local(MR, np.int64), local(AHEAD, np.int64), local(TASK_ROWS, np.int64)
+    cells, ahead = address(cell_places), address(line_places)
 
     if chunk == 0:
         clear(block, o.c_elements * size)
@@ -1612,22 +1679,61 @@ def conv2d_grad_weight_task(
                     y_step = o.OW * width
                     for tile_index in range(ceil_div(rows_of_k, MR)):  # tiles of MR rows of K
                         for i in range(MR):
-                            cells[i] = x + (places[tile_index * MR + i] + oh * x_step + ow) * size
+                            cell_places[i] = x + (places[tile_index * MR + i] + oh * x_step + ow) * size
                         for i in range(AHEAD):
                             k = min((tile_index + 1) * MR + i % MR, TASK_ROWS - 1)
-                            ahead[i] = x + (places[k] + oh * x_step + ow) * size
+                            line_places[i] = x + (places[k] + oh * x_step + ow) * size
                         c = block + (tile_index * MR * ldc + (panel - panel_from) * NR) * size
                         if width == NR:
-                            outer_tile_NV(
-                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
+                            outer_tile(
+                                cells,
+                                ahead,
+                                y,
+                                images,
+                                rows,
+                                columns,
+                                x_image,
+                                x_step,
+                                y_image,
+                                y_step,
+                                c,
+                                ldc,
+                                dtype,
+                                NV,
                             )
                         elif width == VL:
-                            outer_tile_1(
-                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
+                            outer_tile(
+                                cells,
+                                ahead,
+                                y,
+                                images,
+                                rows,
+                                columns,
+                                x_image,
+                                x_step,
+                                y_image,
+                                y_step,
+                                c,
+                                ldc,
+                                dtype,
+                                1,
                             )
                         else:
-                            outer_tile_2(
-                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype
+                            outer_tile(
+                                cells,
+                                ahead,
+                                y,
+                                images,
+                                rows,
+                                columns,
+                                x_image,
+                                x_step,
+                                y_image,
+                                y_step,
+                                c,
+                                ldc,
+                                dtype,
+                                2,
                             )
     if chunk < o.chunks - 1 or b.T == 0:
         return
