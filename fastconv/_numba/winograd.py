@@ -33,8 +33,9 @@ from fastconv._numba._lanes import store_filters
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch,
-    put, registers, rolled, store, unroll, unrolled, vmax, vmin,
+    put, rolled, store, vmax, vmin,
 )  # fmt: skip
+from fastconv._numba._straight import straight
 from fastconv._numba._winograd_simd import (
     any_nan, high, load_lanes, load_twos, low, store_lanes, store_twos, transpose,
 )  # fmt: skip
@@ -62,12 +63,7 @@ FOUR_KERNELS = 4 * MOST_TAPS  # of those of 4 channels
 # --------------------------------------------------------------------------------------- one-dimensional transforms
 
 # Points come in pairs, so B^T, A^T and G split into even and odd parts. With h = T / 2 - 1 pairs of points p_i, everything
-# follows from the polynomials prod (x^2 - p_l^2) over all l, and over all but one. Tables are flat, and T, m and
-# r = T - m + 1 are constants of each compiled transform: coefficients become constants too.
-
-
-def filled(values, count):
-    return [*values, *[0.0] * count][:count]
+# follows from the polynomials prod (x^2 - p_l^2) over all l, and over all but one.
 
 
 def squares(T, without=-1):
@@ -85,126 +81,112 @@ def scale(T, i):
     return 1 / (2 * square * np.prod([square - other for other in squares(T, i)]))
 
 
-EXTENTS, PAIRS = range(9), range(3)
-POINT = tuple(p for T in EXTENTS for p in filled(POINTS.get(T - 2, ()), 3))
-POWER = tuple(p**k for T in EXTENTS for p in filled(POINTS.get(T - 2, ()), 3) for k in range(6))
-ALL_PAIRS = tuple(c for T in EXTENTS for c in filled(monic(squares(T)), 4))
-OTHER_PAIRS = tuple(c for T in EXTENTS for i in PAIRS for c in filled(monic(squares(T, i)), 4))
-SCALE_0 = tuple(1 / monic(squares(T))[0] for T in EXTENTS)
-SCALE = tuple(float(scale(T, i)) if i < len(squares(T)) else 0.0 for T in EXTENTS for i in PAIRS)
+EXTENTS = [m + 2 for m in POINTS]
+PAIRS = {T: range(len(POINTS[T - 2])) for T in EXTENTS}
+POINT = {T: POINTS[T - 2] for T in EXTENTS}
+POWER = {T: [[p**k for k in range(6)] for p in POINTS[T - 2]] for T in EXTENTS}
+ALL_PAIRS = {T: monic(squares(T)) for T in EXTENTS}
+OTHER_PAIRS = {T: [monic(squares(T, i)) for i in PAIRS[T]] for T in EXTENTS}
+SCALE_0 = {T: 1 / monic(squares(T))[0] for T in EXTENTS}
+SCALE = {T: [float(scale(T, i)) for i in PAIRS[T]] for T in EXTENTS}
 
 
+# T, m and r are literals, so that coefficients are constants of the machine code.
+@straight
 def input_1d(cells, step, out, out_step, dtype, T):
     """out = B^T cells: T vectors, ``step`` bytes apart."""
-    x: registers[8]
-    for i in unroll(T):
-        x[i] = load(cells + i * step, 0, dtype)
-    even = x[T - 2]
-    odd = x[T - 1]
-    for k in unroll(T // 2 - 1):
-        c = broadcast(dtype.type(ALL_PAIRS[T * 4 + T // 2 - 2 - k]))
-        even = fma(c, x[2 * (T // 2 - 2 - k)], even)
-        odd = fma(c, x[2 * (T // 2 - 2 - k) + 1], odd)
+    x = [load(cells + i * step, 0, dtype) for i in range(T)]
+    even, odd = x[T - 2], x[T - 1]
+    for k in range(T // 2 - 2, -1, -1):
+        c = broadcast(dtype.type(ALL_PAIRS[T][k]))
+        even, odd = fma(c, x[2 * k], even), fma(c, x[2 * k + 1], odd)
     store(out, 0, even)
     store(out + (T - 1) * out_step, 0, odd)
-    for i in unroll(T // 2 - 1):
-        even = x[T - 2]
-        odd = x[T - 3]
-        for k in unroll(T // 2 - 2):
-            c = broadcast(dtype.type(OTHER_PAIRS[(T * 3 + i) * 4 + T // 2 - 3 - k]))
-            even = fma(c, x[2 * (T // 2 - 3 - k) + 2], even)
-            odd = fma(c, x[2 * (T // 2 - 3 - k) + 1], odd)
-        store(out + (2 * i + 1) * out_step, 0, fma(broadcast(dtype.type(POINT[T * 3 + i])), odd, even))
-        store(out + (2 * i + 2) * out_step, 0, fma(broadcast(dtype.type(-POINT[T * 3 + i])), odd, even))
+    for i in PAIRS[T]:
+        even, odd = x[T - 2], x[T - 3]
+        for k in range(T // 2 - 3, -1, -1):
+            c = broadcast(dtype.type(OTHER_PAIRS[T][i][k]))
+            even, odd = fma(c, x[2 * k + 2], even), fma(c, x[2 * k + 1], odd)
+        store(out + (2 * i + 1) * out_step, 0, fma(broadcast(dtype.type(POINT[T][i])), odd, even))
+        store(out + (2 * i + 2) * out_step, 0, fma(broadcast(dtype.type(-POINT[T][i])), odd, even))
 
 
+@straight
 def output_1d(cells, step, out, out_step, dtype, T, m):
     """out = A^T cells: m vectors from T."""
-    term: registers[2, 3]
-    for i in unroll(T // 2 - 1):
+    sums, differences = [], []
+    for i in PAIRS[T]:
         plus = load(cells + (2 * i + 1) * step, 0, dtype)
         minus = load(cells + (2 * i + 2) * step, 0, dtype)
-        term[0, i] = plus + minus
-        term[1, i] = plus - minus
-    total = load(cells, 0, dtype) + term[0, 0]
-    for i in unroll(T // 2 - 2):
-        total = total + term[0, i + 1]
+        sums.append(plus + minus)
+        differences.append(plus - minus)
+    total = load(cells, 0, dtype)
+    for term in sums:
+        total = total + term
     store(out, 0, total)
-    for k in unroll(m - 2):
-        total = broadcast(dtype.type(POWER[T * 18 + k + 1])) * term[(k + 1) % 2, 0]
-        for i in unroll(T // 2 - 2):
-            total = fma(broadcast(dtype.type(POWER[T * 18 + (i + 1) * 6 + k + 1])), term[(k + 1) % 2, i + 1], total)
-        store(out + (k + 1) * out_step, 0, total)
+    for k in range(1, m - 1):
+        terms = differences if k % 2 else sums
+        total = broadcast(dtype.type(POWER[T][0][k])) * terms[0]
+        for i in PAIRS[T][1:]:
+            total = fma(broadcast(dtype.type(POWER[T][i][k])), terms[i], total)
+        store(out + k * out_step, 0, total)
     total = load(cells + (T - 1) * step, 0, dtype)
-    for i in unroll(T // 2 - 1):
-        total = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + m - 1])), term[1, i], total)
+    for i in PAIRS[T]:
+        total = fma(broadcast(dtype.type(POWER[T][i][m - 1])), differences[i], total)
     store(out + (m - 1) * out_step, 0, total)
 
 
+@straight
 def weight_1d(cells, step, out, out_step, dtype, T, r):
     """out = G cells: T vectors from r."""
-    x: registers[5]
-    for k in unroll(r):
-        x[k] = load(cells + k * step, 0, dtype)
+    x = [load(cells + k * step, 0, dtype) for k in range(r)]
     store(out, 0, broadcast(dtype.type(SCALE_0[T])) * x[0])
-    for i in unroll(T // 2 - 1):
-        even = x[0]
-        odd = x[1]
-        for k in unroll(r // 2):
-            even = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2 * k + 2])), x[2 * k + 2], even)
-        for k in unroll(r // 2 - 1):
-            odd = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2 * k + 2])), x[2 * k + 3], odd)
-        even = broadcast(dtype.type(SCALE[T * 3 + i])) * even
-        c = dtype.type(POINT[T * 3 + i] * SCALE[T * 3 + i])
+    for i in PAIRS[T]:
+        even, odd = x[0], x[1]
+        for k in range(2, r, 2):
+            even = fma(broadcast(dtype.type(POWER[T][i][k])), x[k], even)
+        for k in range(3, r, 2):
+            odd = fma(broadcast(dtype.type(POWER[T][i][k - 1])), x[k], odd)
+        even = broadcast(dtype.type(SCALE[T][i])) * even
+        c = dtype.type(POINT[T][i] * SCALE[T][i])
         store(out + (2 * i + 1) * out_step, 0, fma(broadcast(c), odd, even))
         store(out + (2 * i + 2) * out_step, 0, fma(broadcast(-c), odd, even))
     store(out + (T - 1) * out_step, 0, x[r - 1])
 
 
+@straight
 def grad_output_1d(cells, step, out, out_step, dtype, T):
     """out = A cells: T vectors from m = T - 2."""
-    x: registers[6]
-    for k in unroll(T - 2):
-        x[k] = load(cells + k * step, 0, dtype)
+    x = [load(cells + k * step, 0, dtype) for k in range(T - 2)]
     store(out, 0, x[0])
     store(out + (T - 1) * out_step, 0, x[T - 3])
-    for i in unroll(T // 2 - 1):
+    for i in PAIRS[T]:
         even = x[0]
-        odd = broadcast(dtype.type(POINT[T * 3 + i])) * x[1]
-        for k in unroll(T // 2 - 2):
-            even = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2 * k + 2])), x[2 * k + 2], even)
-            odd = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2 * k + 3])), x[2 * k + 3], odd)
+        odd = broadcast(dtype.type(POINT[T][i])) * x[1]
+        for k in range(2, T - 2, 2):
+            even = fma(broadcast(dtype.type(POWER[T][i][k])), x[k], even)
+            odd = fma(broadcast(dtype.type(POWER[T][i][k + 1])), x[k + 1], odd)
         store(out + (2 * i + 1) * out_step, 0, even + odd)
         store(out + (2 * i + 2) * out_step, 0, even - odd)
 
 
+@straight
 def grad_weight_1d(cells, step, out, out_step, dtype, T):
     """out = G^T cells: 3 vectors from T."""
     x0 = broadcast(dtype.type(SCALE_0[T])) * load(cells, 0, dtype)
     x1 = broadcast(dtype.type(0))
     x2 = load(cells + (T - 1) * step, 0, dtype)
-    for i in unroll(T // 2 - 1):
+    for i in PAIRS[T]:
         plus = load(cells + (2 * i + 1) * step, 0, dtype)
         minus = load(cells + (2 * i + 2) * step, 0, dtype)
-        total = broadcast(dtype.type(SCALE[T * 3 + i])) * (plus + minus)
+        total = broadcast(dtype.type(SCALE[T][i])) * (plus + minus)
         x0 = x0 + total
-        x1 = fma(broadcast(dtype.type(POINT[T * 3 + i] * SCALE[T * 3 + i])), plus - minus, x1)
-        x2 = fma(broadcast(dtype.type(POWER[T * 18 + i * 6 + 2])), total, x2)
+        x1 = fma(broadcast(dtype.type(POINT[T][i] * SCALE[T][i])), plus - minus, x1)
+        x2 = fma(broadcast(dtype.type(POWER[T][i][2])), total, x2)
     store(out, 0, x0)
     store(out + out_step, 0, x1)
     store(out + 2 * out_step, 0, x2)
 
-
-# T; T and m; T and r. In an unrolled function ``input_1d: registers[8]`` makes input_1d[T] the name of one of these.
-input_1d_4, input_1d_6, input_1d_8 = (helper(unrolled(input_1d, T=T)) for T in (4, 6, 8))
-output_1d_4_2, output_1d_6_4, output_1d_8_6, output_1d_6_2 = (
-    helper(unrolled(output_1d, T=T, m=m)) for T, m in ((4, 2), (6, 4), (8, 6), (6, 2))
-)  # fmt: skip
-weight_1d_4_3, weight_1d_6_3, weight_1d_8_3, weight_1d_6_5 = (
-    helper(unrolled(weight_1d, T=T, r=r)) for T, r in ((4, 3), (6, 3), (8, 3), (6, 5))
-)  # fmt: skip
-grad_output_1d_4, grad_output_1d_6, grad_output_1d_8 = (helper(unrolled(grad_output_1d, T=T)) for T in (4, 6, 8))
-grad_weight_1d_4, grad_weight_1d_6, grad_weight_1d_8 = (helper(unrolled(grad_weight_1d, T=T)) for T in (4, 6, 8))
 
 # ---------------------------------------------------------------------------------------------------------- blocking
 
@@ -303,6 +285,15 @@ def plan(geometry, itemsize=4):
 # ------------------------------------------------------------------------------------------------- input transform
 
 
+@straight
+def turn_square(source, target, p, plane, dtype):
+    VL, quad = lanes(dtype), 16 // itemsize(dtype)
+    z = [load_lanes(source, p + j // quad * quad + j % quad * plane, quad * plane, dtype) for j in range(4)]
+    for j, v in enumerate(transpose(*z)):
+        store(target, (p + j) * VL, v)
+
+
+@helper
 def copy_rows(
     image,  # IN   VL planes, or fewer
     copied,  # OUT  [height][width][VL]
@@ -320,9 +311,7 @@ def copy_rows(
 ):
     """The cells of a window on the planes, planes last; zero outside 0 .. row_end, 0 .. column_end."""
     outlined()
-    z: registers[4]
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
-    quad = 16 // size
     first = min(max(-left, 0), width)
     last = min(max(column_end - left, first), width)
     for row in range(height):
@@ -337,11 +326,7 @@ def copy_rows(
         if planes == VL and last - first >= 4:
             p = first
             while True:  # the last four overlap those before
-                for j in unroll(4):
-                    z[j] = load_lanes(source, p + j // quad * quad + j % quad * plane, quad * plane, dtype)
-                z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
-                for j in unroll(4):
-                    store(target, (p + j) * VL, z[j])
+                turn_square(source, target, p, plane, dtype)
                 if p == last - 4:
                     break
                 p = min(p + 4, last - 4)
@@ -353,9 +338,7 @@ def copy_rows(
                     put(target, p * VL + c, zero)
 
 
-copy_rows = helper(unrolled(copy_rows))
-
-
+@helper
 def transform_input(
     copied,  # IN   first column of the phase
     v,  # OUT  [xi][...][tile][VL], first tile
@@ -366,7 +349,6 @@ def transform_input(
     T,
 ):
     outlined()
-    input_1d: registers[8]
     size = itemsize(dtype)
     vector, S, m = lanes(dtype) * size, b.spacing, b.m
     width, step = (at.columns * m + b.r - 1) * S * vector, v_step * size
@@ -377,14 +359,11 @@ def transform_input(
             source = copied + row * m * width + column * m * S * vector
             for i in range(T):
                 rolled()
-                input_1d[T](source + i * S * vector, width, half + i * vector, T * vector, dtype)
+                input_1d(source + i * S * vector, width, half + i * vector, T * vector, dtype, T)
             for i in range(T):
                 rolled()
-                input_1d[T](half + i * T * vector, vector, v + i * T * step, step, dtype)
+                input_1d(half + i * T * vector, vector, v + i * T * step, step, dtype, T)
             v += vector
-
-
-transform_input_4, transform_input_6, transform_input_8 = (helper(unrolled(transform_input, T=T)) for T in (4, 6, 8))
 
 
 @helper
@@ -460,17 +439,42 @@ def input_block(
         for column in range(b.spacing):
             first = copied + column * VL * size
             if b.T == 4:
-                transform_input_4(first, v, v_step, at, b, dtype)
+                transform_input(first, v, v_step, at, b, dtype, 4)
             elif b.T == 6:
-                transform_input_6(first, v, v_step, at, b, dtype)
+                transform_input(first, v, v_step, at, b, dtype, 6)
             else:
-                transform_input_8(first, v, v_step, at, b, dtype)
+                transform_input(first, v, v_step, at, b, dtype, 8)
             v += b.image_blocks * b.tiles * VL * size
 
 
 # ------------------------------------------------------------------------------------------------- matrix product
 
 
+@straight
+def no_sums(dtype, rows, nv):
+    return [[broadcast(dtype.type(0))] * nv] * rows
+
+
+@straight
+def add_products(acc, cells, u, ahead, dtype):
+    VL = lanes(dtype)
+    for k in range(DEPTHS):
+        x = [load(u, (k * NV + j) * VL, dtype) for j in range(len(acc[0]))]
+        for i, sums in enumerate(acc):
+            cell = broadcast(get(cells, i * VL + k, dtype))
+            acc[i] = [fma(cell, filters, total) for filters, total in zip(x, sums, strict=True)]
+        prefetch(u + ahead + k * NV * VL * itemsize(dtype))
+    return acc
+
+
+@straight
+def store_sums(acc, c, ldc, dtype):
+    for i, sums in enumerate(acc):
+        for j, v in enumerate(sums):
+            store(c, i * ldc + j * lanes(dtype), v)
+
+
+@helper
 def tile(
     v,  # IN   [blocks][tile][VL], ``step`` bytes from block to block
     u,  # IN   [blocks * VL][NV * VL]
@@ -480,53 +484,43 @@ def tile(
     c,  # OUT  [tile][NV * VL]
     dtype,
     rows,  # tiles, and
-    nv,  # vectors of filters: constants of each compiled tile, so that acc stays in registers
+    nv,  # vectors of filters: literals
 ):
     # MR * NV independent FMA chains hide the latency of each; every accumulator, the vectors of filters and one
     # broadcast cell stay in registers.
     outlined()
-    acc: registers[MR, NV]
-    x: registers[NV]
     VL, size = lanes(dtype), itemsize(dtype)
-    for i in unroll(rows):
-        for j in unroll(nv):
-            acc[i, j] = broadcast(dtype.type(0))
+    acc = no_sums(dtype, rows, nv)
     for _ in range(blocks):
         cells = v
         for _ in range(VL // DEPTHS):
             rolled()
-            for k in unroll(DEPTHS):
-                for j in unroll(nv):
-                    x[j] = load(u, (k * NV + j) * VL, dtype)
-                for i in unroll(rows):
-                    cell = broadcast(get(cells, i * VL + k, dtype))
-                    for j in unroll(nv):
-                        acc[i, j] = fma(cell, x[j], acc[i, j])
-                prefetch(u + ahead + k * NV * VL * size)
+            acc = add_products(acc, cells, u, ahead, dtype)
             cells += DEPTHS * size
             u += DEPTHS * NV * VL * size
         v += step
-    for i in unroll(rows):
-        for j in unroll(nv):
-            store(c, (i * NV + j) * VL, acc[i, j])
+    store_sums(acc, c, NV * VL, dtype)
 
 
-# tiles_<rows>_<nv>
-globals().update(
-    {f"tiles_{i + 1}_{j + 1}": helper(unrolled(tile, rows=i + 1, nv=j + 1)) for i in range(MR) for j in range(NV)}
-)
-
-
-def tile_of(v, u, blocks, step, ahead, c, rows, nv, dtype):
-    """`tile` with its extents as constants."""
-    tiles: registers[MR, NV]
-    for i in unroll(MR):
-        for j in unroll(NV):
-            if rows == i + 1 and nv == j + 1:
-                tiles[i + 1, j + 1](v, u, blocks, step, ahead, c, dtype)
-
-
-tile_of = helper(unrolled(tile_of))
+@helper
+def tile_of(v, u, blocks, step, ahead, c, dtype, rows, nv):
+    """`tile` with its rows as a literal."""
+    if rows == 1:
+        tile(v, u, blocks, step, ahead, c, dtype, 1, nv)
+    elif rows == 2:
+        tile(v, u, blocks, step, ahead, c, dtype, 2, nv)
+    elif rows == 3:
+        tile(v, u, blocks, step, ahead, c, dtype, 3, nv)
+    elif rows == 4:
+        tile(v, u, blocks, step, ahead, c, dtype, 4, nv)
+    elif rows == 5:
+        tile(v, u, blocks, step, ahead, c, dtype, 5, nv)
+    elif MR == 6 or rows == 6:
+        tile(v, u, blocks, step, ahead, c, dtype, 6, nv)
+    elif rows == 7:
+        tile(v, u, blocks, step, ahead, c, dtype, 7, nv)
+    else:
+        tile(v, u, blocks, step, ahead, c, dtype, 8, nv)
 
 
 @helper
@@ -552,9 +546,13 @@ def multiply(
         t = 0
         for group in range(groups):  # loop 4: tiles
             rows = tiles // groups + (1 if group < tiles % groups else 0)
-            tile_of(
-                v + t * VL * size, filters, b.channel_blocks, step, ahead, target + t * NR * size, rows, nv, dtype
-            )  # fmt: skip
+            cells, sums = v + t * VL * size, target + t * NR * size
+            if nv == 1:
+                tile_of(cells, filters, b.channel_blocks, step, ahead, sums, dtype, rows, 1)
+            elif NV == 2 or nv == 2:
+                tile_of(cells, filters, b.channel_blocks, step, ahead, sums, dtype, rows, 2)
+            else:
+                tile_of(cells, filters, b.channel_blocks, step, ahead, sums, dtype, rows, 3)
             t += rows
 
 
@@ -598,40 +596,41 @@ def sum_again(
                 put(y, (i * m + j) * VL + oc, total)
 
 
+@straight
+def store_row(cells, row, plane, accumulate, shift, least, most, dtype, m):
+    """m vectors of filters as a row of m pixels of each: 4 at once, and 2."""
+    VL, quad = lanes(dtype), 16 // itemsize(dtype)
+    z = [load(cells, j * VL, dtype) + shift for j in range(m)]
+    for q in range(0, m - 3, 4):
+        for j, v in enumerate(transpose(*z[q : q + 4])):
+            offset = q + j // quad * quad + j % quad * plane
+            if accumulate:
+                v = v + load_lanes(row, offset, quad * plane, dtype)
+            store_lanes(row, offset, quad * plane, vmin(most, vmax(least, v)))
+    if m % 4 == 2:
+        for j, v in enumerate((low(z[m - 2], z[m - 1]), high(z[m - 2], z[m - 1]))):
+            offset = m - 2 + j * (quad // 2) * plane
+            if accumulate:
+                v = v + load_twos(row, offset, plane, dtype)
+            store_twos(row, offset, plane, vmin(most, vmax(least, v)))
+
+
+@helper
 def store_whole(y, out, plane, OW, accumulate, shift, least, most, dtype, m):
-    """The epilogue of a whole tile of VL filters, turned to rows of pixels: 4 at once, and 2."""
+    """The epilogue of a whole tile of VL filters, turned to rows of pixels."""
     outlined()
-    z: registers[4]
-    VL, size = lanes(dtype), itemsize(dtype)
-    quad = 16 // size
+    size = itemsize(dtype)
     for i in range(m):
         rolled()
-        cells = y + i * m * VL * size
+        cells = y + i * m * lanes(dtype) * size
         row = out + i * OW * size
-        for q in unroll(m // 4):
-            for j in unroll(4):
-                z[j] = load(cells, (q * 4 + j) * VL, dtype) + shift
-            z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
-            for j in unroll(4):
-                offset = q * 4 + j // quad * quad + j % quad * plane
-                if accumulate:
-                    z[j] = z[j] + load_lanes(row, offset, quad * plane, dtype)
-                store_lanes(row, offset, quad * plane, vmin(most, vmax(least, z[j])))
-        for _ in unroll(m % 4 // 2):
-            z[2] = load(cells, (m - 2) * VL, dtype) + shift
-            z[3] = load(cells, (m - 1) * VL, dtype) + shift
-            z[0] = low(z[2], z[3])
-            z[1] = high(z[2], z[3])
-            for j in unroll(2):
-                offset = m - 2 + j * (quad // 2) * plane
-                if accumulate:
-                    z[j] = z[j] + load_twos(row, offset, plane, dtype)
-                store_twos(row, offset, plane, vmin(most, vmax(least, z[j])))
+        if accumulate:
+            store_row(cells, row, plane, True, shift, least, most, dtype, m)
+        else:
+            store_row(cells, row, plane, False, shift, least, most, dtype, m)
 
 
-store_whole_2, store_whole_4, store_whole_6 = (helper(unrolled(store_whole, m=m)) for m in POINTS)
-
-
+@helper
 def transform_output(
     c,  # IN   [xi][...][tile][NV * VL], first tile and filter
     image,  # IN   for sum_again
@@ -653,8 +652,6 @@ def transform_output(
     m,
 ):
     outlined()
-    output_1d: registers[8, 6]
-    store_whole: registers[6]
     VL, size = lanes(dtype), itemsize(dtype)
     vector, step, OW = VL * size, b.m_step * size, b.OW
     memory, results = local(MOST_CELLS, dtype), local(MOST_RESULTS, dtype)
@@ -666,10 +663,10 @@ def transform_output(
             ow = at.column + column * m
             for i in range(T):
                 rolled()
-                output_1d[T, m](c + i * step, T * step, half + i * vector, T * vector, dtype)
+                output_1d(c + i * step, T * step, half + i * vector, T * vector, dtype, T, m)
             for i in range(m):
                 rolled()
-                output_1d[T, m](half + i * T * vector, vector, y + i * m * vector, vector, dtype)
+                output_1d(half + i * T * vector, vector, y + i * m * vector, vector, dtype, T, m)
             c += NV * vector
             total = zero
             for i in range(m * m):
@@ -679,7 +676,7 @@ def transform_output(
                 sum_again(y, image, weight, filters, oh, ow, b, geometry, dtype)
             target = out + ((oh - origin) * OW + ow) * size
             if filters == VL and oh + m <= row_end and ow + m <= OW:
-                store_whole[m](y, target, plane, OW, accumulate, shift, least_v, most_v, dtype)
+                store_whole(y, target, plane, OW, accumulate, shift, least_v, most_v, dtype, m)
                 continue
             for oc in range(filters):
                 for i in range(min(m, row_end - oh)):
@@ -689,11 +686,6 @@ def transform_output(
                         if accumulate:
                             value = value + get(target, p, dtype)
                         put(target, p, clamp(value, least, most))
-
-
-transform_output_4_2, transform_output_6_4, transform_output_8_6, transform_output_6_2 = (
-    helper(unrolled(transform_output, T=T, m=m)) for T, m in ((4, 2), (6, 4), (8, 6), (6, 2))
-)  # fmt: skip
 
 
 @helper
@@ -730,24 +722,24 @@ def output_block(
         w = weight + first * b.ICG * b.K * b.K * size
         planes = out + first * plane * size
         if b.T == 4:
-            transform_output_4_2(
+            transform_output(
                 cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
-                geometry, dtype,
+                geometry, dtype, 4, 2,
             )  # fmt: skip
         elif b.T == 8:
-            transform_output_8_6(
+            transform_output(
                 cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
-                geometry, dtype,
+                geometry, dtype, 8, 6,
             )  # fmt: skip
         elif b.m == 4:
-            transform_output_6_4(
+            transform_output(
                 cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
-                geometry, dtype,
+                geometry, dtype, 6, 4,
             )  # fmt: skip
         else:
-            transform_output_6_2(
+            transform_output(
                 cells, image, w, shifts, filters, planes, plane, origin, row_end, accumulate, least, most, at, b,
-                geometry, dtype,
+                geometry, dtype, 6, 2,
             )  # fmt: skip
 
 
@@ -760,6 +752,7 @@ def packed_weight_size(geometry):
     return int(geometry[GEO_G]) * b.u_elements + int(geometry[GEO_OC]) * b.ICG * b.K * b.K
 
 
+@helper
 def transform_weight(
     taps,  # IN   (r, r)
     u,  # OUT  [xi], ``step`` bytes apart
@@ -769,21 +762,15 @@ def transform_weight(
     r,
 ):
     outlined()
-    weight_1d: registers[8, 5]
     vector = lanes(dtype) * itemsize(dtype)
     memory = local(MOST_CELLS, dtype)
     half = address(memory)
     for i in range(r):
         rolled()
-        weight_1d[T, r](taps + i * vector, r * vector, half + i * vector, r * vector, dtype)
+        weight_1d(taps + i * vector, r * vector, half + i * vector, r * vector, dtype, T, r)
     for i in range(T):
         rolled()
-        weight_1d[T, r](half + i * r * vector, vector, u + i * T * step, step, dtype)
-
-
-transform_weight_4_3, transform_weight_6_3, transform_weight_8_3, transform_weight_6_5 = (
-    helper(unrolled(transform_weight, T=T, r=r)) for T, r in ((4, 3), (6, 3), (8, 3), (6, 5))
-)  # fmt: skip
+        weight_1d(half + i * r * vector, vector, u + i * T * step, step, dtype, T, r)
 
 
 @helper
@@ -807,31 +794,30 @@ def transform_phases(
             else:
                 store(own, i * VL, zero)
         if b.T == 4:
-            transform_weight_4_3(own, u, step, dtype)
+            transform_weight(own, u, step, dtype, 4, 3)
         elif b.T == 8:
-            transform_weight_8_3(own, u, step, dtype)
+            transform_weight(own, u, step, dtype, 8, 3)
         elif r == 3:
-            transform_weight_6_3(own, u, step, dtype)
+            transform_weight(own, u, step, dtype, 6, 3)
         else:
-            transform_weight_6_5(own, u, step, dtype)
+            transform_weight(own, u, step, dtype, 6, 5)
         u += b.phase_step * b.NR * size
 
 
+@straight
+def take_square(source, distance, taps, q, dtype):
+    VL, quad = lanes(dtype), 16 // itemsize(dtype)
+    z = [load_lanes(source, q * 4 + j // quad * quad + j % quad * distance, quad * distance, dtype) for j in range(4)]
+    for j, v in enumerate(transpose(*z)):
+        store(taps, (q * 4 + j) * VL, v)
+
+
+@helper
 def take_taps(source, distance, taps, n_taps, dtype):
     """The taps of 4 channels of VL filters: vectors along filters, from n_taps squares to transpose."""
-    z: registers[4]
-    VL, quad = lanes(dtype), 16 // itemsize(dtype)
     for q in range(n_taps):
         rolled()
-        for j in unroll(4):
-            offset = q * 4 + j // quad * quad + j % quad * distance
-            z[j] = load_lanes(source, offset, quad * distance, dtype)
-        z[0], z[1], z[2], z[3] = transpose(z[0], z[1], z[2], z[3])
-        for j in unroll(4):
-            store(taps, (q * 4 + j) * VL, z[j])
-
-
-take_taps = helper(unrolled(take_taps))
+        take_square(source, distance, taps, q, dtype)
 
 
 @helper
@@ -1164,6 +1150,7 @@ def conv2d_grad_weight_workspace(geometry, n_workers):
     return most
 
 
+@helper
 def transform_grad_output(
     copied,  # IN   [rows * m][columns * m][VL]
     y,  # OUT  [xi][...][tile][NV * VL], first tile
@@ -1173,7 +1160,6 @@ def transform_grad_output(
     T,
 ):
     outlined()
-    grad_output_1d: registers[8]
     size, m = itemsize(dtype), T - 2
     vector = lanes(dtype) * size
     width, step = at.columns * m * vector, y_step * size
@@ -1184,16 +1170,11 @@ def transform_grad_output(
             source = copied + row * m * width + column * m * vector
             for i in range(m):
                 rolled()
-                grad_output_1d[T](source + i * vector, width, half + i * vector, m * vector, dtype)
+                grad_output_1d(source + i * vector, width, half + i * vector, m * vector, dtype, T)
             for i in range(T):
                 rolled()
-                grad_output_1d[T](half + i * m * vector, vector, y + i * T * step, step, dtype)
+                grad_output_1d(half + i * m * vector, vector, y + i * T * step, step, dtype, T)
             y += NV * vector
-
-
-transform_grad_output_4, transform_grad_output_6, transform_grad_output_8 = (
-    helper(unrolled(transform_grad_output, T=T)) for T in (4, 6, 8)
-)  # fmt: skip
 
 
 @helper
@@ -1241,13 +1222,35 @@ def transform_task(
     )  # fmt: skip
     y += ((block // NV * o.tiles + n * at.tiles) * NV + block % NV) * VL * size
     if b.T == 4:
-        transform_grad_output_4(copied, y, o.y_step, at, dtype)
+        transform_grad_output(copied, y, o.y_step, at, dtype, 4)
     elif b.T == 6:
-        transform_grad_output_6(copied, y, o.y_step, at, dtype)
+        transform_grad_output(copied, y, o.y_step, at, dtype, 6)
     else:
-        transform_grad_output_8(copied, y, o.y_step, at, dtype)
+        transform_grad_output(copied, y, o.y_step, at, dtype, 8)
 
 
+@straight
+def add_outer_products(acc, v, t, y, dtype, count):
+    VL, nv = lanes(dtype), len(acc[0])
+    for k in range(count):
+        x = [load(y, (k * NV + j) * VL, dtype) for j in range(nv)]
+        for i, sums in enumerate(acc):
+            cell = broadcast(get(v[i], (t + k) * VL, dtype))
+            acc[i] = [fma(cell, filters, total) for filters, total in zip(x, sums, strict=True)]
+    return acc
+
+
+@straight
+def load_sums(d, ldd, dtype, nv):
+    return [[load(d, i * ldd + j * lanes(dtype), dtype) for j in range(nv)] for i in range(MR)]
+
+
+@straight
+def places_of(places):
+    return [get(places, i, np.int64) for i in range(MR)]
+
+
+@helper
 def outer_tile(
     v,  # IN   the blocks of channels, from the first tile on
     block_step,  # from one block to the next
@@ -1259,43 +1262,32 @@ def outer_tile(
     ldd,
     first,  # nothing is there yet
     dtype,
-    nv,  # a constant of each compiled tile
+    nv,  # a literal
 ):
     # The same registers as `tile`; MR addresses move through V together, one tile a step.
     outlined()
-    acc: registers[MR, NV]
-    x: registers[NV]
-    at: registers[MR]
     VL, size = lanes(dtype), itemsize(dtype)
-    for i in unroll(MR):
+    places = local(MR, np.int64)
+    for i in range(MR):
         c = min(c_from + i, c_last)
-        at[i] = v + (c // VL * block_step + c % VL) * size
-        for j in unroll(nv):
-            acc[i, j] = broadcast(dtype.type(0))
-            if not first:
-                acc[i, j] = load(d, i * ldd + j * VL, dtype)
-    t = 0
-    while t < tiles:
+        places[i] = v + (c // VL * block_step + c % VL) * size
+    at, acc, t = places_of(address(places)), no_sums(dtype, MR, nv), 0
+    if not first:
+        acc = load_sums(d, ldd, dtype, nv)
+    while t + DEPTHS <= tiles:
         rolled()
-        for k in unroll(DEPTHS):
-            for j in unroll(nv):
-                x[j] = load(y, (k * NV + j) * VL, dtype)
-            for i in unroll(MR):
-                cell = broadcast(get(at[i], (t + k) * VL, dtype))
-                for j in unroll(nv):
-                    acc[i, j] = fma(cell, x[j], acc[i, j])
-            if tiles - t == k + 1:
-                break
+        acc = add_outer_products(acc, at, t, y, dtype, DEPTHS)
         y += DEPTHS * NV * VL * size
         t += DEPTHS
-    for i in unroll(MR):
-        for j in unroll(nv):
-            store(d, i * ldd + j * VL, acc[i, j])
+    while t < tiles:
+        rolled()
+        acc = add_outer_products(acc, at, t, y, dtype, 1)
+        y += NV * VL * size
+        t += 1
+    store_sums(acc, d, ldd, dtype)
 
 
-outer_tile_whole, outer_tile_one = (helper(unrolled(outer_tile, nv=nv)) for nv in (NV, 1))
-
-
+@helper
 def transform_products(
     d,  # IN   [xi][channel][filter], first of each
     results,  # OUT  [channel][9][filter]
@@ -1307,7 +1299,6 @@ def transform_products(
     T,
 ):
     outlined()
-    grad_weight_1d: registers[8]
     size = itemsize(dtype)
     vector, line, step = lanes(dtype) * size, ldd * size, d_step * size
     memory = local(MOST_CELLS, dtype)
@@ -1317,16 +1308,11 @@ def transform_products(
             cells = d + c * line + j * vector
             for i in range(T):
                 rolled()
-                grad_weight_1d[T](cells + i * step, T * step, half + i * vector, T * vector, dtype)
+                grad_weight_1d(cells + i * step, T * step, half + i * vector, T * vector, dtype, T)
             for i in range(3):
                 rolled()
                 target = results + (c * 9 + i * 3) * line + j * vector
-                grad_weight_1d[T](half + i * T * vector, vector, target, line, dtype)
-
-
-transform_products_4, transform_products_6, transform_products_8 = (
-    helper(unrolled(transform_products, T=T)) for T in (4, 6, 8)
-)  # fmt: skip
+                grad_weight_1d(half + i * T * vector, vector, target, line, dtype, T)
 
 
 @task
@@ -1360,17 +1346,17 @@ def conv2d_grad_weight_task(
                 target = d + (xi * o.d_step + tile_index * MR * o.ldd + panel * NR) * size
                 tile_of_v, last, begin = v + xi * o.v_step * size, c_from + channels - 1, chunk % chunks == 0
                 if b.OCG - (panel_from + panel) * NR > VL:
-                    outer_tile_whole(tile_of_v, o.tiles * VL, c, last, filters_of, tiles, target, o.ldd, begin, dtype)
+                    outer_tile(tile_of_v, o.tiles * VL, c, last, filters_of, tiles, target, o.ldd, begin, dtype, NV)
                 else:
-                    outer_tile_one(tile_of_v, o.tiles * VL, c, last, filters_of, tiles, target, o.ldd, begin, dtype)
+                    outer_tile(tile_of_v, o.tiles * VL, c, last, filters_of, tiles, target, o.ldd, begin, dtype, 1)
     if chunk % chunks != chunks - 1:
         return
     if b.T == 4:
-        transform_products_4(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
+        transform_products(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype, 4)
     elif b.T == 6:
-        transform_products_6(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
+        transform_products(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype, 6)
     else:
-        transform_products_8(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype)
+        transform_products(d, scratch, channels, ceil_div(filters, VL), o.ldd, o.d_step, dtype, 8)
     out = address(grad_weight) + ((g * b.OCG + panel_from * NR) * b.ICG + c_from) * 9 * size
     store_filters(scratch, out, channels * 9, filters, o.ldd, K, geometry[GEO_ACCUMULATE] != 0, dtype)
 
