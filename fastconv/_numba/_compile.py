@@ -6,6 +6,8 @@ compiled as a C callback, whose optimised LLVM module is then turned into an obj
 
 from __future__ import annotations
 
+import copy
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +16,10 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import binding, ir
-from numba.core import cgutils, codegen, compiler, registry, types
+from numba.core import cgutils, codegen, compiler, registry, typed_passes, types, typing, untyped_passes
 from numba.core import ir as numba_ir
-from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
 from numba.core.ir_utils import build_definitions
-from numba.core.untyped_passes import IRProcessing
 from numba.extending import intrinsic
 
 from fastconv._numba import _store
@@ -98,15 +99,46 @@ class _LiteralArguments(FunctionPass):
         return True
 
 
+class _Context(typing.Context):
+    """Numba's own, which remembers what an operator or a function of `_simd` gives: else each + tries every overload again."""
+
+    @staticmethod
+    @functools.cache
+    def own() -> _Context:
+        context = copy.copy(registry.cpu_target.typing_context)
+        context.__class__ = _Context
+        context.found = {}
+        return context
+
+    def resolve_function_type(self, function: Any, arguments: Any, named: Any) -> Any:
+        if named or isinstance(function, (types.Dispatcher, str)):  # compiled functions; arguments that are no types
+            return super().resolve_function_type(function, arguments, named)
+        key = function, tuple(arguments)
+        if key not in self.found:
+            self.found[key] = super().resolve_function_type(function, arguments, named)
+        return self.found[key]
+
+
+# Numba's passes, but those that look for closures, array expressions, `with` and other things that no kernel has
+_PASSES = (
+    untyped_passes.TranslateByteCode, untyped_passes.FixupArgs, untyped_passes.IRProcessing, _LiteralArguments,
+    untyped_passes.DeadBranchPrune, untyped_passes.GenericRewrites, untyped_passes.InlineInlinables,
+    untyped_passes.ReconstructSSA, untyped_passes.DeadBranchPrune, typed_passes.NopythonTypeInference,
+    typed_passes.PreLowerStripPhis, typed_passes.IRLegalization, typed_passes.AnnotateTypes, typed_passes.NativeLowering,
+    typed_passes.NoPythonBackend,
+)  # fmt: skip
+
+
 class _Compiler(compiler.CompilerBase):
     def __init__(self, typingctx: Any, targetctx: Any, library: Any, *others: Any) -> None:
         if library is None and not numba.config.BOUNDSCHECK:  # what raises, Numba runs
             library = _Part(targetctx.codegen(), "part")
-        super().__init__(typingctx, targetctx, library, *others)
+        super().__init__(_Context.own(), targetctx, library, *others)
 
     def define_pipelines(self) -> list[Any]:
-        passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
-        passes.add_pass_after(_LiteralArguments, IRProcessing)
+        passes = PassManager("kernels")
+        for each in _PASSES:
+            passes.add_pass(each, each.__name__)
         passes.finalize()
         return [passes]
 
