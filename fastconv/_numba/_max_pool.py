@@ -20,6 +20,7 @@ from fastconv._numba._pool_simd import (
 from fastconv._numba._simd import (
     broadcast, get, inlined, itemsize, lanes, load, local, outlined, prefetch, put, rolled, store, vmax,
 )  # fmt: skip
+from fastconv._numba._straight import straight
 from fastconv._problem import (
     GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
     GEO_STRIDE_W,
@@ -81,19 +82,34 @@ def is_tiling(geometry):
     )  # fmt: skip
 
 
-@helper
+@straight
+def cells_inside(row, inside, at, extent, border, dtype):
+    return load(row, at, dtype) if inside else load_inside(row, at, extent, border, dtype)
+
+
+@straight
 def tap(row, inside, column, offset, stride, extent, border, dtype):
     """Lane i: row[column + offset + i * stride], border outside of the image; inside: there is no lane outside.
 
-    With stride 2 not yet `untangle`.
+    With stride 2 not yet `untangle`. Offset and stride are literals, stride is 1 or 2.
     """
     if stride == 1:
-        return load(row, column + offset, dtype) if inside else load_inside(row, column + offset, extent, border, dtype)
+        return cells_inside(row, inside, column + offset, extent, border, dtype)
+    first = column + offset // 2 * 2
+    low = cells_inside(row, inside, first, extent, border, dtype)
+    high = cells_inside(row, inside, first + lanes(dtype), extent, border, dtype)
+    return odd(low, high) if offset % 2 else even(low, high)
+
+
+@helper
+def any_tap(row, inside, column, offset, stride, extent, border, dtype):
+    """`tap` of any offset and stride."""
+    if stride == 1:
+        return tap(row, inside, column + offset, 0, 1, extent, border, dtype)
     if stride == 2:
-        first, VL = column + offset // 2 * 2, lanes(dtype)
-        low = load(row, first, dtype) if inside else load_inside(row, first, extent, border, dtype)
-        high = load(row, first + VL, dtype) if inside else load_inside(row, first + VL, extent, border, dtype)
-        return odd(low, high) if offset % 2 else even(low, high)
+        if offset % 2:
+            return tap(row, inside, column + offset // 2 * 2, 1, 2, extent, border, dtype)
+        return tap(row, inside, column + offset // 2 * 2, 0, 2, extent, border, dtype)
     v = broadcast(border)
     for lane in range(lanes(dtype)):
         at = column + offset + lane * stride
@@ -161,11 +177,10 @@ def rows_alike(oh, oh_last, K, stride, geometry):
     return alike, below1, below2
 
 
-@helper
+@straight
 def max_of_columns(flags, low, high, K):
     """Windows of the columns low, high, not yet untangled; of 3x3 ones the last lane of either is none. Besides: flags."""
     # A window is an even column, the odd one and the next even one. A NaN in an even column stays.
-    inlined()
     value, between = even(low, high), odd(low, high)
     if K == 3:
         value = vmax(next_even(value), vmax(between, value))
@@ -177,7 +192,7 @@ def max_of_columns(flags, low, high, K):
 # Loops stay rolled: rows and vectors are few, and whether one is left over is guessed wrongly as often as the loop ends.
 # First over the rows, all columns of two vectors, then along them. A NaN in the first row stays and is seen in a maximum; one
 # in the third row is seen in the next row of windows, of which that is the first, or by `note_row`.
-@helper
+@straight
 def max_strided_block(
     flags,  # IN   of lanes that lost a NaN, or have one
     hidden_low, hidden_high,  # IN   lanes that lie outside of the image although they are read
@@ -186,7 +201,6 @@ def max_strided_block(
     output,  # OUT  a vector of windows, of which only ``room`` elements may be written
     room, column, IW, inside, hides_low, hides_high, K, dtype,
 ):  # fmt: skip
-    inlined()
     VL, element, lowest = lanes(dtype), itemsize(dtype), dtype.type(-np.inf)
     if inside:  # of long rows, which run through other levels of cache, the processor itself asks for too few
         prefetch(x + (column + 8 * IW) * element)
@@ -540,10 +554,9 @@ def max_strided(
 INNER, LEFT, RIGHT, SIDE = range(4)
 
 
-@helper
+@straight
 def max_sliding_inside(flags, row, place, dtype):
     """No cell outside is read: its neighbour, of the same window, stands for it. Middle cells are not looked at."""
-    inlined()
     middle = load(row, 1, dtype)
     left = before(middle) if place == LEFT else load(row, 0, dtype)
     right = after(middle) if place == RIGHT else load(row, 2, dtype)
@@ -595,9 +608,8 @@ def max_sliding_whole(
     return flags
 
 
-@helper
+@straight
 def max_sliding_row(flags, row, column, IW, dtype):
-    inlined()
     lowest = dtype.type(-np.inf)
     left = tap(row, False, column, 0, 1, IW, lowest, dtype)
     middle = tap(row, False, column, 1, 1, IW, lowest, dtype)
@@ -731,26 +743,26 @@ def max_sliding(
     return not has_flags(flags)
 
 
-@helper
+@straight
 def cells_of(first, stride, dtype):
     """Cells: first + stride * i, in the order of the lanes of `tap`."""
     at = even(ramp(0, 1, dtype), ramp(lanes(dtype), 1, dtype)) if stride == 2 else ramp(0, 1, dtype)
     return add_cells(at, ramp(first, 0, dtype))
 
 
-@helper
+@straight
 def taps_outside(column, stride, extent, dtype):
     """The lanes whose tap, of the first window ``column``, is not in [0, extent)."""
     return outside(cells_of(column, stride, dtype), extent)
 
 
-@helper
+@straight
 def fold_larger(best, where, value, cell):
     """Where value is larger: it and its cell; for values that are no NaN."""
     return vmax(value, best), pick(larger(best, value), cell, where)
 
 
-@helper
+@straight
 def reduce_row(
     flags,  # IN   of lanes that lost a NaN
     x,  # IN   image row
@@ -760,7 +772,6 @@ def reduce_row(
 
     across: taps may lie outside, but all can be read; masked: they cannot.
     """
-    inlined()
     lowest, VL = dtype.type(-np.inf), lanes(dtype)
     if masked:
         best = tap(x, False, column, 0, stride, IW, lowest, dtype)
@@ -787,9 +798,9 @@ def reduce_row(
 
 
 @helper
-def column_of(block, OW, VL, stride):
-    """The first padded column of a vector of windows: where a row has several, the last one ends with it."""
-    return min(block * VL, max(OW - VL, 0)) * stride
+def column_of(block, OW, VL):
+    """The first window of a vector: where a row has several, the last one ends with it."""
+    return min(block * VL, max(OW - VL, 0))
 
 
 @helper
@@ -803,14 +814,14 @@ def carry_row(
     inlined()
     VL = lanes(dtype)
     for block in range((OW + VL - 1) // VL):
-        column = column_of(block, OW, VL, stride) - pad_left
+        column = column_of(block, OW, VL) * stride - pad_left
         best, place, flags = reduce_row(flags, x, column, IW, True, False, K, stride, dtype)
         store(carried, block * VL, best)
         store(carried, size + block * VL, place)
     return flags
 
 
-@helper
+@straight
 def max_common_block(
     flags,
     x,  # IN   first row of the windows
@@ -821,9 +832,9 @@ def max_common_block(
     indices,  # OUT  the same
     block, first_cell, pad_left, IW, OW, size, masked, across, K, stride, dtype,
 ):  # fmt: skip
-    inlined()
     element, VL = itemsize(dtype), lanes(dtype)
-    ow, column = column_of(block, OW, VL, 1), column_of(block, OW, VL, stride) - pad_left
+    ow = column_of(block, OW, VL)
+    column = ow * stride - pad_left
     carried, carried_places = block * VL, size + block * VL
     if stride == K:
         value, where, flags = reduce_row(flags, x, column, IW, masked, across, K, stride, dtype)
@@ -957,16 +968,17 @@ def max_along_block(
     columns,  # OUT  with_indices: theirs, integers as wide as real
     column, IW, with_indices, inside, KW, stride_w, dil_w, dtype,
 ):  # fmt: skip
+    inlined()
     lowest = dtype.type(-np.inf)
-    value = tap(x, inside, column, 0, stride_w, IW, lowest, dtype)
+    value = any_tap(x, inside, column, 0, stride_w, IW, lowest, dtype)
     if not with_indices:
         for kw in range(1, KW):
-            value = fold_max(value, tap(x, inside, column, kw * dil_w, stride_w, IW, lowest, dtype))
+            value = fold_max(value, any_tap(x, inside, column, kw * dil_w, stride_w, IW, lowest, dtype))
         store(best, 0, untangle(value) if stride_w == 2 else value)
         return
     where = ramp(0, 0, dtype)
     for kw in range(1, KW):
-        other = tap(x, inside, column, kw * dil_w, stride_w, IW, lowest, dtype)
+        other = any_tap(x, inside, column, kw * dil_w, stride_w, IW, lowest, dtype)
         won = takes(value, other)
         value, where = pick(won, other, value), pick(won, ramp(kw * dil_w, 0, dtype), where)
     if stride_w == 2:
@@ -984,6 +996,7 @@ def max_along_row(
     readable,  # elements from x on: in lanes past the last window anything may stand
     with_indices, KW, stride_w, dil_w, dtype,
 ):  # fmt: skip
+    outlined()
     VL, size = lanes(dtype), itemsize(dtype)
     column = -pad_left
     if (OW - 1) * stride_w - pad_left + span(KW, dil_w) > IW:
@@ -1009,6 +1022,7 @@ def max_over_rows(
     indices,  # OUT  with_indices: (OW) the same
     room, first_cell, IW, with_indices, slot, slots, n_rows, dil_h, OW, size, dtype,
 ):  # fmt: skip
+    outlined()
     for ow in range(0, OW, lanes(dtype)):
         at = slot * size + ow
         value = load(values, at, dtype)

@@ -19,7 +19,8 @@ import numpy as np
 from fastconv._numba._late import PLAIN_PYTHON, Late, Module, made
 
 ir, types, registry = Module("llvmlite.ir"), Module("numba.core.types"), Module("numba.core.registry")
-extending, numpy_support = Module("numba.core.extending"), Module("numba.np.numpy_support")
+extending, dispatcher = Module("numba.core.extending"), Module("numba.core.dispatcher")
+numpy_support = Module("numba.np.numpy_support")
 
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -29,8 +30,8 @@ def straight(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Loops, lists, ``if`` and all else may depend on what is known then: literals, what follows from types, as
     ``lanes(dtype)``, and what is computed from those. Everything else are values to compute with: by + - *, by the functions
-    of `_simd` and its like, by helpers as straight as this. Tuples come in as lists and lists leave as tuples, whose elements
-    are registers::
+    of `_simd` and its like, by helpers, which are called. Tuples come in as lists and lists leave as tuples, whose elements are
+    registers::
 
         @straight
         def add_products(acc, a, b, dtype, nv):
@@ -62,11 +63,11 @@ def _intrinsic(function: Callable[..., Any]) -> Any:
     def define(typingctx, *arguments):
         if arguments not in results:  # a trial run, whose instructions nobody uses
             context = registry.cpu_target.target_context
-            kinds = [context.get_value_type(argument) for argument in arguments]
-            trial = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), kinds), "trial")
+            trial = ir.Function(ir.Module(), context.call_conv.get_function_type(types.none, ()), "trial")
             run = _Run(context, ir.IRBuilder(trial.append_basic_block()))
+            values = [ir.Constant(context.get_value_type(each), ir.Undefined) for each in arguments]
             with context.push_code_library(context.codegen().create_library("trial")):
-                results[arguments] = run.lowered(run.result(function, arguments, trial.args))[0]
+                results[arguments] = run.lowered(run.result(function, arguments, values))[0]
 
         def codegen(context, builder, signature, values):
             run = _Run(context, builder)
@@ -136,9 +137,10 @@ class _Run:
             if not hasattr(value, "straight"):
                 return lambda *arguments: self.emitted(value, arguments)
             value = value.straight
-        function = getattr(value, "py_func", value)
-        if isinstance(function, FunctionType) and function.__module__.startswith(_PACKAGE):
-            return lambda *arguments: self.running(function)(*arguments)
+        if isinstance(value, dispatcher.Dispatcher):
+            return lambda *arguments: self.operation(value, arguments)
+        if isinstance(value, FunctionType) and value.__module__.startswith(_PACKAGE):
+            return lambda *arguments: self.running(value)(*arguments)
         return value
 
     def emitted(self, intrinsic: Any, arguments: Any) -> Any:

@@ -11,15 +11,18 @@ from fastconv._numba._jit import (
     VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, shared, task,
 )  # fmt: skip
 from fastconv._numba._max_pool import (
-    block_inside, first_inside, is_common, is_seamless, is_tiling, max_of_planes, max_ring_size, put_first, ring_slots, row_size,
-    rows_inside, span, tap,
+    any_tap, block_inside, first_inside, is_common, is_seamless, is_tiling, max_of_planes, max_ring_size, put_first, ring_slots,
+    row_size, rows_inside, span, tap,
 )  # fmt: skip
 from fastconv._numba._pool_simd import (
     add_cells, apart, beyond_cells, divide, either, even, first_ones, fold_max, has_flags, insert, larger, load_cells,
     load_indices, load_inside, note_nan, odd, pick, ramp, same, store_cells, store_first, sum_of_lanes, takes,
     untangle, zip_pieces_high, zip_pieces_low,
 )  # fmt: skip
-from fastconv._numba._simd import address, broadcast, clear, get, itemsize, lanes, load, local, put, store
+from fastconv._numba._simd import (
+    address, broadcast, clear, get, inlined, itemsize, lanes, load, local, outlined, put, store,
+)  # fmt: skip
+from fastconv._numba._straight import straight
 from fastconv._problem import (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W, GEOMETRY,
@@ -331,9 +334,9 @@ def sum_along_block(
     sums,  # OUT  a vector of reduced windows
     column, IW, inside, KW, stride_w, dil_w, dtype,
 ):  # fmt: skip
-    total = tap(x, inside, column, 0, stride_w, IW, dtype.type(0), dtype)
+    total = any_tap(x, inside, column, 0, stride_w, IW, dtype.type(0), dtype)
     for kw in range(1, KW):
-        total = total + tap(x, inside, column, kw * dil_w, stride_w, IW, dtype.type(0), dtype)
+        total = total + any_tap(x, inside, column, kw * dil_w, stride_w, IW, dtype.type(0), dtype)
     store(sums, 0, untangle(total) if stride_w == 2 else total)
 
 
@@ -343,6 +346,7 @@ def sum_along_row(
     sums,  # OUT  (size)
     pad_left, IW, OW, KW, stride_w, dil_w, dtype,
 ):  # fmt: skip
+    inlined()
     VL, size = lanes(dtype), itemsize(dtype)
     column = -pad_left
     for ow in range(0, OW, VL):
@@ -354,18 +358,35 @@ def sum_along_row(
 
 
 @helper
+def sum_along_any_row(x, sums, pad_left, IW, OW, KW, stride_w, dil_w, dtype):
+    """`sum_along_row` as a function of its own, so that the usual windows have registers enough."""
+    outlined()
+    if stride_w == 1:
+        sum_along_row(x, sums, pad_left, IW, OW, KW, 1, dil_w, dtype)
+    else:
+        sum_along_row(x, sums, pad_left, IW, OW, KW, stride_w, dil_w, dtype)
+
+
+@helper
 def mean_over_rows(
     sums,  # IN   ring
     divisors,  # IN   (size)
     output,  # OUT  (OW), of which only ``room`` elements may be written
     divisor, room, slot, slots, n_rows, dil_h, OW, size, dtype,
 ):  # fmt: skip
+    inlined()
     rows = broadcast(divisor)
     for ow in range(0, OW, lanes(dtype)):
         total = load(sums, slot * size + ow, dtype)
         for row in range(1, n_rows):
             total = total + load(sums, ((slot + row * dil_h) & (slots - 1)) * size + ow, dtype)
         put_first(output, ow, divide(total, load(divisors, ow, dtype) * rows), room - ow, dtype)
+
+
+@helper
+def mean_over_any_rows(sums, divisors, output, divisor, room, slot, slots, n_rows, dil_h, OW, size, dtype):
+    outlined()
+    mean_over_rows(sums, divisors, output, divisor, room, slot, slots, n_rows, dil_h, OW, size, dtype)
 
 
 @helper
@@ -397,10 +418,8 @@ def mean_rows(
                 sum_along_row(row, sums, pad_left, IW, OW, 3, 2, 1, dtype)
             elif KW == 3 and dil_w == 1 and stride_w == 1:
                 sum_along_row(row, sums, pad_left, IW, OW, 3, 1, 1, dtype)
-            elif stride_w == 1:
-                sum_along_row(row, sums, pad_left, IW, OW, KW, 1, dil_w, dtype)
             else:
-                sum_along_row(row, sums, pad_left, IW, OW, KW, stride_w, dil_w, dtype)
+                sum_along_any_row(row, sums, pad_left, IW, OW, KW, stride_w, dil_w, dtype)
             reduced += 1
         divisor = divisor_of_row(oh, geometry, dtype)
         y = output + oh * OW * element
@@ -415,10 +434,10 @@ def mean_rows(
         if n_rows == 3 and dil_h == 1:
             mean_over_rows(values, divisors, y, divisor, room, slot, slots, 3, 1, OW, size, dtype)
         else:
-            mean_over_rows(values, divisors, y, divisor, room, slot, slots, n_rows, dil_h, OW, size, dtype)
+            mean_over_any_rows(values, divisors, y, divisor, room, slot, slots, n_rows, dil_h, OW, size, dtype)
 
 
-@helper
+@straight
 def mean_tiles_block(
     x,  # IN   upper of two image rows
     output,  # OUT  a vector of windows, of which only ``room`` elements may be written
