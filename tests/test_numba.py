@@ -15,11 +15,13 @@ from test_pad import problem_of
 if _backends.refusal("numba"):
     pytest.skip(f"numba: {_backends.refusal('numba')}", allow_module_level=True)
 
-from fastconv._numba import _jit, _late, _parallel, _store, pad
+from fastconv._numba import _jit, _late, _parallel, _simd, _store, pad
 from fastconv._numba import _warmup as kernels
 
 if _late.PLAIN_PYTHON:
     pytest.skip("NUMBA_DISABLE_JIT is set: nothing is compiled", allow_module_level=True)
+
+from fastconv._numba._straight import straight
 
 ROOT = Path(fc.__file__).parent.parent
 GEOMETRY = problem_of((1, 1, 2, 3), (1, 1, 1, 1), "replicate", "float32").geometry()
@@ -174,3 +176,63 @@ def test_vectors_follow_the_cpu_that_numba_compiles_for(tmp_path):
         env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": "generic"},
     )  # fmt: skip
     assert run.stdout == "4 True\n", run.stderr[-2000:]
+
+
+# ---------------------------------------------------------------------------------------------------- straight functions
+
+load, store, broadcast, lanes = _simd.load, _simd.store, _simd.broadcast, _simd.lanes
+F32 = np.dtype("float32")
+
+
+def load_all(source, dtype, count):
+    return [[load(source, (2 * i + j) * lanes(dtype), dtype) for j in range(2)] for i in range(count)]
+
+
+def scaled(rows, factor, dtype):
+    factors = [broadcast(dtype.type(factor + i)) for i in range(len(rows))]
+    for i, row in enumerate(rows):
+        rows[i] = [factors[i] * v - -v for v in row]  # (factor + i + 1) times
+    return rows
+
+
+def store_all(rows, target, dtype):
+    for i, row in enumerate(rows):
+        for j, v in enumerate(row):
+            store(target, (2 * i + j) * lanes(dtype), v)
+
+
+def positive(value):
+    return 1 if value else 0
+
+
+def compiled(function):
+    """``function`` of words, whose straight functions are globals of this module."""
+    _late.make_all()
+    return _jit._ENTRY(_late.compiler().compile_words(function, function.__name__, "", __file__))
+
+
+def test_straight_code_does_what_python_does(folder, monkeypatch):
+    for function in (load_all, scaled, store_all):
+        monkeypatch.setitem(globals(), f"{function.__name__}_late", _late.made(straight(function)))
+
+    def entry(source, target, times, unused):
+        rows = load_all_late(source, F32, 3)  # noqa: F821
+        for _ in range(times):
+            rows = scaled_late(rows, 1, F32)  # noqa: F821
+        store_all_late(rows, target, F32)  # noqa: F821
+
+    count = 2 * _simd.VL_FLOAT
+    x = np.arange(3 * count, dtype="float32")
+    out = np.zeros_like(x)
+    compiled(entry)(x.ctypes.data, out.ctypes.data, 2, 0)
+    assert np.array_equal(out.reshape(3, count), x.reshape(3, count) * np.array([[4], [9], [16]]))
+
+
+def test_straight_code_cannot_branch_on_what_it_does_not_know(folder, monkeypatch):
+    monkeypatch.setitem(globals(), "positive_late", _late.made(straight(positive)))
+
+    def entry(value, target, unused, unused_too):
+        positive_late(value)  # noqa: F821
+
+    with pytest.raises(TypeError, match="straight code cannot branch"):
+        compiled(entry)

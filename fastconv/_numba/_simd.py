@@ -19,7 +19,8 @@ type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its
     prefetch(address)                 a hint to load a cache line
     outlined(), inlined()             keeps the function that calls it from being inlined; has it inlined everywhere
     rolled()                          keeps the loop that calls it from being unrolled
-    unrolled(function, **constants)   source with every ``for i in unroll(n)`` written out, see there
+    unrolled(function, **constants)   source with every ``for i in unroll(n)`` written out, see there; straight functions, of
+                                      _straight.py, compile many times faster
 
 With NUMBA_DISABLE_JIT=1 each is a NumPy or ctypes function of the same meaning, and the same kernel source runs as
 Python (fma then rounds twice). The module depends on NumPy, llvmlite and Numba alone, and on Numba only when something is
