@@ -30,6 +30,7 @@ from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, inlined, itemsize, lanes, load, local, outlined,
     prefetch, put, registers, rolled, store, unroll, unrolled, vmax, vmin,
 )  # fmt: skip
+from fastconv._numba._straight import straight
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
@@ -83,7 +84,7 @@ def gather(row, column, stride, extent, dtype):
     return load(address(lane), 0, dtype)
 
 
-@helper
+@straight
 def load_columns(row, column, stride, extent, mode, dtype):
     if mode == PLAIN:
         return load(row, column, dtype)
@@ -692,6 +693,29 @@ def depthwise_units(
         unit += n_planes
 
 
+@straight
+def load_sums(sums, F, V, dtype):
+    return [[load(sums, (f * V + v) * lanes(dtype), dtype) for v in range(V)] for f in range(F)]
+
+
+@straight
+def store_sums(acc, sums, dtype):
+    for f, totals in enumerate(acc):
+        for v, total in enumerate(totals):
+            store(sums, (f * len(totals) + v) * lanes(dtype), total)
+
+
+@straight
+def add_tap(acc, row, column, stride, extent, taps, to_filter, mode, dtype):
+    starts = [column + v * lanes(dtype) * stride for v in range(len(acc[0]))]
+    x = [load_columns(row, start, stride, extent, mode, dtype) for start in starts]
+    for f, totals in enumerate(acc):
+        tap = broadcast(get(taps, f * to_filter, dtype))
+        acc[f] = [fma(cells, tap, total) for cells, total in zip(x, totals, strict=True)]
+    return acc
+
+
+@helper
 def filters_block(
     conv,
     image,  # IN   planes of all channels
@@ -703,20 +727,16 @@ def filters_block(
     c_last,
     sums,  # INOUT  F x V
     dtype,
-    F,
+    F,  # literals
     V,
     mode,
 ):
     outlined()
-    acc: registers[F, V]
-    x: registers[V]
     IH, IW, KH, KW = conv.IH, conv.IW, conv.KH, conv.KW
     dil_h, dil_w, stride_w = conv.dil_h, conv.dil_w, conv.stride_w
     to_filter, to_channel, to_kh, to_kw = conv.to_filter, conv.to_channel, conv.to_kh, conv.to_kw
-    size, VL = itemsize(dtype), lanes(dtype)
-    for f in unroll(F):
-        for v in unroll(V):
-            acc[f, v] = load(sums, (f * V + v) * VL, dtype)
+    size = itemsize(dtype)
+    acc = load_sums(sums, F, V, dtype)
     for c in range(c_first, c_last):
         for kh in range(KH):
             ih = top + kh * dil_h
@@ -724,43 +744,36 @@ def filters_block(
             taps, column = weight + (c * to_channel + kh * to_kh) * size, left
             for _ in range(KW):
                 rolled()
-                for v in unroll(V):
-                    x[v] = load_columns(row, column + v * VL * stride_w, stride_w, IW, mode, dtype)
-                for f in unroll(F):
-                    tap = broadcast(get(taps, f * to_filter, dtype))
-                    for v in unroll(V):
-                        acc[f, v] = fma(x[v], tap, acc[f, v])
+                acc = add_tap(acc, row, column, stride_w, IW, taps, to_filter, mode, dtype)
                 taps += to_kw * size
                 column += dil_w
-    for f in unroll(F):
-        for v in unroll(V):
-            store(sums, (f * V + v) * VL, acc[f, v])
+    store_sums(acc, sums, dtype)
 
 
-# filters_<F>_<V>_<mode>
-FILTER_TILES = ((4, 2), (4, 1), (1, 4), (1, 1))
-globals().update(
-    {
-        f"filters_{F}_{V}_{mode}": helper(unrolled(filters_block, F=F, V=V, mode=mode))
-        for F, V in FILTER_TILES
-        for mode in (PLAIN, MASKED, PAIRS, GATHER)
-    }
-)
+@helper
+def filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, F, V):
+    """`filters_block` with its mode as a literal."""
+    if mode == PLAIN:
+        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PLAIN)
+    elif mode == MASKED:
+        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, MASKED)
+    elif mode == PAIRS:
+        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PAIRS)
+    else:
+        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, GATHER)
 
 
+@helper
 def filters_group(conv, image, zeros, weight, top, left, c_first, c_last, sums, F, V, mode, dtype):
-    """`filters_block` with F, V and mode as constants."""
-    filters: registers[5, 5, 4]
-    for i in unroll(len(FILTER_TILES)):
-        if F == FILTER_TILES[i][0] and V == FILTER_TILES[i][1]:
-            for m in unroll(4):
-                if mode == m:
-                    filters[FILTER_TILES[i][0], FILTER_TILES[i][1], m](
-                        conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype
-                    )
-
-
-filters_group = helper(unrolled(filters_group))
+    """`filters_block` with 4 filters of 2 vectors or 1, or 1 filter of 4 or 1."""
+    if F == 4 and V == 2:
+        filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 2)
+    elif F == 4:
+        filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 1)
+    elif V == 4:
+        filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 4)
+    else:
+        filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 1)
 
 
 @helper
@@ -1322,6 +1335,58 @@ def sum_of(geometry):
     return Sum(together, blocks, units, rows, chunk, chunks, batch, ceil_div(units * chunks, batch))
 
 
+@helper
+def row_of(plane, ih, IH, IW, zeros, dtype):
+    return plane + ih * IW * itemsize(dtype) if 0 <= ih < IH else zeros
+
+
+@helper
+def least(a, b):
+    return min(a, b)
+
+
+@straight
+def no_sums(dtype, F, H, T):
+    return [[[broadcast(dtype.type(0))] * T] * H] * F
+
+
+@straight
+def rows_of(plane, ih, dil_h, IH, IW, zeros, dtype, H):
+    return [row_of(plane, ih + h * dil_h, IH, IW, zeros, dtype) for h in range(H)]
+
+
+@straight
+def add_vector(acc, grads, to_filter, ow, rows, column, dil_w, dtype):
+    dy = [load(grads, f * to_filter + ow, dtype) for f in range(len(acc))]
+    for h, row in enumerate(rows):
+        for t in range(len(acc[0][h])):
+            x = load(row, column + t * dil_w, dtype)
+            for taps, y in zip(acc, dy, strict=True):
+                taps[h][t] = fma(x, y, taps[h][t])
+    return acc
+
+
+@straight
+def add_last_vector(acc, grads, to_filter, ow, OW, rows, column, stride, dil_w, IW, end, mode, dtype):
+    dy = [load_inside(grads + f * to_filter * itemsize(dtype), ow, OW, dtype) for f in range(len(acc))]
+    if mode == PAIRS:
+        dy = [apart(y) for y in dy]
+    for h, row in enumerate(rows):
+        for t in range(len(acc[0][h])):
+            x = load_columns(row, column + t * dil_w, stride, least(IW, end + t * dil_w), mode, dtype)
+            for taps, y in zip(acc, dy, strict=True):
+                taps[h][t] = fma(x, y, taps[h][t])
+    return acc
+
+
+@straight
+def add_to_sums(acc, sums, dtype):
+    flat = [total for rows in acc for taps in rows for total in taps]
+    for i, total in enumerate(flat):
+        store(sums, i * lanes(dtype), load(sums, i * lanes(dtype), dtype) + total)
+
+
+@helper
 def grad_weight_run(
     image,  # IN   the channel's plane in image 0
     grad_output,  # IN   the first filter's plane in image 0
@@ -1335,15 +1400,12 @@ def grad_weight_run(
     kw,
     geometry,
     dtype,
-    F,
+    F,  # literals
     H,
     T,
     mode,  # MASKED, PAIRS or GATHER
 ):
     outlined()
-    acc: registers[F, H, T]
-    dy: registers[F]
-    rows: registers[H]
     IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
     to_image, to_grad = geometry[GEO_IC] * IH * IW, geometry[GEO_OC] * OH * OW
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
@@ -1352,75 +1414,57 @@ def grad_weight_run(
     size, VL = itemsize(dtype), lanes(dtype)
     reach = (T - 1) * dil_w + VL
     n, oh = first // OH, first % OH
-    for f in unroll(F):
-        for h in unroll(H):
-            for t in unroll(T):
-                acc[f, h, t] = broadcast(dtype.type(0))
+    acc = no_sums(dtype, F, H, T)
     for _ in range(first, last):
-        for h in unroll(H):
-            ih = oh * stride_h + top + h * dil_h
-            rows[h] = image + (n * to_image + ih * IW) * size if 0 <= ih < IH else zeros
+        rows = rows_of(image + n * to_image * size, oh * stride_h + top, dil_h, IH, IW, zeros, dtype, H)
         grads = grad_output + (n * to_grad + oh * OW) * size
         ow = ow_first
         while ow < ow_last:
             column = ow * stride_w + left
             if mode == MASKED and column >= 0 and column + reach <= IW and ow + VL <= OW:
-                for f in unroll(F):
-                    dy[f] = load(grads, f * OH * OW + ow, dtype)
-                for h in unroll(H):
-                    for t in unroll(T):
-                        x = load(rows[h], column + t * dil_w, dtype)
-                        for f in unroll(F):
-                            acc[f, h, t] = fma(x, dy[f], acc[f, h, t])
-            else:
-                for f in unroll(F):
-                    dy[f] = load_inside(grads + f * OH * OW * size, ow, OW, dtype)
-                    if mode == PAIRS:
-                        dy[f] = apart(dy[f])
-                # Lanes behind the row's last output are zeros on both sides
+                acc = add_vector(acc, grads, OH * OW, ow, rows, column, dil_w, dtype)
+            else:  # lanes behind the row's last output are zeros on both sides
                 end = (min(OW - ow, VL) - 1) * stride_w + 1 + column
-                for t in unroll(T):
-                    for h in unroll(H):
-                        x = load_columns(rows[h], column + t * dil_w, stride_w, min(IW, end + t * dil_w), mode, dtype)
-                        for f in unroll(F):
-                            acc[f, h, t] = fma(x, dy[f], acc[f, h, t])
+                acc = add_last_vector(acc, grads, OH * OW, ow, OW, rows, column, stride_w, dil_w, IW, end, mode, dtype)
             ow += VL
         oh += 1
         if oh == OH:
             oh = 0
             n += 1
-    for f in unroll(F):
-        for h in unroll(H):
-            for t in unroll(T):
-                at = ((f * H + h) * T + t) * VL
-                store(sums, at, load(sums, at, dtype) + acc[f, h, t])
+    add_to_sums(acc, sums, dtype)
 
 
-# run_<F>_<H>_<T>_<mode>
-RUNS = ((4, 1, 3), (4, 1, 1), (1, 3, 3), (1, 1, 5), (1, 1, 1))
-globals().update(
-    {
-        f"run_{F}_{H}_{T}_{mode}": helper(unrolled(grad_weight_run, F=F, H=H, T=T, mode=mode))
-        for F, H, T in RUNS
-        for mode in (MASKED, PAIRS, GATHER)
-    }
-)
-
-
-def grad_weight_sums(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, F, H, T, dtype):
-    """`grad_weight_run` with F, H, T and mode as constants."""
-    run: registers[5, 4, 6, 4]
+@helper
+def run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, F, H, T):
+    """`grad_weight_run` with its mode as a literal."""
     mode = mode_of(geometry[GEO_STRIDE_W])
-    for i in unroll(len(RUNS)):
-        if F == RUNS[i][0] and H == RUNS[i][1] and T == RUNS[i][2]:
-            for m in unroll(3):
-                if mode == m + 1:
-                    run[RUNS[i][0], RUNS[i][1], RUNS[i][2], m + 1](
-                        image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype
-                    )
+    if mode == MASKED:
+        grad_weight_run(
+            image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, F, H, T, MASKED
+        )  # fmt: skip
+    elif mode == PAIRS:
+        grad_weight_run(
+            image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, F, H, T, PAIRS
+        )  # fmt: skip
+    else:
+        grad_weight_run(
+            image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, F, H, T, GATHER
+        )  # fmt: skip
 
 
-grad_weight_sums = helper(unrolled(grad_weight_sums))
+@helper
+def grad_weight_sums(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, F, H, T, dtype):
+    """`grad_weight_run` with F, H and T as literals."""
+    if F == 4 and T == 3:
+        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 4, 1, 3)
+    elif F == 4:
+        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 4, 1, 1)
+    elif H == 3:
+        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 1, 3, 3)
+    elif T == 5:
+        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 1, 1, 5)
+    else:
+        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 1, 1, 1)
 
 
 @helper
