@@ -26,6 +26,7 @@ from fastconv._numba._direct_simd import (
 )  # fmt: skip
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
+from fastconv._numba._pool_simd import sum_of_lanes
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, inlined, itemsize, lanes, load, local, outlined,
     prefetch, put, registers, rolled, store, unroll, unrolled, vmax, vmin,
@@ -49,18 +50,6 @@ CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 
 
 # ------------------------------------------------------------------------------------------------------ vector helpers
-
-
-@helper
-def sum_lanes(v, dtype):
-    lane = local(16, dtype)
-    store(address(lane), 0, v)
-    half = lanes(dtype) // 2
-    while half > 0:
-        for i in range(half):
-            lane[i] += lane[i + half]
-        half //= 2
-    return lane[0]
 
 
 # How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _direct_simd);
@@ -1513,7 +1502,7 @@ def grad_weight_block(
         for h in range(H):
             for t in range(T):
                 i = ((f * H + h) * T + t) * VL
-                value = sum_lanes(load(total, i, dtype) + load(partial, i, dtype), dtype)
+                value = sum_of_lanes(load(total, i, dtype) + load(partial, i, dtype))
                 i = f * to_out + (kh + h) * KW + kw + t
                 if accumulate:
                     value += get(out, i, dtype)
@@ -1521,13 +1510,11 @@ def grad_weight_block(
 
 
 @helper
-def column_row(row, zeros, column, ih, IH, IW, to_other, dtype, stride, mode, pair):
-    """The image under each column of the kernel."""
+def column_row(image, at, plane_end, zeros, column, IW, to_other, dtype, stride, mode, pair):
+    """The image under each column of the kernel, at one of its rows or beside them all."""
     inlined()
-    exists = 0 <= ih < IH
-    if not exists:
-        row = zeros
-    other = row + to_other if exists else zeros
+    # A branch: loads that wait for a selected address take longer
+    row, other = (image + at, image + at + to_other) if within(at, plane_end) else (zeros, zeros)
     VL = lanes(dtype)
     half = VL // 2
     if stride == 1 and pair:
@@ -1584,29 +1571,27 @@ def grad_weight_column(
     x: registers[3]
     size, VL = itemsize(dtype), lanes(dtype)
     IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
-    to_image, to_grad = geometry[GEO_IC] * IH * IW * size, geometry[GEO_OC] * geometry[GEO_OH] * OW * size
-    ahead, grad_ahead = IH * IW, geometry[GEO_OH] * OW  # the next channel's rows, or the next band's
+    to_row, to_grad_row, plane_end = IW * size, OW * size, IH * IW * size
+    to_image, to_grad = geometry[GEO_IC] * plane_end, geometry[GEO_OC] * geometry[GEO_OH] * to_grad_row
+    ahead, grad_ahead = plane_end, geometry[GEO_OH] * to_grad_row  # the next channel's rows, or the next band's
     if n_rows < geometry[GEO_OH]:
-        ahead, grad_ahead = n_rows * stride * IW, n_rows * OW
-    ahead, grad_ahead, line = (column + ahead) * size, grad_ahead * size, VL * size
+        ahead, grad_ahead = n_rows * stride * to_row, n_rows * to_grad_row
+    ahead, line = ahead + column * size, VL * size
     for i in unroll(9):
         acc[i] = broadcast(dtype.type(0))
     while n_images > 0:
+        rolled()
         n_images -= 2 if pair else 1
-        ih = top
-        row, grad = image + top * IW * size, grad_output
-        image += 2 * to_image if pair else to_image
-        grad_output += 2 * to_grad if pair else to_grad
-        x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+        at, grad = top * to_row, grad_output
+        x[0], x[1], x[2] = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
         older = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
         for kw in unroll(3):
             acc[kw] = fma(x[kw], older, acc[kw])
         if stride == 1:
-            ih += 1
-            row += IW * size
-            x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+            at += to_row
+            x[0], x[1], x[2] = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
             if n_rows > 1:
-                grad += OW * size
+                grad += to_grad_row
                 dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
                 for kw in unroll(3):
                     acc[kw] = fma(x[kw], dy, acc[kw])
@@ -1614,21 +1599,23 @@ def grad_weight_column(
                 for _ in range(2, n_rows):
                     rolled()
                     oldest, older = older, dy
-                    ih += 1
-                    row += IW * size
-                    grad += OW * size
-                    prefetch(row + ahead)
+                    at += to_row
+                    grad += to_grad_row
+                    prefetch(image + at + ahead)
                     prefetch(grad + grad_ahead)
-                    x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+                    x[0], x[1], x[2] = column_row(
+                        image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair
+                    )  # fmt: skip
                     dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
                     for kw in unroll(3):
                         acc[kw] = fma(x[kw], dy, acc[kw])
                         acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
                         acc[6 + kw] = fma(x[kw], oldest, acc[6 + kw])
                 oldest, older = older, dy
-                ih += 1
-                row += IW * size
-                x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+                at += to_row
+                x[0], x[1], x[2] = column_row(
+                    image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair
+                )  # fmt: skip
                 for kw in unroll(3):
                     acc[6 + kw] = fma(x[kw], oldest, acc[6 + kw])
             for kw in unroll(3):
@@ -1636,43 +1623,45 @@ def grad_weight_column(
         else:
             for _ in range(1, n_rows):
                 rolled()
-                ih += 1
-                row += IW * size
-                grad += OW * size
+                at += to_row
+                grad += to_grad_row
                 prefetch(grad + grad_ahead)
-                prefetch(row + ahead)
+                prefetch(image + at + ahead)
                 if ORDERED:  # a column of two cache lines
-                    prefetch(row + ahead + line)
-                x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+                    prefetch(image + at + ahead + line)
+                x[0], x[1], x[2] = column_row(
+                    image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair
+                )  # fmt: skip
                 for kw in unroll(3):
                     acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
-                ih += 1
-                row += IW * size
-                prefetch(row + ahead)
+                at += to_row
+                prefetch(image + at + ahead)
                 if ORDERED:
-                    prefetch(row + ahead + line)
-                x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+                    prefetch(image + at + ahead + line)
+                x[0], x[1], x[2] = column_row(
+                    image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair
+                )  # fmt: skip
                 dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
                 for kw in unroll(3):
                     acc[6 + kw] = fma(x[kw], older, acc[6 + kw])
                     acc[kw] = fma(x[kw], dy, acc[kw])
                 older = dy
-            ih += 1
-            row += IW * size
-            x[0], x[1], x[2] = column_row(row, zeros, column, ih, IH, IW, to_image, dtype, stride, mode, pair)
+            at += to_row
+            x[0], x[1], x[2] = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
             for kw in unroll(3):
                 acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
-        x[0], x[1], x[2] = column_row(
-            row + IW * size, zeros, column, ih + 1, IH, IW, to_image, dtype, stride, mode, pair
-        )  # fmt: skip
+        at += to_row
+        x[0], x[1], x[2] = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
         for kw in unroll(3):
             acc[6 + kw] = fma(x[kw], older, acc[6 + kw])
+        image += 2 * to_image if pair else to_image
+        grad_output += 2 * to_grad if pair else to_grad
     # Lanes behind the row's last output are zeros in grad_output alone
     for i in unroll(9):
         value = untangle(acc[i]) if stride == 2 else acc[i]
         if pair:
             value = halves(first_lanes(value, n_lanes), first_lanes(value, VL // 2 + n_lanes))
-        else:
+        elif mode == MASKED:
             value = first_lanes(value, n_lanes)
         store(sums, i * VL, load(sums, i * VL, dtype) + value)
 
@@ -1692,6 +1681,7 @@ def grad_weight_column_of(
     image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, stride, pair, dtype
 ):  # fmt: skip
     """`grad_weight_column` with constants for stride, mode and pair."""
+    inlined()
     column: registers[3, 2, 2]
     mode, VL = MASKED, lanes(dtype)
     if ORDERED == 0 and n_lanes == VL and at >= 0 and at + 3 + stride * (VL - 1) <= geometry[GEO_IW]:
@@ -1708,33 +1698,34 @@ grad_weight_column_of = helper(unrolled(grad_weight_column_of))
 
 
 @helper
-def grad_weight_columns(image, grad_output, zeros, out, first, last, accumulate, geometry, stride, dtype):
+def grad_weight_columns(
+    image, grad_output, zeros, out, first, last, accumulate, geometry, stride, band, images, pair, dtype
+):
     # Runs of up to FLUSH vectors, of one column of some images or of a band of one; FLUSH runs make a partial sum.
     outlined()
     size, VL = itemsize(dtype), lanes(dtype)
     IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
-    to_image, to_grad = geometry[GEO_IC] * IH * IW, geometry[GEO_OC] * OH * OW
+    to_image, to_grad = geometry[GEO_IC] * IH * IW * size, geometry[GEO_OC] * OH * OW * size
     pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
     width = VL - 1 if ORDERED and stride == 2 else VL
-    band = max(min(BAND // max(stride * IW + OW, 1), FLUSH), 1)
-    pair, flushes = in_pairs(3, stride, IW, OW, pad_left, VL // 2), 0
+    flushes = 0
     memory = local(288, dtype)
     partial = address(memory)
     total = partial + 144 * size
-    clear(partial, 288 * size)
+    clear(partial, 9 * VL * size)
+    clear(total, 9 * VL * size)
+    n, oh = first // OH, first % OH
     while first < last:
-        n, oh = first // OH, first % OH
         n_rows = min(OH - oh, last - first)
-        n_images = 1
+        n_images, paired = 1, 0
         if n_rows > band:
             n_rows = ceil_div(n_rows, ceil_div(n_rows, band))
         elif n_rows == OH:
-            n_images = min(max(FLUSH // OH, 1) * (2 if pair else 1), (last - first) // OH)
-        paired = 0
+            n_images = min(images, (last - first) // OH)
         if pair and n_images > 1:
             paired = 1
             n_images -= n_images % 2
-        x, dy = image + n * to_image * size, grad_output + (n * to_grad + oh * OW) * size
+        x, dy = image + n * to_image, grad_output + n * to_grad + oh * OW * size
         ow = 0
         while ow < OW:
             grad_weight_column_of(
@@ -1747,10 +1738,14 @@ def grad_weight_columns(image, grad_output, zeros, out, first, last, accumulate,
                 flushes = 0
                 for i in range(9):
                     store(total, i * VL, load(total, i * VL, dtype) + load(partial, i * VL, dtype))
-                clear(partial, 144 * size)
+                clear(partial, 9 * VL * size)
         first += n_rows * n_images
+        oh += n_rows
+        if oh == OH:
+            oh = 0
+            n += n_images
     for i in range(9):
-        value = sum_lanes(load(total, i * VL, dtype) + load(partial, i * VL, dtype), dtype)
+        value = sum_of_lanes(load(total, i * VL, dtype) + load(partial, i * VL, dtype))
         if accumulate:
             value += get(out, i, dtype)
         put(out, i, value)
@@ -1760,25 +1755,32 @@ def grad_weight_columns(image, grad_output, zeros, out, first, last, accumulate,
 def grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, dtype):
     G, KH, KW, size = geometry[GEO_G], geometry[GEO_KH], geometry[GEO_KW], itemsize(dtype)
     C, F, taps = geometry[GEO_IC] // G, geometry[GEO_OC] // G, KH * KW
+    IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
     stride = geometry[GEO_STRIDE_W]
     columns = (
         KH == 3 and KW == 3 and geometry[GEO_DIL_H] == 1 and geometry[GEO_DIL_W] == 1 and stride <= 2
         and geometry[GEO_STRIDE_H] == stride
     )  # fmt: skip
-    for unit in range(task * s.batch, min((task + 1) * s.batch, s.units * s.chunks)):
-        chunk = unit // s.units
+    # Of a run of `columns`: rows at most, whole images at most
+    band = max(min(BAND // max(stride * IW + OW, 1), FLUSH), 1)
+    pair = 1 if in_pairs(3, stride, IW, OW, geometry[GEO_PAD_LEFT], lanes(dtype) // 2) else 0
+    images = max(FLUSH // max(OH, 1), 1) * (2 if pair else 1)
+    unit, end_unit = task * s.batch, min((task + 1) * s.batch, s.units * s.chunks)
+    chunk, rest = unit // s.units, unit % s.units
+    c, block, group = rest % C, rest // C % s.blocks, rest // (C * s.blocks)
+    while unit < end_unit:
         first, last = chunk * s.chunk, min((chunk + 1) * s.chunk, s.rows)
-        c = unit % C
-        f = unit // C % s.blocks * s.together
-        group = unit % s.units // (C * s.blocks)
+        f = block * s.together
         end = min(f + s.together, F)
-        x = input + (group * C + c) * geometry[GEO_IH] * geometry[GEO_IW] * size
+        x = input + (group * C + c) * IH * IW * size
         while f < end:
-            dy = grad_output + (group * F + f) * geometry[GEO_OH] * geometry[GEO_OW] * size
+            dy = grad_output + (group * F + f) * OH * OW * size
             out = grad_weight + (((chunk * G + group) * F + f) * C + c) * taps * size
             kh = np.int64(0)
             if columns and f + FILTERS > end:
-                grad_weight_columns(x, dy, zeros, out, first, last, accumulate, geometry, stride, dtype)
+                grad_weight_columns(
+                    x, dy, zeros, out, first, last, accumulate, geometry, stride, band, images, pair, dtype
+                )
                 kh = KH
             while kh < KH:
                 H = 1
@@ -1798,6 +1800,17 @@ def grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulat
                     kw += T
                 kh += H
             f += FILTERS if f + FILTERS <= end else 1
+        unit += 1
+        c += 1
+        if c == C:
+            c = 0
+            block += 1
+            if block == s.blocks:
+                block = 0
+                group += 1
+                if group == G:
+                    group = 0
+                    chunk += 1
 
 
 @task
