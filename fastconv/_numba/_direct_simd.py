@@ -11,6 +11,10 @@ halves(a, b)                                the lower half of a, the upper one o
 zip_low(a, b), zip_high(a, b)               the lower, the upper half of a and b, in turns
 first_lanes(v, count)                       v in the first ``count`` lanes, zeros behind
 within(i, extent)                           0 <= i < extent by one comparison, which a branch may take to be nearly always true
+aligned()                                   has the function that calls it keep vectors that leave their registers in one cache
+                                            line each; left alone, LLVM does so or not as the caller's stack happens to lie
+hidden(address)                             the same address, about which the compiler knows nothing: what is stored there is
+                                            read again where it is used and takes no register
 
 ORDERED says that the CPU has AVX-512: any order of lanes costs one instruction, and some lanes are loaded and stored as fast
 as all.
@@ -111,3 +115,21 @@ def within(typingctx, i, extent):
         return _call(builder, "llvm.expect.i1", inside.type, [inside, inside.type(1)])
 
     return types.boolean(types.int64, types.int64), codegen
+
+
+@_with_python(lambda: None)
+def aligned(typingctx):
+    def codegen(context, builder, signature, arguments):
+        builder.function.attributes.alignstack = VECTOR_BYTES
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@_with_python(lambda address: address)
+def hidden(typingctx, address):
+    def codegen(context, builder, signature, arguments):
+        word = arguments[0].type
+        return builder.asm(ir.FunctionType(word, [word]), "", "=r,0", arguments, side_effect=False)
+
+    return types.int64(types.int64), codegen

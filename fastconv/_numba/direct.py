@@ -21,8 +21,8 @@ import numpy as np
 
 from fastconv._numba._common import ceil_div, clamp
 from fastconv._numba._direct_simd import (
-    ORDERED, apart, even, first_lanes, following, halves, join_inside, load_inside, odd, preceding, store_lanes, untangle,
-    within, zip_high, zip_low,
+    ORDERED, aligned, apart, even, first_lanes, following, halves, hidden, join_inside, load_inside, odd, preceding,
+    store_lanes, untangle, within, zip_high, zip_low,
 )  # fmt: skip
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
@@ -190,27 +190,56 @@ def adjoint(geometry):
     )  # fmt: skip
 
 
-# Planes as depthwise_column reads and writes them.
-Planes = namedtuple(
-    "Planes",
-    "count F filters "  # planes of results; of those that read one image; of one sample
-    "IH IW OW "
-    "to_image to_out "  # to the next image, to the next plane of results
-    "ahead out_ahead "  # bytes from a row to what is fetched into the cache meanwhile: images, results of a stride of 2
-    "turned accumulate",  # the filter's cells from the last to the first
-)
+# Planes as depthwise_column reads and writes them: words in memory, as dozens of arguments would be pushed for each column.
+(
+    COUNT, FILTERS_OF_IMAGE, ALL_FILTERS,  # planes of results; of those that read one image; of one sample
+    ROWS, COLUMNS, OUT_COLUMNS,  # of the image and of results
+    TO_IMAGE, TO_OUT,  # bytes to the next image, to the next plane of results
+    AHEAD, OUT_AHEAD,  # bytes from a row to what is fetched into the cache meanwhile: images, results of a stride of 2
+    TURNED, ACCUMULATE,  # the filter's cells from the last to the first
+    ZEROS, WEIGHT, BIAS,  # addresses: IW zeros; all filters; their biases, or 0
+) = range(15)  # fmt: skip
 
 
 @helper
-def next_plane(p, plane, f, in_group, image, out, size):
+def word(planes, place):
+    return get(planes, place, np.int64)
+
+
+@helper
+def put_word(planes, place, value):
+    put(planes, place, np.int64(value))
+
+
+@helper
+def describe(p, conv, ahead, out_ahead, zeros, weight, bias, size):
+    """All words but COUNT."""
+    put_word(p, FILTERS_OF_IMAGE, conv.F)
+    put_word(p, ALL_FILTERS, conv.G * conv.F)
+    put_word(p, ROWS, conv.IH)
+    put_word(p, COLUMNS, conv.IW)
+    put_word(p, OUT_COLUMNS, conv.OW)
+    put_word(p, TO_IMAGE, conv.IH * conv.IW * size)
+    put_word(p, TO_OUT, conv.OH * conv.OW * size)
+    put_word(p, AHEAD, ahead)
+    put_word(p, OUT_AHEAD, out_ahead)
+    put_word(p, TURNED, 1 if conv.to_kw < 0 else 0)
+    put_word(p, ACCUMULATE, conv.accumulate)
+    put_word(p, ZEROS, zeros)
+    put_word(p, WEIGHT, weight)
+    put_word(p, BIAS, bias)
+
+
+@helper
+def next_plane(p, plane, f, in_group, image, out):
     plane += 1
-    out += p.to_out * size
+    out += word(p, TO_OUT)
     f += 1
     in_group += 1
-    if in_group == p.F:  # filters of one group read one image
+    if in_group == word(p, FILTERS_OF_IMAGE):  # filters of one group read one image
         in_group = 0
-        image += p.to_image * size
-        if f == p.filters:
+        image += word(p, TO_IMAGE)
+        if f == word(p, ALL_FILTERS):
             f = 0
     return plane, f, in_group, image, out
 
@@ -218,9 +247,6 @@ def next_plane(p, plane, f, in_group, image, out, size):
 def depthwise_column(
     p,
     image,  # IN   of the first plane of results
-    zeros,  # IN   IW of them
-    weight,  # IN   all filters
-    bias,  # IN   all filters', or 0
     f,  # filter of the first plane
     in_group,
     act_min,
@@ -237,34 +263,41 @@ def depthwise_column(
     stride,
     inner,  # under all lanes the middle of the kernel is inside the row, and all lanes are written
     pair,
+    spare,  # of 16 registers: the middle taps and what a sum starts from are read from memory, as operands
 ):
     # One vector wide, down the rows of a plane: every image row is loaded once, and no output row has to be one of a
     # block. The planes' columns are taken in turns: masks and the like serve many rows. A pair: two planes whose rows are
     # half a vector.
     outlined()
+    aligned()
     x: registers[K]
     tap: registers[K * K]
     sums: registers[(K - 1) // stride + 1]  # of the output rows that have begun, the youngest first
     size, VL = itemsize(dtype), lanes(dtype)
     half, plane = VL // 2, 0
-    IW, OW = p.IW, p.OW
-    to_row, plane_end = IW * size, p.IH * IW * size  # where a row begins in its plane says whether it is in the image
-    accumulate, ahead = p.accumulate != 0, column * size + p.ahead
+    count, IW, OW = word(p, COUNT), word(p, COLUMNS), word(p, OUT_COLUMNS)
+    zeros, weight, bias = word(p, ZEROS), word(p, WEIGHT), word(p, BIAS)
+    # Where a row begins in its plane says whether it is in the image
+    to_row, plane_end = IW * size, word(p, ROWS) * IW * size
+    accumulate, ahead, turned = word(p, ACCUMULATE) != 0, column * size + word(p, AHEAD), word(p, TURNED) != 0
     low, high = broadcast(act_min), broadcast(act_max)
-    while plane < p.count:
+    if spare:
+        memory = local(64, dtype)
+        kept = hidden(address(memory))
+    while plane < count:
         filter = second = weight + f * K * K * size
         shift = other_shift = get(bias, f, dtype) if bias != 0 else dtype.type(0)
         begin, to = image, out
-        plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out, size)
+        plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out)
         if pair:
             to_other, out_other, other_end = 0, 0, half
-            if plane < p.count:
+            if plane < count:
                 second = weight + f * K * K * size
                 if bias != 0:
                     other_shift = get(bias, f, dtype)
                 to_other, out_other, other_end = image - begin, out - to - half * size, half + OW
-                plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out, size)
-        if p.turned:
+                plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out)
+        if turned:
             for i in unroll(K * K):
                 tap[i] = broadcast(get(filter, K * K - 1 - i, dtype))
                 if pair:
@@ -279,6 +312,10 @@ def depthwise_column(
             shift = halves(shift, broadcast(other_shift))
         for i in unroll((K - 1) // stride + 1):
             sums[i] = shift
+        if spare:
+            store(kept, K * VL, shift)
+            for kh in unroll(K):
+                store(kept, kh * VL, tap[kh * K + 1])
         # Rows above only begin outputs
         oh, at = -((K - 1) // stride), (top + 1 - stride) * to_row
         while oh < n_rows:
@@ -334,12 +371,17 @@ def depthwise_column(
                 # What the image row adds by each kernel row: sums of their own, as one would be a long chain
                 for kh in unroll(K):
                     if kh % stride == (i + 1) % stride:
-                        if kh == 0:
+                        if kh == 0 and spare:
+                            total = fma(x[0], tap[0], load(kept, K * VL, dtype))
+                        elif kh == 0:
                             total = fma(x[0], tap[0], shift)
                         else:
                             total = x[0] * tap[kh * K]
                         for kw in unroll(K - 1):
-                            total = fma(x[kw + 1], tap[kh * K + kw + 1], total)
+                            if kw == 0 and spare:
+                                total = fma(x[1], load(kept, kh * VL, dtype), total)
+                            else:
+                                total = fma(x[kw + 1], tap[kh * K + kw + 1], total)
                         if kh == 0:
                             sums[0] = total
                         else:
@@ -375,7 +417,14 @@ DEPTHWISE_COLUMNS = tuple(
 globals().update(
     {
         f"depthwise_{K}_{stride}_{inner}_{pair}": helper(
-            unrolled(depthwise_column, K=K, stride=stride, inner=inner, pair=pair)
+            unrolled(
+                depthwise_column,
+                K=K,
+                stride=stride,
+                inner=inner,
+                pair=pair,
+                spare=int(K == 3 and stride == 1 and not ORDERED),
+            )
         )
         for K, stride, inner, pair in DEPTHWISE_COLUMNS
     }
@@ -383,14 +432,11 @@ globals().update(
 
 
 def depthwise_columns(
-    p, image, zeros, weight, bias, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, K, stride, pair, dtype
+    p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, K, stride, inner, pair, dtype
 ):  # fmt: skip
     """`depthwise_column` with constants for kernel extent, stride, inner and pair."""
     inlined()
     depthwise: registers[8, 3, 2, 2]
-    inner, middle, VL = 0, column + K // 2, lanes(dtype)
-    if ORDERED == 0 and middle >= 0 and middle + stride * (VL - 1) < p.IW and p.OW >= VL and p.accumulate == 0:
-        inner = 1
     for i in unroll(len(DEPTHWISE_COLUMNS)):
         if (
             K == DEPTHWISE_COLUMNS[i][0]
@@ -401,24 +447,8 @@ def depthwise_columns(
             depthwise[
                 DEPTHWISE_COLUMNS[i][0], DEPTHWISE_COLUMNS[i][1], DEPTHWISE_COLUMNS[i][2], DEPTHWISE_COLUMNS[i][3]
             ](
-                p,
-                image,
-                zeros,
-                weight,
-                bias,
-                f,
-                in_group,
-                act_min,
-                act_max,
-                out,
-                n_rows,
-                top,
-                column,
-                limit,
-                skip,
-                end,
-                dtype,
-            )
+                p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, dtype
+            )  # fmt: skip
 
 
 depthwise_columns = helper(unrolled(depthwise_columns))
@@ -455,6 +485,7 @@ def depthwise_planes(
     filters, to_out = conv.G * F, conv.OH * OW
     width, half = VL, VL // 2
     to_image = IH * IW
+    plain = ORDERED == 0 and OW >= VL and conv.accumulate == 0
     if ORDERED and stride == 2:
         width -= (K - 1) // 2  # lanes whose last taps are in the two vectors that are loaded
     pair = 1 if in_pairs(K, stride, IW, OW, pad_left, half) else 0
@@ -465,8 +496,12 @@ def depthwise_planes(
         ahead, out_ahead = conv.planes * to_image, conv.planes * to_out
     # A vector that is wider than a row runs into the next one, which is written later
     limit = 0 if conv.accumulate else out + ((n_planes - 1) * to_out + (last - first) * OW - VL) * size
+    memory = local(15, np.int64)
+    p = address(memory)
+    describe(p, conv, ahead, out_ahead, zeros, weight, bias, size)
     while n_planes > 0:
         count = min(conv.planes, n_planes)
+        put_word(p, COUNT, count)
         oh = first
         while oh < last:
             n_rows = min(band, last - oh)
@@ -477,11 +512,14 @@ def depthwise_planes(
                 fetched = ahead * size
                 if ORDERED == 0 and stride == 1 and ow % (2 * VL):
                     fetched = out + ((oh - first) * OW + out_ahead) * size - (input + oh * IW * size)
-                p = Planes(count, F, filters, IH, IW, OW, to_image, to_out, fetched, 0, conv.to_kw < 0, conv.accumulate)
+                put_word(p, AHEAD, fetched)
+                column = block * stride - pad_left
+                middle, inner = column + K // 2, 0
+                if plain and middle >= 0 and middle + stride * (VL - 1) < IW:
+                    inner = 1
                 depthwise_columns(
-                    p, input, zeros, weight, bias, f, in_group, act_min, act_max, out + ((oh - first) * OW + block) * size, n_rows,
-                    oh * stride - pad_top, block * stride - pad_left, limit, ow - block, min(OW - block, width), K, stride,
-                    pair, dtype,
+                    p, input, f, in_group, act_min, act_max, out + ((oh - first) * OW + block) * size, n_rows,
+                    oh * stride - pad_top, column, limit, ow - block, min(OW - block, width), K, stride, inner, pair, dtype,
                 )  # fmt: skip
                 ow += width
             oh += n_rows
@@ -496,9 +534,6 @@ def depthwise_planes(
 def adjoint_column(
     p,
     image,  # IN   grad_output, of the first plane of results
-    zeros,  # IN   IW of them
-    weight,  # IN   all filters
-    bias,  # IN   all channels', or 0
     f,  # filter of the first plane
     in_group,
     act_min,
@@ -519,19 +554,21 @@ def adjoint_column(
     # Down the rows of grad_output, each of which is loaded once and completes two rows. An input cell is one of four sums:
     # even and odd columns have a vector each.
     outlined()
+    aligned()
     x: registers[3]
     tap: registers[K, K]
     sums: registers[K, 2]  # of the result rows that have begun: even columns, odd ones
     size, VL = itemsize(dtype), lanes(dtype)
-    plane, IW, OW = 0, p.IW, p.OW
-    to_row, plane_end = IW * size, p.IH * IW * size
-    accumulate = p.accumulate != 0
+    plane, count, IW, OW = 0, word(p, COUNT), word(p, COLUMNS), word(p, OUT_COLUMNS)
+    zeros, weight, bias = word(p, ZEROS), word(p, WEIGHT), word(p, BIAS)
+    to_row, plane_end = IW * size, word(p, ROWS) * IW * size
+    accumulate, ahead, out_ahead = word(p, ACCUMULATE) != 0, column * size + word(p, AHEAD), word(p, OUT_AHEAD)
     low, high = broadcast(act_min), broadcast(act_max)
-    while plane < p.count:
+    while plane < count:
         filter = weight + f * K * K * size
         shift = broadcast(get(bias, f, dtype) if bias != 0 else dtype.type(0))
         begin, to = image, out
-        plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out, size)
+        plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out)
         for kh in unroll(K):
             for kw in unroll(K):
                 tap[kh, kw] = broadcast(get(filter, kh * K + kw, dtype))
@@ -542,9 +579,9 @@ def adjoint_column(
         to += oh * OW * size
         while oh < n_rows:
             rolled()
-            prefetch(begin + at + column * size + p.ahead)
-            prefetch(to + p.out_ahead)
-            prefetch(to + OW * size + p.out_ahead)
+            prefetch(begin + at + ahead)
+            prefetch(to + out_ahead)
+            prefetch(to + OW * size + out_ahead)
             row = begin + at if within(at, plane_end) else zeros
             for j in unroll((K + 1) // 2):
                 if inner:
@@ -589,17 +626,15 @@ globals().update(
 
 
 def adjoint_columns(
-    p, image, zeros, weight, bias, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, K, odd, dtype
+    p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, K, odd, inner, dtype
 ):  # fmt: skip
     """`adjoint_column` with constants for kernel extent, parity of the padding and ``inner``."""
     inlined()
     adjoint: registers[6, 2, 2]
-    inner = 1 if column - K // 2 >= 0 and column + lanes(dtype) <= p.IW else 0
     for i in unroll(len(ADJOINT_COLUMNS)):
         if K == ADJOINT_COLUMNS[i][0] and odd == ADJOINT_COLUMNS[i][1] and inner == ADJOINT_COLUMNS[i][2]:
             adjoint[ADJOINT_COLUMNS[i][0], ADJOINT_COLUMNS[i][1], ADJOINT_COLUMNS[i][2]](
-                p, image, zeros, weight, bias, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end,
-                dtype,
+                p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, dtype
             )  # fmt: skip
 
 
@@ -634,9 +669,12 @@ def adjoint_planes(
         ahead, out_ahead = band // 2 * IW * size, band * OW * size
     else:
         ahead, out_ahead = conv.planes * to_image * size, conv.planes * to_out * size
+    memory = local(15, np.int64)
+    p = address(memory)
+    describe(p, conv, ahead, out_ahead, zeros, weight, bias, size)
     while n_planes > 0:
         count = min(conv.planes, n_planes)
-        p = Planes(count, F, filters, IH, IW, OW, to_image, to_out, ahead, out_ahead, False, conv.accumulate)
+        put_word(p, COUNT, count)
         oh = first
         while oh < last:
             n_rows = min(band, last - oh)
@@ -649,10 +687,11 @@ def adjoint_planes(
                     limit = end_of_planes
                 elif conv.accumulate == 0 and OW < width:  # into the next row, which is written later
                     limit = end_of_planes - width * size
+                column = block // 2 + (pad_left + 1) // 2
+                inner = 1 if column - K // 2 >= 0 and column + lanes(dtype) <= IW else 0
                 adjoint_columns(
-                    p, input, zeros, weight, bias, f, in_group, act_min, act_max, out + ((oh - first) * OW + block) * size, n_rows,
-                    (oh + pad_top) // 2, block // 2 + (pad_left + 1) // 2, above, limit, ow - block, min(OW - block, width), K,
-                    pad_left % 2, dtype,
+                    p, input, f, in_group, act_min, act_max, out + ((oh - first) * OW + block) * size, n_rows,
+                    (oh + pad_top) // 2, column, above, limit, ow - block, min(OW - block, width), K, pad_left % 2, inner, dtype,
                 )  # fmt: skip
                 ow += width
             oh += n_rows
@@ -1284,7 +1323,7 @@ def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, w
     if conv.n_tasks == 0:
         return
     arrays = (grad_output, weight, bias, act_min, act_max, grad_input)
-    if not np.isfinite(weight).all():
+    if np.count_nonzero(np.isfinite(weight)) < weight.size:  # half the time of .all()
         exact_task.run(conv.N * conv.G * conv.F, n_threads, *arrays, geometry)
     elif conv.stride_h == conv.stride_w == 1:
         task = depthwise_task if conv.K else conv2d_task
@@ -1513,7 +1552,7 @@ def grad_weight_block(
 def column_row(image, at, plane_end, zeros, column, IW, to_other, dtype, stride, mode, pair):
     """The image under each column of the kernel, at one of its rows or beside them all."""
     inlined()
-    # A branch: loads that wait for a selected address take longer
+    # A branch, as in depthwise_column: loads that wait for a selected address take longer
     row, other = (image + at, image + at + to_other) if within(at, plane_end) else (zeros, zeros)
     VL = lanes(dtype)
     half = VL // 2
@@ -1567,6 +1606,7 @@ def grad_weight_column(
     # As depthwise_column: down the rows of a plane, each loaded once, of the image and of grad_output. A row meets up to
     # three rows of the other. A pair: two images whose rows are half a vector.
     outlined()
+    aligned()
     acc: registers[9]
     x: registers[3]
     size, VL = itemsize(dtype), lanes(dtype)
