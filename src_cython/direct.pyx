@@ -2109,8 +2109,8 @@ cdef inline void grad_weight_columns(
     for i in range(9):
         fill(&partial[i], <real> 0)
         fill(&total[i], <real> 0)
+    n, oh = first // OH, first % OH
     while first < last:
-        n, oh = first // OH, first % OH
         n_rows = min(OH - oh, last - first)
         n_images = 1
         if n_rows > band:
@@ -2138,6 +2138,10 @@ cdef inline void grad_weight_columns(
                     total[i] = total[i] + partial[i]
                     fill(&partial[i], <real> 0)
         first += n_rows * n_images
+        oh += n_rows
+        if oh == OH:
+            oh = 0
+            n += n_images
     for i in range(9):
         value = sum_lanes(total[i] + partial[i], out)
         out[i] = out[i] + value if accumulate else value
@@ -2156,8 +2160,9 @@ cdef inline void grad_weight_units(
 ) noexcept nogil:
     cdef:
         Py_ssize_t G = geometry[GEO_G], C = geometry[GEO_IC] // G, F = geometry[GEO_OC] // G
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], taps = KH * KW
-        Py_ssize_t unit, chunk, group, c, f, end, first, last, kh, kw, H, T
+        Py_ssize_t unit, chunk, group, block, c, f, end, first, last, kh, kw, H, T
         bint columns = (
             mode != GATHER and KH == KW == 3 and geometry[GEO_DIL_H] == geometry[GEO_DIL_W] == 1
             and geometry[GEO_STRIDE_H] == geometry[GEO_STRIDE_W]
@@ -2165,16 +2170,15 @@ cdef inline void grad_weight_units(
         const real* image
         const real* grads
         real* out
-    for unit in range(task * s.batch, min((task + 1) * s.batch, s.units * s.chunks)):
-        chunk = unit // s.units
+    unit = task * s.batch
+    chunk, c, block, group = unit // s.units, unit % C, unit // C % s.blocks, unit % s.units // (C * s.blocks)
+    for unit in range(unit, min(unit + s.batch, s.units * s.chunks)):  # no-cython-lint: the others count along
         first, last = chunk * s.chunk, min((chunk + 1) * s.chunk, s.rows)
-        c = unit % C
-        f = unit // C % s.blocks * s.together
-        group = unit % s.units // (C * s.blocks)
+        f = block * s.together
         end = min(f + s.together, F)
-        image = input + (group * C + c) * geometry[GEO_IH] * geometry[GEO_IW]
+        image = input + (group * C + c) * IH * IW
         while f < end:
-            grads = grad_output + (group * F + f) * geometry[GEO_OH] * geometry[GEO_OW]
+            grads = grad_output + (group * F + f) * OH * OW
             out = grad_weight + ((chunk * G + group) * F + f) * C * taps + c * taps
             kh = 0
             if columns and f + FILTERS > end:
@@ -2216,6 +2220,16 @@ cdef inline void grad_weight_units(
                     kw += T
                 kh += H
             f += FILTERS if f + FILTERS <= end else 1
+        c += 1
+        if c == C:
+            c = 0
+            block += 1
+            if block == s.blocks:
+                block = 0
+                group += 1
+                if group == G:
+                    group = 0
+                    chunk += 1
 
 
 cdef void grad_weight_task(
