@@ -505,7 +505,7 @@ cdef inline void max_strided_block(
 ) noexcept nogil:
     cdef Py_ssize_t lanes = sizeof(vec) // sizeof(real)
     cdef vec low, high, low1, high1, low2, high2, value
-    if inside:  # of long rows, which run through other levels of cache, the processor itself asks for too few
+    if inside:  # as `fetch_ahead`
         SIMD_PREFETCH(x + column + 8 * IW)
         SIMD_PREFETCH(x + column + 9 * IW)
     tap(&low, inside, x + above, column, 0, 1, IW, -INFINITY)
@@ -1233,6 +1233,18 @@ cdef inline void max_common_block(
         put_cells(indices, where, 0, room)
 
 
+cdef enum:
+    LONG_ROW = 128   # cells: of longer rows, which run through other levels of cache, the processor itself asks for too few
+    CACHE_LINE = 64  # bytes
+
+
+cdef inline void fetch_ahead(const real* row, Py_ssize_t count) noexcept nogil:
+    """``count`` cells of the image rows that are read some output rows later."""
+    cdef Py_ssize_t line
+    for line in range(count * <Py_ssize_t> sizeof(real) // CACHE_LINE):
+        SIMD_PREFETCH(<const char*> row + line * CACHE_LINE)
+
+
 cdef inline bint max_common(
     const real* x,         # IN   a plane
     real* output,          # OUT  its output plane
@@ -1299,6 +1311,8 @@ cdef inline bint max_common(
                             True, False, K, stride, like,
                         )
                 else:
+                    if IW > LONG_ROW:
+                        fetch_ahead(rows + 8 * IW, stride * IW)
                     block = start
                     while block < stop:
                         max_common_block(

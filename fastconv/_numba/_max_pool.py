@@ -26,6 +26,9 @@ from fastconv._problem import (
     GEO_STRIDE_W,
 )  # fmt: skip
 
+LONG_ROW = 128  # cells: of longer rows, which run through other levels of cache, the processor itself asks for too few
+CACHE_LINE = 64  # bytes
+
 
 @shared
 def span(kernel, dilation):
@@ -202,7 +205,7 @@ def max_strided_block(
     room, column, IW, inside, hides_low, hides_high, K, dtype,
 ):  # fmt: skip
     VL, element, lowest = lanes(dtype), itemsize(dtype), dtype.type(-np.inf)
-    if inside:  # of long rows, which run through other levels of cache, the processor itself asks for too few
+    if inside:  # as in max_common
         prefetch(x + (column + 8 * IW) * element)
         prefetch(x + (column + 9 * IW) * element)
     low = tap(x + above * element, inside, column, 0, 1, IW, lowest, dtype)
@@ -909,6 +912,9 @@ def max_common(
                             False, K, stride, dtype,
                         )  # fmt: skip
                 else:
+                    if IW > LONG_ROW:
+                        for line in range(stride * IW * element // CACHE_LINE):  # of rows that are read later
+                            prefetch(rows + 8 * IW * element + line * CACHE_LINE)
                     for block in range(start, stop):
                         flags = max_common_block(
                             flags, rows, below1, below2, oldest, newer, y, where, block, first, pad_left, IW, OW, size, False,
