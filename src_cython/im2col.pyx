@@ -362,19 +362,19 @@ cdef void whole_tiles(
     tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, _NV, tiles, b_step, unused)
 
 
-cdef void part_tile(
-    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
-    const real* bias, Py_ssize_t rows, Py_ssize_t nv, vec* unused,
+cdef void part_tiles(
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
+    Finish finish, const real* bias, Py_ssize_t rows, Py_ssize_t nv, Py_ssize_t tiles, vec* unused,
 ) noexcept nogil:
-    """MR rows of nv vectors, or an even number of rows of NV vectors; what lies outside costs nothing then."""
+    """Tiles of MR rows of nv vectors, or of an even number of rows of NV vectors; what lies outside costs nothing then."""
     if finish != KEEP:
         finish = CLAMP
     if rows == 2:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 2, _NV, 1, 0, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 2, _NV, tiles, b_step, unused)
     elif rows == 4:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 4, _NV, 1, 0, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 4, _NV, tiles, b_step, unused)
     elif rows == 6 and _MR > 6:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 6, _NV, 1, 0, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 6, _NV, tiles, b_step, unused)
     elif nv == 1:
         tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, 1, 1, 0, unused)
     elif nv == 2 and _NV > 2:
@@ -394,7 +394,7 @@ cdef void edge_tile(
     if accumulate:
         for i in range(filters):
             memcpy(&whole[i * NR], c + i * ldc, pixels * sizeof(real))
-    part_tile(a, b, ldb, kc, &whole[0], NR, accumulate, finish, bias, _MR, ceil_div(pixels, VL), unused)
+    part_tiles(a, b, ldb, 0, kc, &whole[0], NR, accumulate, finish, bias, _MR, ceil_div(pixels, VL), 1, unused)
     for i in range(filters):
         memcpy(c + i * ldc, &whole[i * NR], pixels * sizeof(real))
 
@@ -408,20 +408,24 @@ cdef inline void some_tile(
     if pixels == _NV * VL and filters == _MR:
         whole_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, 1, unused)
     elif (pixels == _NV * VL and filters % 2 == 0) or (filters == _MR and pixels % VL == 0):
-        part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, filters, pixels // VL, unused)
+        part_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, filters, pixels // VL, 1, unused)
     else:
         edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, filters, pixels, unused)
 
 
-cdef void listed_tile(
+cdef void listed_tiles(
     const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* c, Py_ssize_t ldc,
     const Py_ssize_t* to, Finish finish, const real* bias, Py_ssize_t filters, Py_ssize_t nv, Py_ssize_t tiles, vec* unused,
 ) noexcept nogil:
-    """A tile of at most MR filters and NV vectors whose places are listed; a part of one is computed beside c."""
+    """Tiles of at most MR filters and NV vectors whose places are listed; a part of one is alone, and computed beside c."""
     cdef:
         real[_MR * _NV * VL_FLOAT] whole
         Py_ssize_t[_NV] beside
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, i, j
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, rows = 4 if filters <= 4 else _MR, i, j
+        bint part = filters < rows or nv < _NV
+        real* target = &whole[0] if part else c
+        Py_ssize_t step = NR if part else ldc
+        const Py_ssize_t* at = to
     if filters == _MR and nv == _NV and finish == RAISE:
         tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, RAISE, bias, _MR, _NV, True, tiles, 0, unused)
     elif filters == _MR and nv == _NV:
@@ -431,13 +435,15 @@ cdef void listed_tile(
     elif filters == _MR:
         tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, 2, True, 1, 0, unused)
     else:
-        for j in range(_NV):
-            beside[j] = j * VL
-        if filters <= 4:
-            tile_body(a, b, 0, depth, place, kc, &whole[0], NR, beside, False, CLAMP, bias, 4, _NV, True, 1, 0, unused)
+        if part:
+            for j in range(_NV):
+                beside[j] = j * VL
+            at = &beside[0]
+        if rows == 4:
+            tile_body(a, b, 0, depth, place, kc, target, step, at, False, CLAMP, bias, 4, _NV, True, tiles, 0, unused)
         else:
-            tile_body(a, b, 0, depth, place, kc, &whole[0], NR, beside, False, CLAMP, bias, _MR, _NV, True, 1, 0, unused)
-        for i in range(filters):
+            tile_body(a, b, 0, depth, place, kc, target, step, at, False, CLAMP, bias, _MR, _NV, True, 1, 0, unused)
+        for i in range(filters if part else 0):
             for j in range(nv):
                 memcpy(c + i * ldc + to[j], &whole[i * NR + j * VL], sizeof(vec))
 
@@ -579,9 +585,12 @@ cdef extern from *:
     #if FASTCONV_VL == 16
     EVERY_OTHER(f, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31)
     EVERY_OTHER(d, 0, 2, 4, 6, 9, 11, 13, 15)
-    #elif FASTCONV_VL == 8
-    EVERY_OTHER(f, 0, 2, 4, 6, 9, 11, 13, 15)
-    EVERY_OTHER(d, 0, 2, 5, 7)
+    #elif FASTCONV_VL == 8 /* two instructions, of which compilers make three and more: within halves, then their pairs */
+    #define EVERY_OTHER_PAIR(S, ...) \\
+    static inline __attribute__((always_inline)) v##S every_other_##S(v##S a, v##S b) \\
+    { vd v = (vd)SIMD_SHUFFLE_##S(a, b, __VA_ARGS__); return (v##S)SIMD_SHUFFLE_d(v, v, 0, 2, 1, 3); }
+    EVERY_OTHER_PAIR(f, 0, 2, 9, 11, 4, 6, 13, 15)
+    EVERY_OTHER_PAIR(d, 0, 5, 2, 7)
     #else
     EVERY_OTHER(f, 0, 2, 5, 7)
     EVERY_OTHER(d, 0, 3)
@@ -1277,16 +1286,22 @@ cdef void conv2d_block(
                 for i in range(_MR):
                     shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias != NULL else 0
             map = c + kept * ldc
-            # Whole tiles of a whole panel run in one call, the rest tile by tile
-            whole = cells // NR if filters == _MR and not b.by_panel else 0
+            # Whole tiles of a panel run in one call, the rest tile by tile
+            whole = 0
+            if not b.by_panel and (filters == _MR or filters == 4 or (filters == 2 and not b.by_rows)):
+                whole = cells // NR
             if whole and b.by_rows:
-                listed_tile(a, copied, depth, place, kc, map, ldc, to, finish, shifts, _MR, _NV, whole, unused)
+                listed_tiles(a, copied, depth, place, kc, map, ldc, to, finish, shifts, filters, _NV, whole, unused)
+            elif whole and filters < _MR:
+                part_tiles(
+                    a, source, ldb, b_step, kc, map, ldc, accumulate, finish, shifts, filters, _NV, whole, unused
+                )
             elif whole:
                 whole_tiles(a, source, ldb, b_step, kc, map, ldc, accumulate, finish, shifts, whole, unused)
             for j in range(whole, ceil_div(cells, NR)):                                    # loop 3: pixels
                 q = j * NR
                 if b.by_rows:
-                    listed_tile(
+                    listed_tiles(
                         a, copied, depth, place + j * _NV, kc, map, ldc, to + j * _NV, finish, shifts, filters,
                         min(cells - q, NR) // VL, 1, unused,
                     )

@@ -391,37 +391,17 @@ def tile(
 def plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, rows, nv):
     """A tile whose places are not listed."""
     tile(
-        a,
-        b,
-        ldb,
-        0,
-        0,
-        kc,
-        c,
-        ldc,
-        0,
-        accumulate,
-        finish,
-        bias,
-        low,
-        high,
-        tiles,
-        b_step,
-        dtype,
-        rows,
-        nv,
-        False,
-        False,
-    )
+        a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, tiles, b_step, dtype, rows, nv, False, False
+    )  # fmt: skip
 
 
 @helper
-def part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, rows, nv, dtype):
-    """MR rows of nv vectors, or 2 or 4 rows of NV vectors; what lies outside costs nothing then."""
+def part_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, nv, tiles, dtype):
+    """Tiles of MR rows of nv vectors, or of 2 or 4 rows of NV vectors; what lies outside costs nothing then."""
     if rows == 2:
-        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, 2, NV)
+        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 2, NV)
     elif rows == 4:
-        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, 4, NV)
+        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 4, NV)
     elif nv == 1:
         plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, MR, 1)
     elif nv == 2 and NV > 2:
@@ -441,7 +421,7 @@ def edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
     if accumulate:
         for i in range(filters):
             copy(whole + i * NR * size, c + i * ldc * size, pixels * size)
-    part_tile(a, b, ldb, kc, whole, NR, accumulate, finish, bias, low, high, MR, ceil_div(pixels, VL), dtype)
+    part_tiles(a, b, ldb, 0, kc, whole, NR, accumulate, finish, bias, low, high, MR, ceil_div(pixels, VL), 1, dtype)
     for i in range(filters):
         copy(c + i * ldc * size, whole + i * NR * size, pixels * size)
 
@@ -452,36 +432,38 @@ def some_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
     VL = lanes(dtype)
     few = pixels == NV * VL and (filters == 2 or filters == 4)
     if few or (filters == MR and pixels % VL == 0):
-        part_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels // VL, dtype)
+        part_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels // VL, 1, dtype)
     else:
         edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype)
 
 
 @helper
-def listed_tile(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, filters, nv, tiles, dtype):
-    """A tile of at most MR filters and NV vectors whose places are listed; a part of one is computed beside c."""
-    VL, size = lanes(dtype), itemsize(dtype)
-    no = False
+def listed_tiles(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, filters, nv, tiles, dtype):
+    """Tiles of at most MR filters and NV vectors whose places are listed; a part of one is alone, and computed beside c."""
+    VL, size, no = lanes(dtype), itemsize(dtype), False
+    rows = 4 if filters <= 4 else MR
     if filters == MR and nv == NV:
         tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, tiles, 0, dtype, MR, NV, True, False)
     elif filters == MR and nv == 1:
-        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, tiles, 0, dtype, MR, 1, True, False)
+        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, 1, 0, dtype, MR, 1, True, False)
     elif filters == MR and NV > 2:
-        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, tiles, 0, dtype, MR, 2, True, False)
+        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, 1, 0, dtype, MR, 2, True, False)
     else:
+        part = filters < rows or nv < NV
         memory, places = local(TILE_ELEMENTS, dtype), local(NV, np.int64)
-        whole, beside, ldw = address(memory), address(places), NV * VL
+        whole = address(memory)
+        target, step, beside = whole if part else c, NV * VL if part else ldc, address(places) if part else to
         for j in range(NV):
             places[j] = j * VL
-        if filters <= 4:
+        if rows == 4:
             tile(
-                a, b, 0, depth, place, kc, whole, ldw, beside, no, finish, bias, low, high, tiles, 0, dtype, 4, NV, True, False
+                a, b, 0, depth, place, kc, target, step, beside, no, finish, bias, low, high, tiles, 0, dtype, 4, NV, True, no
             )  # fmt: skip
         else:
             tile(
-                a, b, 0, depth, place, kc, whole, ldw, beside, no, finish, bias, low, high, tiles, 0, dtype, MR, NV, True, False
+                a, b, 0, depth, place, kc, target, step, beside, no, finish, bias, low, high, 1, 0, dtype, MR, NV, True, no
             )  # fmt: skip
-        for i in range(filters):
+        for i in range(filters if part else 0):
             for j in range(nv):
                 source = whole + (i * NV + j) * VL * size
                 copy(c + (i * ldc + get(to, j, np.int64)) * size, source, VL * size)
@@ -1170,12 +1152,34 @@ def conv2d_block(
                 for i in range(MR):
                     shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias.size > 0 else zero
             map = c + kept * ldc * size
-            # Whole tiles of a whole panel run in one call, the rest tile by tile
-            whole = cells // NR if filters == MR and b.by_panel == 0 else 0
+            # Whole tiles of a panel run in one call, the rest tile by tile
+            whole = 0
+            if b.by_panel == 0 and (filters == MR or filters == 4 or (filters == 2 and b.by_rows == 0)):
+                whole = cells // NR
             if whole > 0 and b.by_rows > 0:
-                listed_tile(
-                    a, copied, address(depth), places, kc, map, ldc, targets, finish, shift, low, high, MR, NV, whole, dtype,
+                listed_tiles(
+                    a, copied, address(depth), places, kc, map, ldc, targets, finish, shift, low, high, filters, NV, whole,
+                    dtype,
                 )  # fmt: skip
+            elif whole > 0 and filters < MR:
+                part_tiles(
+                    a,
+                    source,
+                    ldb,
+                    b_step,
+                    kc,
+                    map,
+                    ldc,
+                    accumulate,
+                    finish,
+                    shift,
+                    low,
+                    high,
+                    filters,
+                    NV,
+                    whole,
+                    dtype,
+                )
             elif whole > 0:
                 plain_tile(
                     a, source, ldb, kc, map, ldc, accumulate, finish, shift, low, high, whole, b_step, dtype, MR, NV
@@ -1184,7 +1188,7 @@ def conv2d_block(
                 q = j * NR
                 there = min(cells - q, NR)
                 if b.by_rows > 0:
-                    listed_tile(
+                    listed_tiles(
                         a, copied, address(depth), places + j * NV * INDEX_BYTES, kc, map, ldc, targets + j * NV * INDEX_BYTES,
                         finish, shift, low, high, filters, there // VL, 1, dtype,
                     )  # fmt: skip
