@@ -122,6 +122,15 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b if a > 0 else -(-a // b)
 
 
+cdef enum:
+    LINE = 16  # elements of a cache line, of float64 of two
+
+
+cdef inline Py_ssize_t lines(Py_ssize_t elements) noexcept nogil:
+    """So many, or a few more: what follows begins with a cache line, so that none of its vectors lies in two."""
+    return ceil_div(elements, LINE) * LINE
+
+
 cdef inline void* first_cell(object array, Py_ssize_t itemsize, int flags) except? NULL:
     """The address of a contiguous array's first cell, NULL if it has none."""
     # For calls so short that typed memoryviews, 0.3 us each, would show. The caller's reference keeps the array.

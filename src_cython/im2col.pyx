@@ -20,7 +20,7 @@ from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
-    add_outer, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vec, vd, vf, vfma, vmax, vmin,
+    add_outer, ceil_div, clamp, fill, int64_t, lines, operands, prefetch, real, start, vec, vd, vf, vfma, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS, DEPTHS, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_VECTORS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
@@ -42,6 +42,7 @@ cdef enum:
     LONE = 4                   # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
     MOST_LONE = 8              # sums of such vectors at a time
     CACHE_LINE = 64            # bytes
+    HEADED = 32                # vectors of a plane whose first pixels are worth a tile, so that no other vector lies in two lines
     ALIASED = 1024             # pixels: cells of planes so far apart share the sets of a first-level cache; of so many
     ALIASED_DEPTH = 32         # channels they push each other out, and
     ALIASED_FILTERS = 16       # read them often enough to pay for packing
@@ -106,7 +107,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
     b.phases = stride_w
-    b.phase_width = b.OW + ((KW - 1) * dil_w) // stride_w + 1
+    b.phase_width = lines(b.OW + ((KW - 1) * dil_w) // stride_w + 1)
     b.row_width = b.phases * b.phase_width
     # Pixels in equal blocks of whole panels, or of whole rows, which a fused pool wants too
     b.by_rows = (
@@ -158,14 +159,14 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     if not b.flat:
         b.rows = (min(b.OH, ceil_div(b.NB, max(b.OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
         b.channels = min(ceil_div(b.kc - 1, b.T) + 1, max(b.ICG, 1))
-        b.copy_elements = b.channels * b.rows * b.row_width + VL_FLOAT
-    b.b_elements = b.kc * (NR if b.in_place else 0 if b.by_rows else b.NB) + VL_FLOAT
-    b.lone_elements = VL_FLOAT // LONE * b.kc * _MR
+        b.copy_elements = lines(b.channels * b.rows * b.row_width + VL_FLOAT)
+    b.b_elements = lines(b.kc * (NR if b.in_place else 0 if b.by_rows else b.NB) + VL_FLOAT)
+    b.lone_elements = lines(VL_FLOAT // LONE * b.kc * _MR)
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     b.kept_panels = 1 if b.k_blocks == 1 else b.chunk_panels
-    b.c_elements = b.kept_panels * _MR * b.NB if b.pooled_rows else 0
-    b.ring_elements = pool_ring_size(geometry)
-    b.elements = (
+    b.c_elements = lines(b.kept_panels * _MR * b.NB if b.pooled_rows else 0)
+    b.ring_elements = lines(pool_ring_size(geometry))
+    b.elements = lines(
         b.copy_elements + b.b_elements + b.lone_elements + b.c_elements + b.ring_elements
         + b.chunk_panels * _MR * b.carried_rows * b.OW
     )
@@ -1194,7 +1195,7 @@ cdef void conv2d_block(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G]
         Py_ssize_t p_from, pixels, lone, cells, ldc, k_block, k_from, kc, panel, kept, j, q, i, first, filters
-        Py_ssize_t whole, b_step, row, oc_from = panel_start(b, panel_from)
+        Py_ssize_t head = 0, whole, b_step, row, oc_from = panel_start(b, panel_from)
         Py_ssize_t pooled_from, pooled_to, row_from, row_to, carried, carry_from, rows_to_carry
         Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
@@ -1234,11 +1235,13 @@ cdef void conv2d_block(
         lone = 0                              # how a pixel is summed must not depend on where blocks begin
     else:
         pooled_from = pooled_to = row_from = carried = carry_from = rows_to_carry = 0
-        p_from = block * b.NB
+        if b.in_place and b.P % VL == 0 and b.P >= HEADED * VL:
+            head = (VL - <size_t> image // sizeof(real) % VL) % VL
+        p_from = block * b.NB + head
         pixels = min(b.P - p_from, b.NB)
         ldc = b.P
         c = output + (ng * b.OCG + oc_from) * b.P + p_from
-        lone = pixels % VL if pixels % VL * LONE <= VL and not b.by_rows else 0
+        lone = pixels % VL if pixels % VL * LONE <= VL and not b.by_rows and head == 0 else 0
 
     pixels -= lone
     cells = pixels
@@ -1286,6 +1289,10 @@ cdef void conv2d_block(
                 for i in range(_MR):
                     shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias != NULL else 0
             map = c + kept * ldc
+            if head and block == 0:
+                edge_tile(
+                    a, image + k_from * b.P, b.P, kc, map - head, ldc, accumulate, finish, shifts, filters, head, unused
+                )
             # Whole tiles of a panel run in one call, the rest tile by tile
             whole = 0
             if not b.by_panel and (filters == _MR or filters == 4 or (filters == 2 and not b.by_rows)):

@@ -25,10 +25,10 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
     GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED, Operands,
-    VL_FLOAT, add_outer, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf, vfma, vmax, vmin, vset_d,
-    vset_f,
+    VL_FLOAT, add_outer, ceil_div, clamp, fill, int64_t, lines, operands, prefetch, real, start, vd, vec, vf, vfma, vmax, vmin,
+    vset_d, vset_f,
 )
-from common cimport DEPTHS, MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
+from common cimport DEPTHS, LINE, MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport high_f, load_lanes, low_f, store_filters, store_lanes, transpose
 
@@ -40,7 +40,6 @@ cdef enum:
     FEW_TILES = 100            # planes of fewer share their phases
     SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
     PANEL_CHUNKS = 4           # tasks that a matrix product is split into
-    LINE = 16                  # elements between slabs, so that their distances are no multiples of a page
     MOST_CELLS = 64            # T * T
     MOST_TAPS = 144            # of a kernel
     TURNED = 16                # channels of a weight that are turned at a time
@@ -315,10 +314,6 @@ cdef struct Block:
     Py_ssize_t tiles                                        # of one image
 
 
-cdef Py_ssize_t lines(Py_ssize_t elements) noexcept nogil:
-    return ceil_div(elements, LINE) * LINE
-
-
 cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
     cdef:
@@ -372,6 +367,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
             b.task_rows = min((b.pooled_rows - 1) * stride_h + geometry[GEO_POOL_KH], b.OH)
             b.map_elements = lines(b.OCG * b.task_rows * b.OW)
     b.tiles = b.images * b.rows * b.columns
+    # One line between slabs, so that their distances are no multiples of a page
     b.u_step = b.panels * b.channel_blocks * VL * b.NR + LINE
     b.v_step = b.channel_blocks * b.tiles * VL + LINE
     b.m_step = b.panels * b.tiles * b.NR + LINE

@@ -51,17 +51,27 @@ def convolution(kernel: Callable[..., None], problem: Any, geometry: np.ndarray)
     return run if problem.pool is None else run_pooled
 
 
+LINE = 16  # elements of a cache line, of float64 of two
+
+
+def lines(elements: int) -> int:
+    """So many, or a few more: what follows them in a workspace begins with a cache line, as kernels expect."""
+    return -(-elements // LINE) * LINE
+
+
 def packing(pack: Callable[..., None], size: int, geometry: np.ndarray, packed: Step) -> Step:
     """``packed``, a step that reads a packed weight, as one that packs it first, into ``size`` elements of workspace."""
 
+    room = lines(size)
+
     def run(input, weight, *others):
         *bias_and_outputs, workspace, n_threads = others
-        own, rest = workspace[:size], workspace[size:]
+        own, rest = workspace[:size], workspace[room:]
         pack(weight, own, rest, geometry, n_threads)
         packed.run(input, own, *bias_and_outputs, rest, n_threads)
 
     return replace(
-        packed, run=run, workspace=lambda n_workers: size + packed.workspace(n_workers), packed_elements=size
+        packed, run=run, workspace=lambda n_workers: room + packed.workspace(n_workers), packed_elements=room
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fastconv._algorithms import Step
+from fastconv._algorithms import Step, lines
 from fastconv._problem import ConvProblem
 
 
@@ -16,17 +16,18 @@ def around(k: Any, problem: ConvProblem, op: str, make: Callable[[Any, ConvProbl
     border = problem.border()
     geometry, shape = border.geometry(), border.output_shape
     size = border.N * border.OC * border.OH * border.OW
+    room = lines(size)
 
     def pad_first(input, *others):
         *operands, output, workspace, n_threads = others
         padded = workspace[:size].reshape(shape)
         k.pad.pad2d(input, padded, workspace[:0], geometry, n_threads)
-        inner.run(padded, *operands, output, workspace[size:], n_threads)
+        inner.run(padded, *operands, output, workspace[room:], n_threads)
 
     def fold_last(grad_output, weight, bias, output, workspace, n_threads):
         padded = workspace[:size].reshape(shape)
-        inner.run(grad_output, weight, bias, padded, workspace[size:], n_threads)
+        inner.run(grad_output, weight, bias, padded, workspace[room:], n_threads)
         k.pad.pad2d_adjoint(padded, output, workspace[:0], geometry, n_threads)
 
     run = fold_last if op == "grad_input" else pad_first
-    return replace(inner, run=run, workspace=lambda n_workers: size + inner.workspace(n_workers))
+    return replace(inner, run=run, workspace=lambda n_workers: room + inner.workspace(n_workers))

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from fastconv._algorithms import Step, convolution, kernel_workspace, packing, transposed
+from fastconv._algorithms import Step, convolution, kernel_workspace, lines, packing, transposed
 from fastconv._problem import ConvProblem
 
 
@@ -100,9 +100,9 @@ def _grad_weight_of_met(k: Any, problem: ConvProblem) -> Step:
     def run(input, grad_output, output, workspace, n_threads):
         cells = workspace[:size].reshape(met.input_shape)
         cells[...] = input[:, :, rows, columns]
-        step.run(cells, grad_output, output, workspace[size:], n_threads)
+        step.run(cells, grad_output, output, workspace[lines(size) :], n_threads)
 
-    return Step(run, lambda n_workers: size + step.workspace(n_workers))
+    return Step(run, lambda n_workers: lines(size) + step.workspace(n_workers))
 
 
 def _grad_weight_by_input(k: Any, problem: ConvProblem) -> Step:
@@ -111,7 +111,7 @@ def _grad_weight_by_input(k: Any, problem: ConvProblem) -> Step:
 
     def run(input, grad_output, output, workspace, n_threads):
         by_input = workspace[:size].reshape(problem.IC, problem.OC, 1, 1)
-        step.run(grad_output, input, by_input, workspace[size:], n_threads)
+        step.run(grad_output, input, by_input, workspace[lines(size) :], n_threads)
         output[...] = by_input.swapaxes(0, 1)
 
-    return Step(run, lambda n_workers: size + step.workspace(n_workers))
+    return Step(run, lambda n_workers: lines(size) + step.workspace(n_workers))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv._algorithms import Step
+from fastconv._algorithms import Step, lines
 from fastconv._algorithms.elementwise import all_finite
 from fastconv._problem import ConvProblem
 
@@ -111,8 +111,8 @@ def _by_phases(k: Any, problem: ConvProblem, found: list[Phase], forward: Callab
     """Of a stride: each phase by itself, then their cells in turns."""
     parts = [(phase, phase.problem, forward(k, phase.problem) if phase.problem else None) for phase in found]
     steps = [step for *_, step in parts if step]
-    filters = problem.OC * problem.ICG * problem.KH * problem.KW
-    cells = math.prod(problem.input_shape)
+    filters = lines(problem.OC * problem.ICG * problem.KH * problem.KW)
+    cells = lines(math.prod(problem.input_shape))
     by_group = (problem.G, problem.OCG, problem.ICG, problem.KH, problem.KW)
     low, high, geometry = problem.act_min, problem.act_max, problem.geometry()
 

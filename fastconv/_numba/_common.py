@@ -8,12 +8,19 @@ from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT
 MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
 # Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core.
 DEPTHS = min(4, VL_DOUBLE)
+LINE = 16  # elements of a cache line, of float64 of two
 
 
 @shared
 def ceil_div(a, b):
     """ceil(a / b) for b > 0, also for negative a."""
     return -(-a // b)
+
+
+@shared
+def lines(elements):
+    """So many, or a few more: what follows begins with a cache line, so that none of its vectors lies in two."""
+    return ceil_div(elements, LINE) * LINE
 
 
 @helper

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import DEPTHS, MR, NV, ceil_div, clamp
+from fastconv._numba._common import DEPTHS, MR, NV, ceil_div, clamp, lines
 from fastconv._numba._direct_simd import every_other, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
@@ -56,6 +56,7 @@ IDLE = 8  # filters are split into chunks where threads would wait 1/IDLE of the
 IN_PLACE_CELLS = 32 * BLOCK_PIXELS  # of a block that is read in place, or of its copied rows: a first-level cache
 SPARE = 16  # tiles of whole rows may waste 1/SPARE of their lanes
 MOST_PLACES = 2048  # >= vectors of such a block
+HEADED = 32  # vectors of a plane whose first pixels are worth a tile, so that no other vector lies in two lines
 LONE = 4  # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
 MOST_LONE = 8  # sums of such vectors at a time
 CACHE_LINE = 64  # bytes
@@ -144,7 +145,7 @@ def blocking(geometry, n_threads):
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
     phases = stride_w
-    phase_width = OW + ((KW - 1) * dil_w) // stride_w + 1
+    phase_width = lines(OW + ((KW - 1) * dil_w) // stride_w + 1)
     row_width = phases * phase_width
 
     # Pixels in equal blocks of whole panels, or of whole rows, which a fused pool wants too
@@ -199,15 +200,15 @@ def blocking(geometry, n_threads):
     if flat == 0:
         rows = (min(OH, ceil_div(NB, max(OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
         channels = min(ceil_div(kc - 1, max(T, 1)) + 1, max(ICG, 1))
-        copy_elements = channels * rows * row_width + VL_FLOAT
-    b_elements = kc * (NR if in_place > 0 else 0 if by_rows > 0 else NB) + VL_FLOAT
-    lone_elements = VL_FLOAT // LONE * kc * MR
+        copy_elements = lines(channels * rows * row_width + VL_FLOAT)
+    b_elements = lines(kc * (NR if in_place > 0 else 0 if by_rows > 0 else NB) + VL_FLOAT)
+    lone_elements = lines(VL_FLOAT // LONE * kc * MR)
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     kept_panels = 1 if k_blocks == 1 else chunk_panels
-    c_elements = kept_panels * MR * NB if pooled_rows > 0 else 0
-    ring_elements = pool_ring_size(geometry)
+    c_elements = lines(kept_panels * MR * NB if pooled_rows > 0 else 0)
+    ring_elements = lines(pool_ring_size(geometry))
     elements = copy_elements + b_elements + lone_elements + c_elements + ring_elements
-    elements += chunk_panels * MR * carried_rows * OW
+    elements += lines(chunk_panels * MR * carried_rows * OW)
     return Blocking(
         ICG, OCG, T, K, OH, OW, P, flat, in_place, by_panel, NB, blocks, strip, strips, pooled_rows, carried_rows, by_rows,
         paired, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels,
@@ -1082,7 +1083,7 @@ def conv2d_block(
     shifts = local(MR, dtype)
     shift = address(shifts)
 
-    oc_from = panel_start(b, panel_from)
+    oc_from, head = panel_start(b, panel_from), 0
     # c: this block's pixels of filter oc_from
     if b.pooled_rows > 0:
         pooled_from = block * b.pooled_rows
@@ -1099,11 +1100,13 @@ def conv2d_block(
         lone = 0  # how a pixel is summed must not depend on where blocks begin
     else:
         pooled_from = pooled_to = row_from = carried = carry_from = rows_to_carry = 0
-        p_from = block * b.NB
+        if b.in_place > 0 and b.P % VL == 0 and b.P >= HEADED * VL:
+            head = -(image // size) % VL
+        p_from = block * b.NB + head
         pixels = min(b.P - p_from, b.NB)
         ldc = b.P
         c = address(output) + ((ng * b.OCG + oc_from) * b.P + p_from) * size
-        lone = pixels % VL if pixels % VL * LONE <= VL and b.by_rows == 0 else 0
+        lone = pixels % VL if pixels % VL * LONE <= VL and b.by_rows == 0 and head == 0 else 0
 
     pixels -= lone
     cells = pixels
@@ -1152,6 +1155,11 @@ def conv2d_block(
                 for i in range(MR):
                     shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias.size > 0 else zero
             map = c + kept * ldc * size
+            if head > 0 and block == 0:
+                edge_tile(
+                    a, image + k_from * b.P * size, b.P, kc, map - head * size, ldc, accumulate, finish, shift, low, high,
+                    filters, head, dtype,
+                )  # fmt: skip
             # Whole tiles of a panel run in one call, the rest tile by tile
             whole = 0
             if b.by_panel == 0 and (filters == MR or filters == 4 or (filters == 2 and b.by_rows == 0)):

@@ -27,7 +27,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import DEPTHS, MR, NV, ceil_div, clamp
+from fastconv._numba._common import DEPTHS, LINE, MR, NV, ceil_div, clamp, lines
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
@@ -52,7 +52,6 @@ DEEP = 128
 FEW_TILES = 100  # planes of fewer share their phases
 SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
 PANEL_CHUNKS = 4  # tasks that a matrix product is split into
-LINE = 16  # elements between slabs, so that their distances are no multiples of a page
 TURNED = 16  # channels of a weight that are turned at a time
 MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors,
 MOST_RESULTS = 36 * VL_FLOAT  # of m * m, and
@@ -210,11 +209,6 @@ Block = namedtuple("Block", "row rows column columns tiles")
 
 
 @shared
-def lines(elements):
-    return ceil_div(elements, LINE) * LINE
-
-
-@shared
 def blocking(geometry, VL):
     """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
     G = max(geometry[GEO_G], 1)
@@ -258,6 +252,7 @@ def blocking(geometry, VL):
             task_rows = min((pooled_rows - 1) * stride_h + geometry[GEO_POOL_KH], OH)
             map_elements = lines(OCG * task_rows * OW)
     tiles = images * rows * columns
+    # One line between slabs, so that their distances are no multiples of a page
     u_step = panels * channel_blocks * VL * NR + LINE
     v_step = channel_blocks * tiles * VL + LINE
     m_step = panels * tiles * NR + LINE
