@@ -232,3 +232,20 @@ def test_grad_weight_of_a_strided_1x1_kernel(engine):
     needs = (False, True, False)
     _, actual, _ = fc.conv2d_backward(grad, x, w, stride=(3, 2), needs=needs, algorithm="im2col")
     assert_same(actual, exact.astype("float32"))
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(6, 9), (300, 14)])
+def test_a_plane_that_is_read_in_place_may_begin_anywhere(engine, dtype, channels, filters):
+    """Vectors begin with cache lines, wherever the array does: a matter of speed alone."""
+    shape, size = (2, channels, 24, 32), 2 * channels * 24 * 32
+    weight, bias = normals((filters, channels, 1, 1), dtype, 1), normals((filters,), dtype, 2)
+    space = normals((size + 17,), dtype, 3)
+    first = None
+    for start in (0, 1, 4, 7, 8, 16):
+        here = space[start : start + size]
+        here[...] = normals(shape, dtype, 4).ravel()
+        actual = fc.conv2d(here.reshape(shape), weight, bias, activation="relu", algorithm="im2col")
+        first = actual if first is None else first
+        assert_same(actual, first, f"{engine.name}, {start} elements on")
+    exact = np.maximum(oracle.conv2d(normals(shape, dtype, 4), weight) + bias[:, None, None], 0)
+    np.testing.assert_allclose(first, exact, rtol=0, atol=1e-3 if dtype == "float32" else 1e-11)
