@@ -1093,3 +1093,76 @@ def test_a_weight_whose_owner_cannot_be_locked():
     conv.weight = torch.ones(2, 1, 3, 3).numpy()
     conv.eval()(np.ones((1, 1, 3, 3), "float32"))
     assert conv.train().weight.flags.writeable
+
+
+# A convolution and the normalisation behind it, in eval mode
+
+
+def normalised_unit(dtype, rectifier, groups=1, affine=True, bias=True):
+    rng = np.random.default_rng(3)
+    conv = Conv2d(4, 6, 3, padding=1, groups=groups, bias=bias, dtype=dtype, rng=1, init="kaiming_normal")
+    norm = BatchNorm2d(6, affine=affine, dtype=dtype)
+    for array in (conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        if array is not None:
+            array[...] = rng.uniform(0.5, 2, array.shape)
+    return Sequential(conv, norm, *rectifier)
+
+
+def layer_by_layer(net, x):
+    for layer in net:
+        x = layer(x)
+    return x
+
+
+@pytest.mark.parametrize(
+    "rectifier", [(), (ReLU(),), (ReLU6(),), (LeakyReLU(),)], ids=["none", "relu", "relu6", "leaky"]
+)
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"affine": False}, {"bias": False}], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_eval_mode_normalises_within_the_convolution(dtype, options, rectifier):
+    net = normalised_unit(dtype, rectifier, **options).eval()
+    x = np.random.default_rng(0).standard_normal((2, 4, 9, 8)).astype(dtype)
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchNorm2d, "_forward", lambda *_: calls.append("norm"))
+        actual = net(x)
+    assert not calls
+    tolerance = 1e-4 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(actual, layer_by_layer(net, x), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("change", ["mean", "variance", "norm weight", "norm bias", "bias", "weight", "eps"])
+def test_what_changes_in_eval_mode_is_seen_by_the_next_call(change):
+    net = normalised_unit("float64", (ReLU(),)).eval()
+    conv, norm, _ = net
+    x = np.random.default_rng(0).standard_normal((2, 4, 9, 8))
+    before = net(x)
+    if change == "weight":
+        conv.weight = conv.weight * 2
+    elif change == "eps":
+        norm.eps = 1.0
+    else:
+        arrays = {
+            "mean": norm.running_mean,
+            "variance": norm.running_var,
+            "norm weight": norm.weight,
+            "norm bias": norm.bias,
+        }
+        arrays.get(change, conv.bias)[2] += 1
+    after = net(x)
+    assert np.abs(after - before).max() > 0.01
+    np.testing.assert_allclose(after, layer_by_layer(net, x), rtol=0, atol=1e-12)
+
+
+def test_a_recorded_forward_in_eval_mode_normalises_by_itself():
+    net = normalised_unit("float64", (ReLU(),)).eval()
+    x = np.random.default_rng(0).standard_normal((2, 4, 9, 8))
+    net(x)
+    with fastconv.record():
+        y = net(x)
+        grad = net.backward(np.ones_like(y))
+    assert grad.shape == x.shape and net[1].grad_weight is not None
+    again = pickle.loads(pickle.dumps(net))
+    np.testing.assert_array_equal(again(x), net(x))
+    with pytest.raises(ValueError, match=r"BatchNorm2d: input has shape \(6, 9, 8\)"):
+        net(x[0])

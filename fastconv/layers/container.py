@@ -10,6 +10,7 @@ import numpy as np
 
 from fastconv._problem import integer
 from fastconv.layers._base import Layer, axis_of, floats
+from fastconv.layers._folding import ACTIVATIONS, fold, foldable
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass, tape, watched
 from fastconv.layers.activation import ReLU
@@ -132,19 +133,22 @@ class Sequential(_Container):
         output = input
         if not self._layers:
             output = floats(type(self).__name__, "input", input)
-        layers, rectified = [*self._layers.values(), None], False
-        for name, layer, after in zip(self._layers, layers, layers[1:], strict=False):
-            if rectified:  # already, by the layer before
-                rectified = False
-                continue
-            rectified = type(layer) in (Conv2d, Conv1d) and type(after) is ReLU and not watched()
-            if not rectified:
-                output = self._apply(name, output)
-                continue
-            # The convolution rectifies what it stores: one pass over the maps, and one array, less
-            output = self._apply(name, output, activation="relu")
-            if tape.running is not None:
-                tape.running.push(after, output, output)
+        names, layers, at = [*self._layers], [*self._layers.values(), None, None], 0
+        while at < len(names):
+            # A convolution normalises and rectifies what it stores: a pass over the maps, and an array, less for each
+            layer, after, last = layers[at : at + 3]
+            if foldable(layer, after, output):
+                activation = ACTIVATIONS.get(type(last))
+                output = self._apply(names[at], output, fold=fold(layer, after), activation=activation)
+                at += 2 if activation is None else 3
+            elif type(layer) in (Conv2d, Conv1d) and type(after) is ReLU and not watched():
+                output = self._apply(names[at], output, activation="relu")
+                if tape.running is not None:
+                    tape.running.push(after, output, output)
+                at += 2
+            else:
+                output = self._apply(names[at], output)
+                at += 1
         return output, None
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:

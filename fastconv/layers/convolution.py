@@ -185,12 +185,13 @@ class Conv2d(_Conv):
     # In eval mode the weight is packed at the first forward, and locked so that the pack cannot grow stale.
 
     _pack: PackedWeight | None = None
+    _folds: dict[Any, Any]  # by normalisation, see _folding.py; there as long as the pack
 
     def _mode_changed(self) -> None:
         self._unlock()
         if not self.training and "weight" in vars(self) and self.weight.flags.writeable:
             self.weight.flags.writeable = False
-            self._pack = PackedWeight(self.weight)
+            self._pack, self._folds = PackedWeight(self.weight), {}
 
     def _unlock(self) -> None:
         if self._pack is not None:
@@ -199,6 +200,7 @@ class Conv2d(_Conv):
             except ValueError:  # its memory belongs to what cannot say so: a pickle's bytes, a tensor
                 vars(self)["weight"] = self._pack.source.copy()
             self._pack = None
+            vars(self).pop("_folds", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
@@ -208,7 +210,7 @@ class Conv2d(_Conv):
             self._mode_changed()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_pack"}
+        return {name: value for name, value in vars(self).items() if name not in ("_pack", "_folds")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -216,10 +218,11 @@ class Conv2d(_Conv):
             vars(self)["weight"] = self.weight.copy()
         self._mode_changed()
 
-    def _forward(self, input: Any, *, activation: Any = None) -> tuple[Any, Any]:
+    def _forward(self, input: Any, *, activation: Any = None, fold: Any = None) -> tuple[Any, Any]:
         x = self._input(input)
+        weight, bias = (self._pack or self.weight, self.bias) if fold is None else (fold.weight, fold.bias)
         output = functional.conv2d(
-            x, self._pack or self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            x, weight, bias, self.stride, self.padding, self.dilation, self.groups,
             padding_mode=self.padding_mode, activation=activation,
         )  # fmt: skip
         return output, (x, self.weight)
@@ -281,7 +284,7 @@ class Conv1d(Conv2d):
 
     _axes = 1
 
-    def _forward(self, input: Any, *, activation: Any = None) -> tuple[Any, Any]:
+    def _forward(self, input: Any, *, activation: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
         x = self._input(input)
         output = functional.conv1d(
             x, self._pack or self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.layers import AdaptiveAvgPool2d, BatchNorm2d, Flatten, Layer, MaxPool2d, ReLU, Sequential
+from fastconv.layers._folding import unit
 from fastconv.layers._tape import BackwardPass
 from fastconv.models._common import Maker
 
@@ -39,9 +40,7 @@ class _Block(Layer):
     def _forward(self, input: Any) -> tuple[Any, Any]:
         x = input
         for i in range(1, self._n + 1):
-            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
-            if i < self._n:
-                x = self.relu(x)
+            x = unit(getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), self.relu if i < self._n else None, x)
         around = input if self.downsample is None else self.downsample(input)
         return self.relu(x + around), None
 

@@ -1,0 +1,81 @@
+"""A convolution and the batch normalisation behind it as one convolution, in eval mode.
+
+Both are linear maps of each channel: with scale = weight / sqrt(running_var + eps) of the normalisation, the convolution's
+weight * scale and (bias - running_mean) * scale + norm's bias give what both give, up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastconv._packed import PackedWeight
+from fastconv.layers._tape import tape
+from fastconv.layers.activation import ReLU, ReLU6
+from fastconv.layers.convolution import Conv2d
+from fastconv.layers.normalisation import BatchNorm2d
+
+ACTIVATIONS: dict[Any, str] = {ReLU: "relu", ReLU6: "relu6"}  # that a convolution's kernels apply themselves
+
+
+class Fold:
+    """The weight and the bias of a convolution with a normalisation in them."""
+
+    def __init__(self, conv: Conv2d, norm: BatchNorm2d) -> None:
+        self._pack, self._eps = conv._pack, norm.eps
+        self._made_from = [None if array is None else array.copy() for array in _arrays(conv, norm)]
+        bias, norm_weight, norm_bias, mean, variance = (
+            0.0 if array is None else array for array in _arrays(conv, norm)
+        )
+        scale = 1 / np.sqrt(np.add(variance, norm.eps, dtype=np.float64))
+        if norm.weight is not None:
+            scale = scale * norm_weight
+        self.weight = PackedWeight((conv.weight * scale[:, None, None, None]).astype(conv.weight.dtype))
+        self.bias = np.asarray((bias - mean.astype(np.float64)) * scale + norm_bias, conv.weight.dtype)  # type: ignore[union-attr]
+
+    def fits(self, conv: Conv2d, norm: BatchNorm2d) -> bool:
+        """Whether nothing has changed since: the convolution's weight is locked, all else is compared."""
+        return (
+            self._pack is conv._pack and self._eps == norm.eps and all(map(_same, self._made_from, _arrays(conv, norm)))
+        )
+
+
+def _arrays(conv: Conv2d, norm: BatchNorm2d) -> tuple[np.ndarray | None, ...]:
+    return conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b if a is None or b is None else np.array_equal(a, b)
+
+
+def foldable(conv: Any, norm: Any, input: Any) -> bool:
+    """Whether ``norm(conv(input))`` may be one convolution: in eval mode, and nobody looks in between."""
+    return (
+        type(conv) is Conv2d
+        and type(norm) is BatchNorm2d
+        and tape.running is None
+        and conv._pack is not None
+        and not norm.training
+        and norm.running_mean is not None
+        and norm.running_mean.dtype == conv.weight.dtype
+        and norm.num_features == conv.out_channels
+        and type(input) is np.ndarray
+        and input.ndim == 4
+    )
+
+
+def fold(conv: Any, norm: Any) -> Fold:
+    """That of an earlier call, or a new one, which the convolution keeps."""
+    kept: Fold | None = conv._folds.get(norm)
+    if kept is None or not kept.fits(conv, norm):
+        kept = conv._folds[norm] = Fold(conv, norm)
+    return kept
+
+
+def unit(conv: Any, norm: Any, rectifier: Any, x: Any) -> Any:
+    """``rectifier(norm(conv(x)))``, without the last if it is None."""
+    if foldable(conv, norm, x):
+        return conv(x, fold=fold(conv, norm), activation=ACTIVATIONS.get(type(rectifier)))
+    x = norm(conv(x))
+    return x if rectifier is None else rectifier(x)
