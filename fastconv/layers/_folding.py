@@ -23,30 +23,27 @@ class Fold:
     """The weight and the bias of a convolution with a normalisation in them."""
 
     def __init__(self, conv: Conv2d, norm: BatchNorm2d) -> None:
-        self._pack, self._eps = conv._pack, norm.eps
-        self._made_from = [None if array is None else array.copy() for array in _arrays(conv, norm)]
-        bias, norm_weight, norm_bias, mean, variance = (
-            0.0 if array is None else array for array in _arrays(conv, norm)
-        )
-        scale = 1 / np.sqrt(np.add(variance, norm.eps, dtype=np.float64))
+        self._pack, self._others = conv._pack, _others(conv, norm)
+        dtype, mean, variance = conv.weight.dtype, norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None
+        scale = 1 / np.sqrt(variance + np.float64(norm.eps), dtype=np.float64)
         if norm.weight is not None:
-            scale = scale * norm_weight
-        self.weight = PackedWeight((conv.weight * scale[:, None, None, None]).astype(conv.weight.dtype))
-        self.bias = np.asarray((bias - mean.astype(np.float64)) * scale + norm_bias, conv.weight.dtype)  # type: ignore[union-attr]
+            scale *= norm.weight
+        shift = -scale * mean if conv.bias is None else scale * (conv.bias - mean.astype(np.float64))
+        if norm.bias is not None:
+            shift += norm.bias
+        self.weight = PackedWeight((conv.weight * scale[:, None, None, None]).astype(dtype))
+        self.bias = shift.astype(dtype)
 
     def fits(self, conv: Conv2d, norm: BatchNorm2d) -> bool:
         """Whether nothing has changed since: the convolution's weight is locked, all else is compared."""
-        return (
-            self._pack is conv._pack and self._eps == norm.eps and all(map(_same, self._made_from, _arrays(conv, norm)))
-        )
+        return self._pack is conv._pack and self._others == _others(conv, norm)
 
 
-def _arrays(conv: Conv2d, norm: BatchNorm2d) -> tuple[np.ndarray | None, ...]:
-    return conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
-
-
-def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    return a is b if a is None or b is None else np.array_equal(a, b)
+def _others(conv: Conv2d, norm: BatchNorm2d) -> tuple[Any, ...]:
+    """All that the result depends on but the convolution's weight."""
+    arrays = (conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return norm.eps, *(None if array is None else array.tobytes() for array in arrays)
 
 
 def foldable(conv: Any, norm: Any, input: Any) -> bool:
