@@ -46,11 +46,11 @@ cdef extern from *:
     }
 
     /* A vector of tiles of 2x2: each value goes to the cell of its tile that its index names, 0 to the other three.
-       flags: of the lanes, of the first `count`, whose index names another cell. */
+       flags: of the lanes, of those that `wanted` has flags for, whose index names another cell. */
     #define POOL_SPREAD_TILES(S, type, vec, cells, VL) \
     POOL void spread_tiles_##S( \
         vec *flags, const type *values, const int64_t *indices, type *upper, type *lower, \
-        int64_t first_cell, Py_ssize_t IW, Py_ssize_t count) \
+        int64_t first_cell, Py_ssize_t IW, vec wanted) \
     { \
         cells lane; \
         for (int i = 0; i < VL; i++) lane[i] = 2 * i; \
@@ -58,7 +58,7 @@ cdef extern from *:
         vec value = (vec)POOL_APART(*(const vec *)values); \
         cells beyond, tap = apart_indices_##S(indices, &beyond) - lane - (type##_lane)first_cell; \
         cells tap0 = tap == 0, tap1 = tap == 1, tap2 = tap == (type##_lane)IW, tap3 = tap == (type##_lane)(IW + 1); \
-        *flags = (vec)((cells)*flags | beyond | (~(tap0 | tap1 | tap2 | tap3) & (lane < (type##_lane)(2 * count)))); \
+        *flags = (vec)((cells)*flags | beyond | (~(tap0 | tap1 | tap2 | tap3) & (cells)wanted)); \
         vec left = (vec)((cells)value & tap0), right = (vec)((cells)value & tap1); \
         *(vec *)upper = low_##S(left, right); \
         *(vec *)(upper + VL) = high_##S(left, right); \
@@ -66,12 +66,24 @@ cdef extern from *:
         *(vec *)lower = low_##S(left, right); \
         *(vec *)(lower + VL) = high_##S(left, right); \
     }
+    /* Flags of the first `count` lanes, apart. */
+    #define POOL_FIRST_FLAGS(S, type, vec, cells, VL) \
+    POOL void first_flags_##S(vec *flags, Py_ssize_t count) \
+    { \
+        cells lane; \
+        for (int i = 0; i < VL; i++) lane[i] = i; \
+        *flags = (vec)((cells)POOL_APART(lane) < (type##_lane)(count < VL ? count : VL)); \
+    }
+    POOL_FIRST_FLAGS(f, float, vf, vfi, VL_FLOAT)
+    POOL_FIRST_FLAGS(d, double, vd, vdi, VL_DOUBLE)
+    #define first_flags(flags, count) POOL_OF(first_flags, *(flags))(flags, count)
     POOL_SPREAD_TILES(f, float, vf, vfi, VL_FLOAT)
     POOL_SPREAD_TILES(d, double, vd, vdi, VL_DOUBLE)
-    #define spread_tiles(flags, values, indices, upper, lower, first_cell, IW, count) \
-        POOL_OF(spread_tiles, *(flags))(flags, (void *)(values), indices, (void *)(upper), (void *)(lower), first_cell, IW, count)
+    #define spread_tiles(flags, values, indices, upper, lower, first_cell, IW, wanted) \
+        POOL_OF(spread_tiles, *(flags))(flags, (void *)(values), indices, (void *)(upper), (void *)(lower), first_cell, IW, wanted)
     """
-    void spread_tiles(...) nogil  # (flags, values, indices, upper, lower, first_cell, IW, count)
+    void first_flags(...) nogil   # (flags, count)
+    void spread_tiles(...) nogil  # (flags, values, indices, upper, lower, first_cell, IW, wanted)
 
 VL_FLOAT = _VL_FLOAT
 VL_DOUBLE = _VL_DOUBLE
@@ -196,10 +208,11 @@ cdef inline bint put_tiles(
         real* upper
         real* lower
         bint outside = False, found
-        vec flags
+        vec flags, wanted
     if real is float and (IH * IW) >> 31 != 0:
         return False
     spread(&flags, 0)
+    first_flags(&wanted, OW)      # all lanes where rows are as long
     while OW < lanes and whole > 0 and ((2 * whole - 1) * IW + 2 * lanes > room or (whole - 1) * OW + lanes > readable):
         whole -= 1  # the other rows have no space for a vector
     for oh in range(OH):
@@ -209,7 +222,7 @@ cdef inline bint put_tiles(
         while oh < whole:
             spread_tiles(
                 &flags, values + oh * OW + ow, indices + oh * OW + ow, upper + 2 * ow, lower + 2 * ow, 2 * (oh * IW + ow), IW,
-                OW - ow,
+                wanted,
             )
             if ow + lanes >= OW:
                 break

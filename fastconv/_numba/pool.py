@@ -112,10 +112,10 @@ def max_pool2d(input, output, indices, workspace, geometry, n_threads):
 
 
 @helper
-def spread_tiles(flags, values, indices, upper, lower, first_cell, IW, count, dtype):
+def spread_tiles(flags, values, indices, upper, lower, first_cell, IW, wanted, dtype):
     """A vector of tiles of 2x2: each value goes to the cell of its tile that its index names, 0 to the other three.
 
-    Gives flags of the lanes, of the first ``count``, whose index names another cell.
+    Gives flags of the lanes, of those that ``wanted`` has ones for, whose index names another cell.
     """
     value, nothing, none, VL = apart(load(values, 0, dtype)), broadcast(dtype.type(0)), ramp(0, 0, dtype), lanes(dtype)
     tap = add_cells(load_indices(indices, 0, dtype), add_cells(apart(ramp(0, -2, dtype)), ramp(-first_cell, 0, dtype)))
@@ -127,7 +127,7 @@ def spread_tiles(flags, values, indices, upper, lower, first_cell, IW, count, dt
     left, right = pick(tap2, value, nothing), pick(tap3, value, nothing)
     store(lower, 0, zip_pieces_low(left, right))
     store(lower, VL, zip_pieces_high(left, right))
-    missing = pick(tap2, none, pick(tap3, none, apart(first_ones(count, dtype))))
+    missing = pick(tap2, none, pick(tap3, none, wanted))
     missing = either(beyond_cells(indices, 0, dtype), pick(tap0, none, pick(tap1, none, missing)))
     return either(flags, missing)
 
@@ -148,6 +148,7 @@ def put_tiles(
     IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
     VL, size, whole = lanes(dtype), itemsize(dtype), OH
     outside, flags, zero = False, ramp(0, 0, dtype), dtype.type(0)
+    wanted = apart(first_ones(OW, dtype))  # all lanes where rows are as long
     if size == 4 and (IH * IW) >> 31 != 0:
         return False
     while OW < VL and whole > 0 and ((2 * whole - 1) * IW + 2 * VL > room or (whole - 1) * OW + VL > readable):
@@ -160,7 +161,7 @@ def put_tiles(
             at = oh * OW + ow
             flags = spread_tiles(
                 flags, values + at * size, indices + at * 8, upper + 2 * ow * size, lower + 2 * ow * size, 2 * (oh * IW + ow), IW,
-                OW - ow, dtype,
+                wanted, dtype,
             )  # fmt: skip
             if ow + VL >= OW:
                 break
