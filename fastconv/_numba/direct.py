@@ -53,8 +53,9 @@ CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 
 
 # How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _direct_simd);
-# every stride-th one. A mode is a constant of each compiled function.
-PLAIN, MASKED, PAIRS, GATHER = range(4)
+# every stride-th one; of columns under a kernel, those under its middle inside the row. A mode is a constant of each
+# compiled function.
+PLAIN, MASKED, PAIRS, GATHER, INNER = range(5)
 
 
 @shared
@@ -71,6 +72,11 @@ def gather(row, column, stride, extent, dtype):
         lane[i] = get(row, column, dtype) if 0 <= column < extent else dtype.type(0)
         column += stride
     return load(address(lane), 0, dtype)
+
+
+@helper
+def least(a, b):
+    return min(a, b)
 
 
 @straight
@@ -244,6 +250,102 @@ def next_plane(p, plane, f, in_group, image, out):
     return plane, f, in_group, image, out
 
 
+@helper
+def row_at(image, at, plane_end, zeros):
+    """A plane's row by where it begins there; one outside is zeros."""
+    inlined()
+    # A branch: loads that wait for a selected address take a fifth longer
+    return image + at if within(at, plane_end) else zeros
+
+
+@straight
+def cells_of(row, other, column, IW, mode, dtype, K, stride, pair):
+    """The image under each column of the kernel: MASKED, PLAIN or INNER, which has the kernel's middle inside the row."""
+    VL = lanes(dtype)
+    half = VL // 2
+    if pair and stride == 1:  # zeros stand beside each row: its neighbours come from there
+        middle = load_inside(row, column + 1, least(IW, column + 1 + half), dtype)
+        middle = join_inside(middle, other, column + 1 - half, IW)
+        return [preceding(middle), middle, following(middle)]
+    if ORDERED and stride == 2:
+        a = load_inside(row, column, IW, dtype)
+        b = load_inside(other, column, IW, dtype) if pair else load_inside(row, column + VL, IW, dtype)
+        x = [even(a, b), odd(a, b)]
+        for kw in range(2, K):
+            x.append(following(x[kw - 2]))
+        return x
+
+    def vector(at, in_middle):
+        if mode == PLAIN or (mode == INNER and in_middle):
+            return load(row, column + at, dtype)
+        return load_inside(row, column + at, IW, dtype)
+
+    if stride == 1:
+        return [vector(kw, kw == K // 2) for kw in range(K)]
+    x = []
+    for kw in range(K):
+        if kw == 0 or kw % 2:
+            a, b = vector(kw, kw >= K // 2), vector(kw + VL, kw < K // 2)
+            x.append(even(a, b))
+        else:
+            x.append(odd(a, b))
+    return x
+
+
+def in_memory(K, stride):
+    """Whether the middle taps and what a sum starts from are read from memory, as operands: there are 16 registers."""
+    return K == 3 and stride == 1 and not ORDERED
+
+
+@straight
+def taps_of(filter, second, turned, dtype, K, pair):
+    cells = range(K * K - 1, -1, -1) if turned else range(K * K)
+    taps = [broadcast(get(filter, cell, dtype)) for cell in cells]
+    if pair:
+        taps = [halves(tap, broadcast(get(second, cell, dtype))) for tap, cell in zip(taps, cells, strict=True)]
+    return taps
+
+
+@straight
+def first_sums(kept, taps, shift, dtype, K, stride):
+    if in_memory(K, stride):
+        for kh in range(K):
+            store(kept, kh * lanes(dtype), taps[kh * K + 1])
+        store(kept, K * lanes(dtype), shift)
+    return [shift] * ((K - 1) // stride + 1)
+
+
+@straight
+def add_image_rows(
+    sums, taps, shift, kept, begin, to_other, at, to_row, plane_end, zeros, column, IW, ahead, dtype, K, stride, inner, pair
+):  # fmt: skip
+    """As many rows as the stride."""
+    VL, spare = lanes(dtype), in_memory(K, stride)
+    for i in range(stride):
+        row = row_at(begin, at, plane_end, zeros)
+        other = row_at(begin + to_other, at, plane_end, zeros) if pair else row
+        if not pair:  # whole planes lie one behind the other
+            prefetch(begin + at + ahead)
+            if ORDERED and stride == 2:  # a column of two cache lines
+                prefetch(begin + at + ahead + VL * itemsize(dtype))
+        x = cells_of(row, other, column, IW, INNER if inner else MASKED, dtype, K, stride, pair)
+        if i == stride - 1:
+            sums = [shift, *sums[:-1]]
+        # What the image row adds by each kernel row: sums of their own, as one would be a long chain
+        for kh in range((i + 1) % stride, K, stride):
+            if kh == 0:
+                total = fma(x[0], taps[0], load(kept, K * VL, dtype) if spare else shift)
+            else:
+                total = x[0] * taps[kh * K]
+            for kw in range(1, K):
+                tap = load(kept, kh * VL, dtype) if kw == 1 and spare else taps[kh * K + kw]
+                total = fma(x[kw], tap, total)
+            sums[kh // stride] = total if kh == 0 else sums[kh // stride] + total
+        at = at + to_row
+    return sums
+
+
+@helper
 def depthwise_column(
     p,
     image,  # IN   of the first plane of results
@@ -259,138 +361,56 @@ def depthwise_column(
     skip,  # else: the lanes to write
     end,
     dtype,
-    K,
+    K,  # literals
     stride,
     inner,  # under all lanes the middle of the kernel is inside the row, and all lanes are written
     pair,
-    spare,  # of 16 registers: the middle taps and what a sum starts from are read from memory, as operands
 ):
     # One vector wide, down the rows of a plane: every image row is loaded once, and no output row has to be one of a
     # block. The planes' columns are taken in turns: masks and the like serve many rows. A pair: two planes whose rows are
     # half a vector.
     outlined()
     aligned()
-    x: registers[K]
-    tap: registers[K * K]
-    sums: registers[(K - 1) // stride + 1]  # of the output rows that have begun, the youngest first
-    size, VL = itemsize(dtype), lanes(dtype)
-    half, plane = VL // 2, 0
+    size, half, plane = itemsize(dtype), lanes(dtype) // 2, 0
     count, IW, OW = word(p, COUNT), word(p, COLUMNS), word(p, OUT_COLUMNS)
     zeros, weight, bias = word(p, ZEROS), word(p, WEIGHT), word(p, BIAS)
     # Where a row begins in its plane says whether it is in the image
     to_row, plane_end = IW * size, word(p, ROWS) * IW * size
     accumulate, ahead, turned = word(p, ACCUMULATE) != 0, column * size + word(p, AHEAD), word(p, TURNED) != 0
     low, high = broadcast(act_min), broadcast(act_max)
-    if spare:
-        memory = local(64, dtype)
-        kept = hidden(address(memory))
+    memory = local(64, dtype)
+    kept = hidden(address(memory))
     while plane < count:
         filter = second = weight + f * K * K * size
         shift = other_shift = get(bias, f, dtype) if bias != 0 else dtype.type(0)
         begin, to = image, out
+        to_other, out_other, other_end = 0, 0, half
         plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out)
-        if pair:
-            to_other, out_other, other_end = 0, 0, half
-            if plane < count:
-                second = weight + f * K * K * size
-                if bias != 0:
-                    other_shift = get(bias, f, dtype)
-                to_other, out_other, other_end = image - begin, out - to - half * size, half + OW
-                plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out)
+        if pair and plane < count:
+            second = weight + f * K * K * size
+            if bias != 0:
+                other_shift = get(bias, f, dtype)
+            to_other, out_other, other_end = image - begin, out - to - half * size, half + OW
+            plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out)
         if turned:
-            for i in unroll(K * K):
-                tap[i] = broadcast(get(filter, K * K - 1 - i, dtype))
-                if pair:
-                    tap[i] = halves(tap[i], broadcast(get(second, K * K - 1 - i, dtype)))
+            taps = taps_of(filter, second, True, dtype, K, pair)
         else:
-            for i in unroll(K * K):
-                tap[i] = broadcast(get(filter, i, dtype))
-                if pair:
-                    tap[i] = halves(tap[i], broadcast(get(second, i, dtype)))
+            taps = taps_of(filter, second, False, dtype, K, pair)
         shift = broadcast(shift)
         if pair:
             shift = halves(shift, broadcast(other_shift))
-        for i in unroll((K - 1) // stride + 1):
-            sums[i] = shift
-        if spare:
-            store(kept, K * VL, shift)
-            for kh in unroll(K):
-                store(kept, kh * VL, tap[kh * K + 1])
+        sums = first_sums(kept, taps, shift, dtype, K, stride)  # of output rows that have begun, the youngest first
         # Rows above only begin outputs
         oh, at = -((K - 1) // stride), (top + 1 - stride) * to_row
         while oh < n_rows:
             rolled()
-            for i in unroll(stride):
-                # A branch: loads that wait for a selected address take a fifth longer
-                row = begin + at if within(at, plane_end) else zeros
-                if pair:
-                    other = begin + at + to_other if within(at, plane_end) else zeros
-                else:  # whole planes lie one behind the other
-                    prefetch(begin + at + ahead)
-                    if ORDERED and stride == 2:  # a column of two cache lines
-                        prefetch(begin + at + ahead + VL * size)
-                if stride == 1 and pair:
-                    # Zeros stand beside each row: its neighbours come from there
-                    a = load_inside(row, column + 1, min(IW, column + 1 + half), dtype)
-                    x[1] = join_inside(a, other, column + 1 - half, IW)
-                    x[0] = preceding(x[1])
-                    x[2] = following(x[1])
-                elif stride == 1:
-                    for kw in unroll(K):
-                        if inner and kw == K // 2:
-                            x[kw] = load(row, column + kw, dtype)
-                        else:
-                            x[kw] = load_inside(row, column + kw, IW, dtype)
-                elif ORDERED:
-                    a = load_inside(row, column, IW, dtype)
-                    if pair:
-                        b = load_inside(other, column, IW, dtype)
-                    else:
-                        b = load_inside(row, column + VL, IW, dtype)
-                    x[0] = even(a, b)
-                    x[1] = odd(a, b)
-                    for kw in unroll(K - 2):
-                        x[kw + 2] = following(x[kw])
-                else:
-                    for kw in unroll(K):
-                        if kw % 2 == 0 and kw > 0:
-                            x[kw] = odd(a, b)
-                        else:
-                            if inner and kw >= K // 2:
-                                a = load(row, column + kw, dtype)
-                            else:
-                                a = load_inside(row, column + kw, IW, dtype)
-                            if inner and kw < K // 2:
-                                b = load(row, column + kw + VL, dtype)
-                            else:
-                                b = load_inside(row, column + kw + VL, IW, dtype)
-                            x[kw] = even(a, b)
-                if (i + 1) % stride == 0:
-                    for j in unroll((K - 1) // stride):
-                        sums[(K - 1) // stride - j] = sums[(K - 1) // stride - j - 1]
-                # What the image row adds by each kernel row: sums of their own, as one would be a long chain
-                for kh in unroll(K):
-                    if kh % stride == (i + 1) % stride:
-                        if kh == 0 and spare:
-                            total = fma(x[0], tap[0], load(kept, K * VL, dtype))
-                        elif kh == 0:
-                            total = fma(x[0], tap[0], shift)
-                        else:
-                            total = x[0] * tap[kh * K]
-                        for kw in unroll(K - 1):
-                            if kw == 0 and spare:
-                                total = fma(x[1], load(kept, kh * VL, dtype), total)
-                            else:
-                                total = fma(x[kw + 1], tap[kh * K + kw + 1], total)
-                        if kh == 0:
-                            sums[0] = total
-                        else:
-                            sums[kh // stride] = sums[kh // stride] + total
-                at += to_row
+            sums = add_image_rows(
+                sums, taps, shift, kept, begin, to_other, at, to_row, plane_end, zeros, column, IW, ahead, dtype, K, stride,
+                inner, pair,
+            )  # fmt: skip
+            at += stride * to_row
             if oh >= 0:
-                value = sums[(K - 1) // stride]
-                if stride == 2:
-                    value = untangle(value)
+                value = untangle(sums[-1]) if stride == 2 else sums[-1]
                 if inner:
                     store(to, 0, vmin(high, vmax(low, value)))
                 elif ORDERED:
@@ -405,53 +425,52 @@ def depthwise_column(
             oh += 1
 
 
-# depthwise_<K>_<stride>_<inner>_<pair>: in an unrolled function ``depthwise: registers[...]`` makes depthwise[...] its name
-DEPTHWISE = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))  # K, stride
-DEPTHWISE_KINDS = ((0, 0), (0, 1)) if ORDERED else ((0, 0), (1, 0))  # inner, pair
-DEPTHWISE_COLUMNS = tuple(
-    (K, stride, inner, pair)
-    for K, stride in DEPTHWISE
-    for inner, pair in DEPTHWISE_KINDS
-    if pair == 0 or K == 3 or stride == 2
-)
-globals().update(
-    {
-        f"depthwise_{K}_{stride}_{inner}_{pair}": helper(
-            unrolled(
-                depthwise_column,
-                K=K,
-                stride=stride,
-                inner=inner,
-                pair=pair,
-                spare=int(K == 3 and stride == 1 and not ORDERED),
-            )
-        )
-        for K, stride, inner, pair in DEPTHWISE_COLUMNS
-    }
-)
+@helper
+def depthwise_kinds(
+    p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, inner, pair, dtype, K, stride
+):  # fmt: skip
+    """`depthwise_column` with literals for inner and pair."""
+    inlined()
+    if ORDERED == 0 and inner:
+        depthwise_column(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, dtype, K, stride, True, False
+        )  # fmt: skip
+    elif ORDERED and pair:
+        depthwise_column(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, dtype, K, stride, False, True
+        )  # fmt: skip
+    else:
+        depthwise_column(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, dtype, K, stride, False, False
+        )  # fmt: skip
 
 
+@helper
 def depthwise_columns(
     p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, K, stride, inner, pair, dtype
 ):  # fmt: skip
-    """`depthwise_column` with constants for kernel extent, stride, inner and pair."""
+    """`depthwise_column` with literals for kernel extent, stride, inner and pair."""
     inlined()
-    depthwise: registers[8, 3, 2, 2]
-    for i in unroll(len(DEPTHWISE_COLUMNS)):
-        if (
-            K == DEPTHWISE_COLUMNS[i][0]
-            and stride == DEPTHWISE_COLUMNS[i][1]
-            and inner == DEPTHWISE_COLUMNS[i][2]
-            and pair == DEPTHWISE_COLUMNS[i][3]
-        ):
-            depthwise[
-                DEPTHWISE_COLUMNS[i][0], DEPTHWISE_COLUMNS[i][1], DEPTHWISE_COLUMNS[i][2], DEPTHWISE_COLUMNS[i][3]
-            ](
-                p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, dtype
-            )  # fmt: skip
-
-
-depthwise_columns = helper(unrolled(depthwise_columns))
+    if K == 3 and stride == 1:
+        depthwise_kinds(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, inner, pair, dtype, 3, 1
+        )  # fmt: skip
+    elif K == 3:
+        depthwise_kinds(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, inner, pair, dtype, 3, 2
+        )  # fmt: skip
+    elif K == 5 and stride == 1:
+        depthwise_kinds(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, inner, False, dtype, 5, 1
+        )  # fmt: skip
+    elif K == 5:
+        depthwise_kinds(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, inner, pair, dtype, 5, 2
+        )  # fmt: skip
+    else:
+        depthwise_kinds(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, limit, skip, end, inner, False, dtype, 7, 1
+        )  # fmt: skip
 
 
 @shared
@@ -1366,11 +1385,6 @@ def sum_of(geometry):
 @helper
 def row_of(plane, ih, IH, IW, zeros, dtype):
     return plane + ih * IW * itemsize(dtype) if 0 <= ih < IH else zeros
-
-
-@helper
-def least(a, b):
-    return min(a, b)
 
 
 @straight
