@@ -550,6 +550,42 @@ def depthwise_planes(
         in_group %= F
 
 
+@straight
+def pairs_of(shift, count):
+    return [[shift, shift]] * count
+
+
+@straight
+def add_grad_row(sums, taps, shift, row, column, IW, dtype, K, odd, inner):
+    x = [load(row, column - j, dtype) if inner else load_inside(row, column - j, IW, dtype) for j in range((K + 1) // 2)]
+    grown = []
+    for kh in range(K):
+        totals = [shift, shift] if kh >= K - 2 else sums[kh + 2]
+        for kw in range(K):
+            phase = (kw + odd) % 2
+            total = fma(x[(kw + odd) // 2], taps[kh * K + kw], totals[phase])
+            totals = [total, totals[1]] if phase == 0 else [totals[0], total]
+        grown.append(totals)
+    return grown
+
+
+@helper
+def store_grad_row(to, sums, limit, skip, end, accumulate, act_min, act_max, low, high, dtype):
+    inlined()
+    size, VL = itemsize(dtype), lanes(dtype)
+    a = zip_low(sums[0], sums[1])
+    b = zip_high(sums[0], sums[1])
+    if to <= limit:
+        store(to, 0, vmin(high, vmax(low, a)))
+        store(to, VL, vmin(high, vmax(low, b)))
+    else:
+        if skip < min(end, VL):
+            epilogue(to, a, skip, min(end, VL), accumulate, act_min, act_max, dtype)
+        if end > VL:
+            epilogue(to + VL * size, b, max(skip - VL, 0), end - VL, accumulate, act_min, act_max, dtype)
+
+
+@helper
 def adjoint_column(
     p,
     image,  # IN   grad_output, of the first plane of results
@@ -566,7 +602,7 @@ def adjoint_column(
     skip,
     end,
     dtype,
-    K,
+    K,  # literals
     odd,
     inner,
 ):
@@ -574,25 +610,18 @@ def adjoint_column(
     # even and odd columns have a vector each.
     outlined()
     aligned()
-    x: registers[3]
-    tap: registers[K, K]
-    sums: registers[K, 2]  # of the result rows that have begun: even columns, odd ones
-    size, VL = itemsize(dtype), lanes(dtype)
+    size = itemsize(dtype)
     plane, count, IW, OW = 0, word(p, COUNT), word(p, COLUMNS), word(p, OUT_COLUMNS)
     zeros, weight, bias = word(p, ZEROS), word(p, WEIGHT), word(p, BIAS)
     to_row, plane_end = IW * size, word(p, ROWS) * IW * size
     accumulate, ahead, out_ahead = word(p, ACCUMULATE) != 0, column * size + word(p, AHEAD), word(p, OUT_AHEAD)
     low, high = broadcast(act_min), broadcast(act_max)
     while plane < count:
-        filter = weight + f * K * K * size
+        taps = taps_of(weight + f * K * K * size, 0, False, dtype, K, False)
         shift = broadcast(get(bias, f, dtype) if bias != 0 else dtype.type(0))
         begin, to = image, out
         plane, f, in_group, image, out = next_plane(p, plane, f, in_group, image, out)
-        for kh in unroll(K):
-            for kw in unroll(K):
-                tap[kh, kw] = broadcast(get(filter, kh * K + kw, dtype))
-            for phase in unroll(2):
-                sums[kh, phase] = shift
+        sums = pairs_of(shift, K)  # of the result rows that have begun: even columns, odd ones
         # Rows above only begin results
         oh, at = 1 - K - above, (top - (K - 1) // 2) * to_row
         to += oh * OW * size
@@ -601,63 +630,56 @@ def adjoint_column(
             prefetch(begin + at + ahead)
             prefetch(to + out_ahead)
             prefetch(to + OW * size + out_ahead)
-            row = begin + at if within(at, plane_end) else zeros
-            for j in unroll((K + 1) // 2):
-                if inner:
-                    x[j] = load(row, column - j, dtype)
-                else:
-                    x[j] = load_inside(row, column - j, IW, dtype)
-            for kh in unroll(K):
-                for phase in unroll(2):
-                    for kw in unroll(K):
-                        if (kw + odd) % 2 == phase:
-                            if kw > 1:
-                                sums[kh, phase] = fma(x[(kw + odd) // 2], tap[kh, kw], sums[kh, phase])
-                            elif kh >= K - 2:
-                                sums[kh, phase] = fma(x[(kw + odd) // 2], tap[kh, kw], shift)
-                            else:
-                                sums[kh, phase] = fma(x[(kw + odd) // 2], tap[kh, kw], sums[kh + 2, phase])
+            row = row_at(begin, at, plane_end, zeros)
+            sums = add_grad_row(sums, taps, shift, row, column, IW, dtype, K, odd, inner)
             at += to_row
-            for r in unroll(2):
-                if 0 <= oh + r < n_rows:
-                    a = zip_low(sums[r, 0], sums[r, 1])
-                    b = zip_high(sums[r, 0], sums[r, 1])
-                    if to <= limit:
-                        store(to, 0, vmin(high, vmax(low, a)))
-                        store(to, VL, vmin(high, vmax(low, b)))
-                    else:
-                        if skip < min(end, VL):
-                            epilogue(to, a, skip, min(end, VL), accumulate, act_min, act_max, dtype)
-                        if end > VL:
-                            first = max(skip - VL, 0)
-                            epilogue(to + VL * size, b, first, end - VL, accumulate, act_min, act_max, dtype)
-                to += OW * size
+            if 0 <= oh < n_rows:
+                store_grad_row(to, sums[0], limit, skip, end, accumulate, act_min, act_max, low, high, dtype)
+            to += OW * size
+            if 0 <= oh + 1 < n_rows:
+                store_grad_row(to, sums[1], limit, skip, end, accumulate, act_min, act_max, low, high, dtype)
+            to += OW * size
             oh += 2
 
 
-ADJOINT_COLUMNS = tuple((K, odd, inner) for K in (3, 5) for odd in (0, 1) for inner in (0, 1))
-globals().update(
-    {
-        f"adjoint_{K}_{odd}_{inner}": helper(unrolled(adjoint_column, K=K, odd=odd, inner=inner))
-        for K, odd, inner in ADJOINT_COLUMNS
-    }
-)
+@helper
+def adjoint_kinds(
+    p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, odd, inner, dtype, K
+):  # fmt: skip
+    """`adjoint_column` with literals for ``odd`` and ``inner``."""
+    inlined()
+    if odd and inner:
+        adjoint_column(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, dtype, K, 1, True
+        )  # fmt: skip
+    elif odd:
+        adjoint_column(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, dtype, K, 1, False
+        )  # fmt: skip
+    elif inner:
+        adjoint_column(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, dtype, K, 0, True
+        )  # fmt: skip
+    else:
+        adjoint_column(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, dtype, K, 0, False
+        )  # fmt: skip
 
 
+@helper
 def adjoint_columns(
     p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, K, odd, inner, dtype
 ):  # fmt: skip
-    """`adjoint_column` with constants for kernel extent, parity of the padding and ``inner``."""
+    """`adjoint_column` with literals for kernel extent, parity of the padding and ``inner``."""
     inlined()
-    adjoint: registers[6, 2, 2]
-    for i in unroll(len(ADJOINT_COLUMNS)):
-        if K == ADJOINT_COLUMNS[i][0] and odd == ADJOINT_COLUMNS[i][1] and inner == ADJOINT_COLUMNS[i][2]:
-            adjoint[ADJOINT_COLUMNS[i][0], ADJOINT_COLUMNS[i][1], ADJOINT_COLUMNS[i][2]](
-                p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, dtype
-            )  # fmt: skip
-
-
-adjoint_columns = helper(unrolled(adjoint_columns))
+    if K == 3:
+        adjoint_kinds(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, odd, inner, dtype, 3
+        )  # fmt: skip
+    else:
+        adjoint_kinds(
+            p, image, f, in_group, act_min, act_max, out, n_rows, top, column, above, limit, skip, end, odd, inner, dtype, 5
+        )  # fmt: skip
 
 
 @helper
