@@ -29,7 +29,7 @@ from fastconv._numba._jit import const_int64, const_real, helper, index, int64, 
 from fastconv._numba._pool_simd import sum_of_lanes
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, inlined, itemsize, lanes, load, local, outlined,
-    prefetch, put, registers, rolled, store, unroll, unrolled, vmax, vmin,
+    prefetch, put, rolled, store, vmax, vmin,
 )  # fmt: skip
 from fastconv._numba._straight import straight
 from fastconv._problem import (
@@ -259,8 +259,15 @@ def row_at(image, at, plane_end, zeros):
 
 
 @straight
-def cells_of(row, other, column, IW, mode, dtype, K, stride, pair):
-    """The image under each column of the kernel: MASKED, PLAIN or INNER, which has the kernel's middle inside the row."""
+def rows_at(image, to_other, at, plane_end, zeros, pair):
+    row = row_at(image, at, plane_end, zeros)
+    return row, row_at(image + to_other, at, plane_end, zeros) if pair else row
+
+
+@straight
+def cells_of(rows, column, IW, mode, dtype, K, stride, pair):
+    """A row of an image, or a pair of two, under each column of the kernel."""
+    row, other = rows
     VL = lanes(dtype)
     half = VL // 2
     if pair and stride == 1:  # zeros stand beside each row: its neighbours come from there
@@ -322,13 +329,12 @@ def add_image_rows(
     """As many rows as the stride."""
     VL, spare = lanes(dtype), in_memory(K, stride)
     for i in range(stride):
-        row = row_at(begin, at, plane_end, zeros)
-        other = row_at(begin + to_other, at, plane_end, zeros) if pair else row
-        if not pair:  # whole planes lie one behind the other
+        rows = rows_at(begin, to_other, at, plane_end, zeros, pair)
+        if not pair:  # whole planes lie one behind the other; fetched before that branch they cost up to a twentieth
             prefetch(begin + at + ahead)
             if ORDERED and stride == 2:  # a column of two cache lines
                 prefetch(begin + at + ahead + VL * itemsize(dtype))
-        x = cells_of(row, other, column, IW, INNER if inner else MASKED, dtype, K, stride, pair)
+        x = cells_of(rows, column, IW, INNER if inner else MASKED, dtype, K, stride, pair)
         if i == stride - 1:
             sums = [shift, *sums[:-1]]
         # What the image row adds by each kernel row: sums of their own, as one would be a long chain
@@ -557,7 +563,9 @@ def pairs_of(shift, count):
 
 @straight
 def add_grad_row(sums, taps, shift, row, column, IW, dtype, K, odd, inner):
-    x = [load(row, column - j, dtype) if inner else load_inside(row, column - j, IW, dtype) for j in range((K + 1) // 2)]
+    x = [
+        load(row, column - j, dtype) if inner else load_inside(row, column - j, IW, dtype) for j in range((K + 1) // 2)
+    ]
     grown = []
     for kh in range(K):
         totals = [shift, shift] if kh >= K - 2 else sums[kh + 2]
@@ -1584,45 +1592,40 @@ def grad_weight_block(
                 put(out, i, value)
 
 
-@helper
+@straight
 def column_row(image, at, plane_end, zeros, column, IW, to_other, dtype, stride, mode, pair):
-    """The image under each column of the kernel, at one of its rows or beside them all."""
-    inlined()
-    # A branch, as in depthwise_column: loads that wait for a selected address take longer
-    row, other = (image + at, image + at + to_other) if within(at, plane_end) else (zeros, zeros)
-    VL = lanes(dtype)
-    half = VL // 2
-    if stride == 1 and pair:
-        # Zeros stand beside each row: its neighbours come from there
-        middle = load_inside(row, column + 1, min(IW, column + 1 + half), dtype)
-        middle = join_inside(middle, other, column + 1 - half, IW)
-        return preceding(middle), middle, following(middle)
-    if stride == 1:
-        return (
-            load_columns(row, column, 1, IW, mode, dtype),
-            load_columns(row, column + 1, 1, IW, mode, dtype),
-            load_columns(row, column + 2, 1, IW, mode, dtype),
-        )
-    a = load_columns(row, column, 1, IW, mode, dtype)
-    if pair:
-        b = load_inside(other, column, IW, dtype)
-    else:
-        b = load_columns(row, column + VL, 1, IW, mode, dtype)
-    if ORDERED:
-        return even(a, b), odd(a, b), following(even(a, b))
-    c, d = load_columns(row, column + 1, 1, IW, mode, dtype), load_columns(row, column + 1 + VL, 1, IW, mode, dtype)
-    return even(a, b), even(c, d), odd(c, d)
+    return cells_of(rows_at(image, to_other, at, plane_end, zeros, pair), column, IW, mode, dtype, 3, stride, pair)
 
 
-@helper
+@straight
 def column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair):
-    inlined()
     dy = load(grad, 0, dtype) if mode == PLAIN else load_inside(grad, 0, n_lanes, dtype)
     if pair:
         dy = join_inside(dy, grad + to_grad, -(lanes(dtype) // 2), n_lanes)
     return apart(dy) if stride == 2 else dy
 
 
+@straight
+def add_products(acc, kh, x, dy):
+    acc[kh] = [fma(cells, dy, total) for cells, total in zip(x, acc[kh], strict=True)]
+    return acc
+
+
+@straight
+def add_column(acc, sums, n_lanes, dtype, stride, mode, pair):
+    # Lanes behind the row's last output are zeros in grad_output alone
+    VL = lanes(dtype)
+    for i, value in enumerate(total for taps in acc for total in taps):
+        if stride == 2:
+            value = untangle(value)
+        if pair:
+            value = halves(first_lanes(value, n_lanes), first_lanes(value, VL // 2 + n_lanes))
+        elif mode == MASKED:
+            value = first_lanes(value, n_lanes)
+        store(sums, i * VL, load(sums, i * VL, dtype) + value)
+
+
+@helper
 def grad_weight_column(
     image,  # IN   the channel's plane in the first image
     grad_output,  # IN   the same, at the first row and column
@@ -1635,7 +1638,7 @@ def grad_weight_column(
     n_lanes,
     geometry,
     dtype,
-    stride,
+    stride,  # literals
     mode,  # PLAIN or MASKED
     pair,
 ):
@@ -1643,35 +1646,30 @@ def grad_weight_column(
     # three rows of the other. A pair: two images whose rows are half a vector.
     outlined()
     aligned()
-    acc: registers[9]
-    x: registers[3]
-    size, VL = itemsize(dtype), lanes(dtype)
+    size = itemsize(dtype)
     IH, IW, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OW]
     to_row, to_grad_row, plane_end = IW * size, OW * size, IH * IW * size
     to_image, to_grad = geometry[GEO_IC] * plane_end, geometry[GEO_OC] * geometry[GEO_OH] * to_grad_row
     ahead, grad_ahead = plane_end, geometry[GEO_OH] * to_grad_row  # the next channel's rows, or the next band's
     if n_rows < geometry[GEO_OH]:
         ahead, grad_ahead = n_rows * stride * to_row, n_rows * to_grad_row
-    ahead, line = ahead + column * size, VL * size
-    for i in unroll(9):
-        acc[i] = broadcast(dtype.type(0))
+    ahead, line = ahead + column * size, lanes(dtype) * size
+    acc = no_sums(dtype, 1, 3, 3)[0]
     while n_images > 0:
         rolled()
         n_images -= 2 if pair else 1
         at, grad = top * to_row, grad_output
-        x[0], x[1], x[2] = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
+        x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
         older = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
-        for kw in unroll(3):
-            acc[kw] = fma(x[kw], older, acc[kw])
+        acc = add_products(acc, 0, x, older)
         if stride == 1:
             at += to_row
-            x[0], x[1], x[2] = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
+            x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
             if n_rows > 1:
                 grad += to_grad_row
                 dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
-                for kw in unroll(3):
-                    acc[kw] = fma(x[kw], dy, acc[kw])
-                    acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
+                acc = add_products(acc, 0, x, dy)
+                acc = add_products(acc, 1, x, older)
                 for _ in range(2, n_rows):
                     rolled()
                     oldest, older = older, dy
@@ -1679,23 +1677,16 @@ def grad_weight_column(
                     grad += to_grad_row
                     prefetch(image + at + ahead)
                     prefetch(grad + grad_ahead)
-                    x[0], x[1], x[2] = column_row(
-                        image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair
-                    )  # fmt: skip
+                    x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
                     dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
-                    for kw in unroll(3):
-                        acc[kw] = fma(x[kw], dy, acc[kw])
-                        acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
-                        acc[6 + kw] = fma(x[kw], oldest, acc[6 + kw])
+                    acc = add_products(acc, 0, x, dy)
+                    acc = add_products(acc, 1, x, older)
+                    acc = add_products(acc, 2, x, oldest)
                 oldest, older = older, dy
                 at += to_row
-                x[0], x[1], x[2] = column_row(
-                    image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair
-                )  # fmt: skip
-                for kw in unroll(3):
-                    acc[6 + kw] = fma(x[kw], oldest, acc[6 + kw])
-            for kw in unroll(3):
-                acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
+                x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
+                acc = add_products(acc, 2, x, oldest)
+            acc = add_products(acc, 1, x, older)
         else:
             for _ in range(1, n_rows):
                 rolled()
@@ -1705,72 +1696,63 @@ def grad_weight_column(
                 prefetch(image + at + ahead)
                 if ORDERED:  # a column of two cache lines
                     prefetch(image + at + ahead + line)
-                x[0], x[1], x[2] = column_row(
-                    image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair
-                )  # fmt: skip
-                for kw in unroll(3):
-                    acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
+                x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
+                acc = add_products(acc, 1, x, older)
                 at += to_row
                 prefetch(image + at + ahead)
                 if ORDERED:
                     prefetch(image + at + ahead + line)
-                x[0], x[1], x[2] = column_row(
-                    image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair
-                )  # fmt: skip
+                x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
                 dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
-                for kw in unroll(3):
-                    acc[6 + kw] = fma(x[kw], older, acc[6 + kw])
-                    acc[kw] = fma(x[kw], dy, acc[kw])
+                acc = add_products(acc, 2, x, older)
+                acc = add_products(acc, 0, x, dy)
                 older = dy
             at += to_row
-            x[0], x[1], x[2] = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
-            for kw in unroll(3):
-                acc[3 + kw] = fma(x[kw], older, acc[3 + kw])
+            x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
+            acc = add_products(acc, 1, x, older)
         at += to_row
-        x[0], x[1], x[2] = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
-        for kw in unroll(3):
-            acc[6 + kw] = fma(x[kw], older, acc[6 + kw])
+        x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
+        acc = add_products(acc, 2, x, older)
         image += 2 * to_image if pair else to_image
         grad_output += 2 * to_grad if pair else to_grad
-    # Lanes behind the row's last output are zeros in grad_output alone
-    for i in unroll(9):
-        value = untangle(acc[i]) if stride == 2 else acc[i]
-        if pair:
-            value = halves(first_lanes(value, n_lanes), first_lanes(value, VL // 2 + n_lanes))
-        elif mode == MASKED:
-            value = first_lanes(value, n_lanes)
-        store(sums, i * VL, load(sums, i * VL, dtype) + value)
+    add_column(acc, sums, n_lanes, dtype, stride, mode, pair)
 
 
-# column_<stride>_<mode>_<pair>
-COLUMN_MODES = ((MASKED, 0), (MASKED, 1)) if ORDERED else ((MASKED, 0), (PLAIN, 0))  # mode, pair
-globals().update(
-    {
-        f"column_{stride}_{mode}_{pair}": helper(unrolled(grad_weight_column, stride=stride, mode=mode, pair=pair))
-        for stride in (1, 2)
-        for mode, pair in COLUMN_MODES
-    }
-)
+@helper
+def grad_weight_kinds(
+    image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, pair, dtype, stride
+):  # fmt: skip
+    """`grad_weight_column` with literals for mode and pair."""
+    inlined()
+    VL = lanes(dtype)
+    if ORDERED and pair:
+        grad_weight_column(
+            image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, dtype, stride, MASKED, True
+        )  # fmt: skip
+    elif ORDERED == 0 and n_lanes == VL and at >= 0 and at + 3 + stride * (VL - 1) <= geometry[GEO_IW]:
+        grad_weight_column(
+            image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, dtype, stride, PLAIN, False
+        )  # fmt: skip
+    else:
+        grad_weight_column(
+            image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, dtype, stride, MASKED, False
+        )  # fmt: skip
 
 
+@helper
 def grad_weight_column_of(
     image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, stride, pair, dtype
 ):  # fmt: skip
-    """`grad_weight_column` with constants for stride, mode and pair."""
+    """`grad_weight_column` with literals for stride, mode and pair."""
     inlined()
-    column: registers[3, 2, 2]
-    mode, VL = MASKED, lanes(dtype)
-    if ORDERED == 0 and n_lanes == VL and at >= 0 and at + 3 + stride * (VL - 1) <= geometry[GEO_IW]:
-        mode = PLAIN
-    for s in unroll(2):
-        for m in unroll(2):
-            if stride == s + 1 and mode == COLUMN_MODES[m][0] and pair == COLUMN_MODES[m][1]:
-                column[s + 1, COLUMN_MODES[m][0], COLUMN_MODES[m][1]](
-                    image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, dtype
-                )
-
-
-grad_weight_column_of = helper(unrolled(grad_weight_column_of))
+    if stride == 1:
+        grad_weight_kinds(
+            image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, pair, dtype, 1
+        )  # fmt: skip
+    else:
+        grad_weight_kinds(
+            image, grad_output, zeros, sums, n_images, n_rows, top, at, n_lanes, geometry, pair, dtype, 2
+        )  # fmt: skip
 
 
 @helper
