@@ -46,11 +46,6 @@ class Late:
         return self._made
 
 
-def late(make: Callable[[], Any]) -> Any:
-    """``make()``, now where kernels run as Python, else when they are compiled."""
-    return make() if PLAIN_PYTHON else Late(make)
-
-
 def made(value: Any) -> Any:
     """``value``, which may be late."""
     return value.made() if isinstance(value, Late) else value
@@ -63,7 +58,7 @@ def compiler() -> Any:
 
 def helper(function: Any) -> Any:
     """A small function that tasks call."""
-    return function if PLAIN_PYTHON else Late(lambda: compiler().jit(made(function)))
+    return function if PLAIN_PYTHON else Late(lambda: compiler().jit(function))
 
 
 shared: list[Callable[..., Any]] = []  # functions that Numba is still to be told of

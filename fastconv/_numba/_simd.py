@@ -19,8 +19,8 @@ type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its
     prefetch(address)                 a hint to load a cache line
     outlined(), inlined()             keeps the function that calls it from being inlined; has it inlined everywhere
     rolled()                          keeps the loop that calls it from being unrolled
-    unrolled(function, **constants)   source with every ``for i in unroll(n)`` written out, see there; straight functions, of
-                                      _straight.py, compile many times faster
+
+Code that runs in a straight line, loops over constants included, is best written with `straight` of _straight.py.
 
 With NUMBA_DISABLE_JIT=1 each is a NumPy or ctypes function of the same meaning, and the same kernel source runs as
 Python (fma then rounds twice). The module depends on NumPy, llvmlite and Numba alone, and on Numba only when something is
@@ -30,18 +30,15 @@ with these functions depends on this file, on _vector_type.py and on VECTOR_BYTE
 
 from __future__ import annotations
 
-import ast
 import ctypes
-import inspect
 import os
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
 import numpy as np
 
-from fastconv._numba._late import PLAIN_PYTHON, Late, Module, late, setting
+from fastconv._numba._late import PLAIN_PYTHON, Late, Module, setting
 
 ir, types, cgutils = Module("llvmlite.ir"), Module("numba.core.types"), Module("numba.core.cgutils")
 extending, _vector_type = Module("numba.extending"), Module("fastconv._numba._vector_type")
@@ -319,96 +316,3 @@ def shuffler(mask: tuple[int, ...]) -> Callable[..., Any]:
         return result(a, a), codegen
 
     return shuffle
-
-
-# ----------------------------------------------------------------------------------------------------------- unrolling
-
-
-class registers:
-    """``acc: registers[6, 2]`` in an unrolled function declares acc[0, 0] ... acc[5, 1], each a variable of its own."""
-
-    def __class_getitem__(cls, extents: Any) -> type[registers]:
-        return cls
-
-
-def unroll(count: int) -> range:
-    """Marks a loop that `unrolled` writes out."""
-    return range(count)
-
-
-class _Unroller(ast.NodeTransformer):
-    def __init__(self, space: dict[str, Any], constants: dict[str, Any]) -> None:
-        self.space, self.constants, self.arrays = space, dict(constants), set()
-
-    def _value(self, node: ast.expr) -> Any:
-        return eval(compile(ast.Expression(node), "<unrolled>", "eval"), self.space, self.constants)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
-        if node.value is None and ast.unparse(node.annotation).startswith(f"{registers.__name__}["):
-            self.arrays.add(node.target.id)
-            return None
-        return self.generic_visit(node)
-
-    def visit_For(self, node: ast.For) -> Any:
-        if not (isinstance(node.iter, ast.Call) and getattr(node.iter.func, "id", None) == unroll.__name__):
-            return self.generic_visit(node)
-        body = []
-        for value in range(self._value(node.iter.args[0])):
-            self.constants[node.target.id] = value
-            for statement in node.body:
-                changed = self.visit(ast.parse(ast.unparse(statement)).body[0])
-                body += changed if isinstance(changed, list) else [changed]
-        self.constants.pop(node.target.id, None)  # not there after no turn at all
-        return body
-
-    def visit_If(self, node: ast.If) -> Any:
-        # One that constants decide: many a branch that is never taken is too much for Numba's analysis
-        names = {name.id for name in ast.walk(node.test) if isinstance(name, ast.Name)}
-        if not all(name in self.constants or isinstance(self.space.get(name), int) for name in names):
-            return self.generic_visit(node)
-        body = []
-        for statement in node.body if self._value(node.test) else node.orelse:
-            changed = self.visit(statement)
-            body += changed if isinstance(changed, list) else [changed]
-        return body
-
-    def visit_Subscript(self, node: ast.Subscript) -> Any:
-        if getattr(node.value, "id", None) not in self.arrays:
-            return self.generic_visit(node)
-        position = self._value(node.slice)
-        suffix = "_".join(map(str, position if isinstance(position, tuple) else (position,)))
-        return ast.Name(f"{node.value.id}_{suffix}", node.ctx)
-
-    def visit_Name(self, node: ast.Name) -> Any:
-        return ast.Constant(self.constants[node.id]) if node.id in self.constants else node
-
-
-def unrolled(function: Callable[..., Any], **constants: int) -> Callable[..., Any]:
-    """``function`` with its parameters ``constants`` fixed and every ``for i in unroll(n)`` written out.
-
-    LLVM keeps an accumulator in a register only if it is a variable of its own, which no array is before loops unroll.
-    The source says what a C kernel says::
-
-        def dot(a, b, n, dtype, nv):
-            acc: registers[nv]
-            for j in unroll(nv):
-                acc[j] = broadcast(dtype.type(0))
-            ...
-
-        dot2 = helper(unrolled(dot, nv=2))
-
-    The function is made when kernels are compiled.
-    """
-    return late(lambda: _unrolled(function, constants))
-
-
-def _unrolled(function: Callable[..., Any], constants: dict[str, int]) -> Callable[..., Any]:
-    definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    definition.args.args = [argument for argument in definition.args.args if argument.arg not in constants]
-    definition.decorator_list = []
-    definition.name = "_".join([function.__name__, *map(str, constants.values())])
-    tree = ast.Module([_Unroller(function.__globals__, constants).visit(definition)], [])
-    space: dict[str, Any] = {}
-    source = ast.unparse(ast.fix_missing_locations(tree))
-    exec(compile(source, inspect.getfile(function), "exec"), function.__globals__, space)
-    return space[definition.name]
