@@ -1428,26 +1428,36 @@ def rows_of(plane, ih, dil_h, IH, IW, zeros, dtype, H):
 
 
 @straight
-def add_vector(acc, grads, to_filter, ow, rows, column, dil_w, dtype):
-    dy = [load(grads, f * to_filter + ow, dtype) for f in range(len(acc))]
+def add_products(acc, h, x, f, dy):
+    """To row ``h`` of the taps of filter ``f``."""
+    acc[f][h] = [fma(each, dy, total) for each, total in zip(x, acc[f][h], strict=True)]
+
+
+# The pixels first, then gradients one by one: with the sums that is 16 registers, the other way round one more. Addresses and
+# columns are hidden, else LLVM counts along with every sum of them there is, and has no registers for those.
+
+
+@straight
+def add_vector(acc, grads, to_filter, rows, offset, dil_w, dtype):
+    grads, rows = hidden(grads), [hidden(row + offset) for row in rows]
     for h, row in enumerate(rows):
-        for t in range(len(acc[0][h])):
-            x = load(row, column + t * dil_w, dtype)
-            for taps, y in zip(acc, dy, strict=True):
-                taps[h][t] = fma(x, y, taps[h][t])
+        x = [load(row, t * dil_w, dtype) for t in range(len(acc[0][h]))]
+        for f in range(len(acc)):
+            add_products(acc, h, x, f, load(grads, f * to_filter, dtype))
     return acc
 
 
 @straight
 def add_last_vector(acc, grads, to_filter, ow, OW, rows, column, stride, dil_w, IW, end, mode, dtype):
-    dy = [load_inside(grads + f * to_filter * itemsize(dtype), ow, OW, dtype) for f in range(len(acc))]
-    if mode == PAIRS:
-        dy = [apart(y) for y in dy]
+    grads, rows = hidden(grads), [hidden(row) for row in rows]
     for h, row in enumerate(rows):
+        x = []
         for t in range(len(acc[0][h])):
-            x = load_columns(row, column + t * dil_w, stride, least(IW, end + t * dil_w), mode, dtype)
-            for taps, y in zip(acc, dy, strict=True):
-                taps[h][t] = fma(x, y, taps[h][t])
+            extent = least(IW, end + t * dil_w)
+            x.append(load_columns(row, column + t * dil_w, stride, extent, mode, dtype))
+        for f in range(len(acc)):
+            dy = load_inside(grads + f * to_filter * itemsize(dtype), ow, OW, dtype)
+            add_products(acc, h, x, f, apart(dy) if mode == PAIRS else dy)
     return acc
 
 
@@ -1456,6 +1466,26 @@ def add_to_sums(acc, sums, dtype):
     flat = [total for rows in acc for taps in rows for total in taps]
     for i, total in enumerate(flat):
         store(sums, i * lanes(dtype), load(sums, i * lanes(dtype), dtype) + total)
+
+
+@straight
+def flush_sums(partial, total, dtype, F, H, T):
+    for i in range(F * H * T):
+        store(total, i * lanes(dtype), load(total, i * lanes(dtype), dtype) + load(partial, i * lanes(dtype), dtype))
+        store(partial, i * lanes(dtype), broadcast(dtype.type(0)))
+
+
+@helper
+def put_sum(out, place, value, accumulate, dtype):
+    put(out, place, value + get(out, place, dtype) if accumulate else value)
+
+
+@straight
+def put_sums(partial, total, out, to_filter, to_row, accumulate, dtype, F, H, T):
+    places = [f * to_filter + h * to_row + t for f in range(F) for h in range(H) for t in range(T)]
+    for i, place in enumerate(places):
+        at = i * lanes(dtype)
+        put_sum(out, place, sum_of_lanes(load(total, at, dtype) + load(partial, at, dtype)), accumulate, dtype)
 
 
 @helper
@@ -1492,9 +1522,10 @@ def grad_weight_run(
         grads = grad_output + (n * to_grad + oh * OW) * size
         ow = ow_first
         while ow < ow_last:
+            ow = hidden(ow)
             column = ow * stride_w + left
             if mode == MASKED and column >= 0 and column + reach <= IW and ow + VL <= OW:
-                acc = add_vector(acc, grads, OH * OW, ow, rows, column, dil_w, dtype)
+                acc = add_vector(acc, grads + ow * size, OH * OW, rows, column * size, dil_w, dtype)
             else:  # lanes behind the row's last output are zeros on both sides
                 end = (min(OW - ow, VL) - 1) * stride_w + 1 + column
                 acc = add_last_vector(acc, grads, OH * OW, ow, OW, rows, column, stride_w, dil_w, IW, end, mode, dtype)
@@ -1504,39 +1535,6 @@ def grad_weight_run(
             oh = 0
             n += 1
     add_to_sums(acc, sums, dtype)
-
-
-@helper
-def run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, F, H, T):
-    """`grad_weight_run` with its mode as a literal."""
-    mode = mode_of(geometry[GEO_STRIDE_W])
-    if mode == MASKED:
-        grad_weight_run(
-            image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, F, H, T, MASKED
-        )  # fmt: skip
-    elif mode == PAIRS:
-        grad_weight_run(
-            image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, F, H, T, PAIRS
-        )  # fmt: skip
-    else:
-        grad_weight_run(
-            image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, F, H, T, GATHER
-        )  # fmt: skip
-
-
-@helper
-def grad_weight_sums(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, F, H, T, dtype):
-    """`grad_weight_run` with F, H and T as literals."""
-    if F == 4 and T == 3:
-        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 4, 1, 3)
-    elif F == 4:
-        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 4, 1, 1)
-    elif H == 3:
-        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 1, 3, 3)
-    elif T == 5:
-        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 1, 1, 5)
-    else:
-        run_of_mode(image, grad_output, zeros, sums, first, last, ow_first, ow_last, kh, kw, geometry, dtype, 1, 1, 1)
 
 
 @helper
@@ -1552,44 +1550,44 @@ def grad_weight_block(
     kw,
     accumulate,
     geometry,
-    F,
+    dtype,
+    F,  # literals
     H,
     T,
-    dtype,
 ):
     # Runs of FLUSH vectors, whole rows or parts of one; FLUSH runs make a partial sum.
     outlined()
     OW, KW, VL, size = geometry[GEO_OW], geometry[GEO_KW], lanes(dtype), itemsize(dtype)
-    rows, flushes = max(FLUSH // ceil_div(OW, VL), 1), 0
+    mode = mode_of(geometry[GEO_STRIDE_W])
+    run, flushes = max(FLUSH // ceil_div(OW, VL), 1), 0
     memory = local(384, dtype)
     partial = address(memory)
-    total = partial + 192 * size
-    clear(partial, F * H * T * VL * size)
-    clear(total, F * H * T * VL * size)
+    total = partial + F * H * T * VL * size
+    clear(partial, 2 * F * H * T * VL * size)
     while first < last:
+        end = min(first + run, last)
         ow = np.int64(0)  # a bare 0 is a type of its own, for which everything would be compiled once more
         while ow < OW:
-            grad_weight_sums(
-                image, grad_output, zeros, partial, first, min(first + rows, last), ow, min(ow + FLUSH * VL, OW), kh, kw,
-                geometry, F, H, T, dtype,
-            )  # fmt: skip
-            ow += FLUSH * VL
+            ow_end = min(ow + FLUSH * VL, OW)
+            if mode == MASKED:
+                grad_weight_run(
+                    image, grad_output, zeros, partial, first, end, ow, ow_end, kh, kw, geometry, dtype, F, H, T, MASKED
+                )  # fmt: skip
+            elif mode == PAIRS:
+                grad_weight_run(
+                    image, grad_output, zeros, partial, first, end, ow, ow_end, kh, kw, geometry, dtype, F, H, T, PAIRS
+                )  # fmt: skip
+            else:
+                grad_weight_run(
+                    image, grad_output, zeros, partial, first, end, ow, ow_end, kh, kw, geometry, dtype, F, H, T, GATHER
+                )  # fmt: skip
+            ow = ow_end
             flushes += 1
             if flushes == FLUSH:
                 flushes = 0
-                for i in range(F * H * T):
-                    store(total, i * VL, load(total, i * VL, dtype) + load(partial, i * VL, dtype))
-                clear(partial, F * H * T * VL * size)
-        first += rows
-    for f in range(F):
-        for h in range(H):
-            for t in range(T):
-                i = ((f * H + h) * T + t) * VL
-                value = sum_of_lanes(load(total, i, dtype) + load(partial, i, dtype))
-                i = f * to_out + (kh + h) * KW + kw + t
-                if accumulate:
-                    value += get(out, i, dtype)
-                put(out, i, value)
+                flush_sums(partial, total, dtype, F, H, T)
+        first = end
+    put_sums(partial, total, out + (kh * KW + kw) * size, to_out, KW, accumulate, dtype, F, H, T)
 
 
 @straight
@@ -1852,9 +1850,26 @@ def grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulat
                             H, T = 3, 3
                         elif KW - kw >= 5:
                             T = 5
-                    grad_weight_block(
-                        x, dy, zeros, out, C * taps, first, last, kh, kw, accumulate, geometry, tile, H, T, dtype
-                    )
+                    if tile == FILTERS and T == 3:
+                        grad_weight_block(
+                            x, dy, zeros, out, C * taps, first, last, kh, kw, accumulate, geometry, dtype, FILTERS, 1, 3
+                        )
+                    elif tile == FILTERS:
+                        grad_weight_block(
+                            x, dy, zeros, out, C * taps, first, last, kh, kw, accumulate, geometry, dtype, FILTERS, 1, 1
+                        )
+                    elif H == 3:
+                        grad_weight_block(
+                            x, dy, zeros, out, C * taps, first, last, kh, kw, accumulate, geometry, dtype, 1, 3, 3
+                        )
+                    elif T == 5:
+                        grad_weight_block(
+                            x, dy, zeros, out, C * taps, first, last, kh, kw, accumulate, geometry, dtype, 1, 1, 5
+                        )
+                    else:
+                        grad_weight_block(
+                            x, dy, zeros, out, C * taps, first, last, kh, kw, accumulate, geometry, dtype, 1, 1, 1
+                        )
                     kw += T
                 kh += H
             f += FILTERS if f + FILTERS <= end else 1
