@@ -24,7 +24,7 @@ from fastconv._numba._direct_simd import every_other, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
 from fastconv._numba._pool_simd import even, fold_max, odd, untangle
-from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
+from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch, put,
     rolled, store, vmax, vmin,
@@ -69,6 +69,15 @@ LONE_ELEMENTS = MOST_LONE * VL_FLOAT
 LONE_TURNS, LONE_TURNS_OF_2 = MOST_LONE // LONE_VECTORS, MOST_LONE // (2 * LONE_VECTORS)
 INDEX_BYTES = 8
 PLACES = MOST_PLACES + NV  # a last part of a tile reads places for a whole one
+CHAIN_PIXELS = 392  # pixels summed in registers before they are added to the block: a panel of filters stays in the
+# first-level cache meanwhile
+CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level cache; more if the blocks of results,
+# which are read and written for every chunk, are larger
+TASK_TILES = 8  # tiles of MR rows of K in a task, and
+TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
+TASK_ROWS = TASK_TILES * MR
+AHEAD = 8  # places to fetch from, in turns: a line is as many cells of float64, and MR is no more
+FEW_TASKS = 4  # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 # What a tile does with its sums: store them, as K goes on; add the bias; raise to the lower bound as well; clamp.
 KEEP, SHIFT, RAISE, CLAMP = 0, 1, 2, 3
@@ -90,14 +99,12 @@ Blocking = namedtuple(
 )
 
 
-@shared
 def is_idle(tasks, n_threads):
     """Whether threads that share tasks of one size wait for the last for 1/IDLE of the time or more."""
     turns = ceil_div(tasks, n_threads) * n_threads
     return (turns - tasks) * IDLE >= turns and turns > tasks
 
 
-@shared
 def is_paired(OH, OW, K, k_blocks, flat, geometry):
     """Whether tiles can pool: windows are 2x2 and tile the maps, K is one block, at most a fifth of the lanes is wasted."""
     pool_OH, pool_OW = geometry[GEO_POOL_OH], geometry[GEO_POOL_OW]
@@ -109,7 +116,6 @@ def is_paired(OH, OW, K, k_blocks, flat, geometry):
     )  # fmt: skip
 
 
-@shared
 def blocking(geometry, n_threads):
     """Every size that a plan of loops needs. Threads only decide on chunks of filters, which no sum reaches across."""
     KH, KW, G, NR = geometry[GEO_KH], geometry[GEO_KW], max(geometry[GEO_G], 1), NV * VL_FLOAT
@@ -216,16 +222,95 @@ def blocking(geometry, n_threads):
     )  # fmt: skip
 
 
+Transposed = namedtuple("Transposed", "CB channel_blocks tiles a_elements b_elements c_elements")
+
+
+def transposed(b, geometry):
+    CB = max(MR // max(b.T, 1), 1)
+    channel_blocks = ceil_div(b.ICG, CB)
+    tiles = ceil_div(CB * b.T, MR)
+    a_elements = geometry[GEO_G] * channel_blocks * tiles * b.OCG * MR
+    b_elements = max(b.OCG, 1) * NV * VL_FLOAT
+    c_elements = tiles * MR * NV * VL_FLOAT
+    return Transposed(CB, channel_blocks, tiles, a_elements, b_elements, c_elements)
+
+
+Outer = namedtuple(
+    "Outer",
+    "OH OW "  # rows and columns of a plane: 1 and P of a flat one
+    "images chunks "  # images of a chunk
+    "rows row_width x_elements "  # copied rows of a channel, elements of all channels of a chunk
+    "filters panels y_elements "  # filters of a group, filled to whole vectors; their panels
+    "task_panels tile_blocks panel_blocks c_elements kept_elements",  # panels of a task
+)
+
+
+def outer(b, geometry, VL):
+    NR, N, G = NV * VL, geometry[GEO_N], geometry[GEO_G]
+    OH, OW, row_width = (1, b.P, b.P) if b.flat else (b.OH, b.OW, b.row_width)
+    rows = (OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
+    filters = ceil_div(b.OCG, VL) * VL
+    panels = ceil_div(filters, NR)
+    tile_blocks = ceil_div(ceil_div(b.K, MR), TASK_TILES)
+    task_panels = TASK_PANELS if G * tile_blocks >= FEW_TASKS else 1
+    panel_blocks = ceil_div(panels, task_panels)
+    c_elements = TASK_TILES * MR * task_panels * NR
+    kept_elements = G * tile_blocks * panel_blocks * c_elements
+    x_image, y_image = geometry[GEO_IC] * rows * row_width, G * b.P * filters
+    images = max(min(max(CHUNK_ELEMENTS, kept_elements) // max(x_image + y_image, 1), N), 1)
+    chunks = ceil_div(N, images)
+    images = ceil_div(N, max(chunks, 1))
+    return Outer(
+        OH, OW, images, chunks, rows, row_width, 0 if b.flat else images * x_image, filters, panels, images * y_image,
+        task_panels, tile_blocks, panel_blocks, c_elements, kept_elements if chunks > 1 else 0,
+    )  # fmt: skip
+
+
+Plan = namedtuple(
+    "Plan", "blocking transposed outer words"
+)  # the last two by vector length: outer, and all as one array
+
+
 @lru_cache(maxsize=1024)
 def _planned(geometry, n_threads):
     g = np.frombuffer(geometry, np.int64).tolist()
     b = blocking(g, n_threads)
-    return b, transposed(b, g), {VL: outer(b, g, VL) for VL in (VL_FLOAT, VL_DOUBLE)}
+    t = transposed(b, g)
+    o = {VL: outer(b, g, VL) for VL in (VL_FLOAT, VL_DOUBLE)}
+    return Plan(b, t, o, {VL: np.array((*b, *t, *each), np.int64) for VL, each in o.items()})
 
 
-def plans(geometry, n_threads=1):
-    """Blocking, Transposed, and Outer by vector length, for the drivers; kept, for in Python they cost 20 us."""
+def plan_of(geometry, n_threads=1):
+    """Kept, for in Python it costs 20 us. Tasks get it as one array: they may be as small as a channel."""
     return _planned(geometry.tobytes(), n_threads)
+
+
+def words_of(plan, array):
+    """The array of a plan, for tasks on elements as ``array`` has."""
+    return plan.words[VL_FLOAT if array.itemsize == 4 else VL_DOUBLE]
+
+
+BLOCKING_WORDS, TRANSPOSED_WORDS, OUTER_WORDS = (len(each._fields) for each in (Blocking, Transposed, Outer))
+
+
+@straight
+def read_words(words, first, count):
+    return [get(words, first + i, np.int64) for i in range(count)]
+
+
+@helper
+def blocking_in(words):
+    return Blocking(*read_words(address(words), 0, BLOCKING_WORDS))
+
+
+@helper
+def transposed_in(words):
+    return Transposed(*read_words(address(words), BLOCKING_WORDS, TRANSPOSED_WORDS))
+
+
+@helper
+def outer_in(words):
+    return Outer(*read_words(address(words), BLOCKING_WORDS + TRANSPOSED_WORDS, OUTER_WORDS))
 
 
 @helper
@@ -654,7 +739,7 @@ def copy_rows(
     IH, IW, KH, KW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_KH], geometry[GEO_KW]
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w, pad_left = geometry[GEO_DIL_H], geometry[GEO_DIL_W], geometry[GEO_PAD_LEFT]
-    width, size = b.phase_width, itemsize(dtype)
+    width, size, VL, zeros = b.phase_width, itemsize(dtype), lanes(dtype), broadcast(dtype.type(0))
     for phase in range(stride_w):
         if not meets_tap(phase, KW, stride_w, dil_w):
             continue
@@ -674,8 +759,10 @@ def copy_rows(
             if phase == 0:  # the same row of the next channel: rows are too short for the hardware to fetch ahead
                 for j in range(ceil_div(IW * size, CACHE_LINE)):
                     prefetch(plane + (IH + ih) * IW * size + j * CACHE_LINE)
-            for j in range(first):
-                put(target, j, dtype.type(0))
+            for j in range(0, first, VL):  # rows are whole vectors
+                store(target, j, zeros)
+            for j in range(last // VL * VL, width, VL):
+                store(target, j, zeros)
             if stride_w == 1:
                 copy(target + first * size, source + first * size, (last - first) * size)
             elif stride_w == 2 or stride_w == 4:
@@ -683,8 +770,6 @@ def copy_rows(
             else:
                 for j in range(first, last):
                     put(target, j, get(source, j * stride_w, dtype))
-            for j in range(last, width):
-                put(target, j, dtype.type(0))
 
 
 @straight
@@ -744,6 +829,12 @@ def pack_flat(
 
 
 @helper
+def column_of_tap(column, stride, b):
+    """Where a copied row holds what a tap ``column`` columns from the first meets; small layers feel a division."""
+    return column if stride == 1 else column % stride * b.phase_width + column // stride
+
+
+@helper
 def copy_block(
     image,  # IN   the channels of one group of one image
     copied,  # OUT  copy_elements
@@ -774,7 +865,7 @@ def copy_block(
     kw = k_from % KW
     for k in range(kc):
         row = (c * b.rows + kh * dil_h) * b.row_width
-        depth[k] = row + kw * dil_w % stride_w * b.phase_width + kw * dil_w // stride_w
+        depth[k] = row + column_of_tap(kw * dil_w, stride_w, b)
         kw += 1
         if kw == KW:
             kw = 0
@@ -803,21 +894,22 @@ def pack_block(
     VL, size = lanes(dtype), itemsize(dtype)
     NR, row = NV * VL, geometry[GEO_STRIDE_H] * b.row_width
     run_to, run_from = local(MOST_VECTORS, np.int64), local(MOST_VECTORS, np.int64)
-    oh_from = p_from // b.OW
-    for panel in range(ceil_div(pixels, NR)):
+    oh, ow, left = np.int64(0), p_from % b.OW, pixels
+    for _ in range(ceil_div(pixels, NR)):
         vectors = 0
-        p = p_from + panel * NR
         done = 0
-        while done < NR and p < p_from + pixels:
-            oh = p // b.OW
-            ow = p % b.OW
-            length = min(min(b.OW - ow, NR - done), p_from + pixels - p)
+        while done < NR and left > 0:
+            length = min(min(b.OW - ow, NR - done), left)
             for j in range(ceil_div(length, VL)):
                 run_to[vectors] = done + j * VL
-                run_from[vectors] = (oh - oh_from) * row + ow + j * VL
+                run_from[vectors] = oh * row + ow + j * VL
                 vectors += 1
             done += length
-            p += length
+            left -= length
+            ow += length
+            if ow == b.OW:
+                ow = 0
+                oh += 1
         if vectors == 2:
             pack_panel(copied, depth, packed, kc, run_from, run_to, dtype, 2)
         elif vectors == 3:
@@ -977,7 +1069,7 @@ def interleave(parts, output, workspace, geometry, n_threads):
 
 def packed_weight_size(geometry):
     """Elements of a packed weight: [G][block of K][panel][kc][MR], the last panel of a group filled up with zeros."""
-    b = plans(geometry)[0]
+    b = plan_of(geometry).blocking
     return int(geometry[GEO_G]) * b.panels * b.K * MR
 
 
@@ -1005,9 +1097,10 @@ def pack_weight_task(
     weight: const_real[:, :, :, ::1],  # IN
     packed: real[::1],  # OUT
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
     # A task is one panel of filters. A turned weight holds filters within channels, and taps in reverse.
-    b = blocking(geometry, 1)
+    b = blocking_in(words)
     dtype = weight.dtype
     VL, size, zero, turned = lanes(dtype), itemsize(dtype), dtype.type(0), geometry[GEO_TURNED] != 0
     g, panel = task // b.panels, task % b.panels
@@ -1039,13 +1132,14 @@ def pack_weight_task(
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
     """weight (OC, ICG, KH, KW), turned (IC, OCG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
-    b = plans(geometry)[0]
-    pack_weight_task.run(geometry[GEO_G] * b.panels, n_threads, weight, packed, geometry)
+    plan = plan_of(geometry)
+    n_tasks = geometry[GEO_G] * plan.blocking.panels
+    pack_weight_task.run(n_tasks, n_threads, weight, packed, geometry, words_of(plan, weight))
 
 
 def conv2d_workspace(geometry, n_workers):
     """Elements of workspace: for each worker copied rows, the packed block, what a fused pool reads and carries over."""
-    return n_workers * plans(geometry, n_workers)[0].elements
+    return n_workers * plan_of(geometry, n_workers).blocking.elements
 
 
 @helper
@@ -1287,10 +1381,10 @@ def conv2d_task(
     indices: int64[:, :, :, ::1],  # OUT
     workspace: real[::1],  # elements of each worker
     geometry: const_int64[::1],  # IN
-    n_threads: index,
+    words: const_int64[::1],  # IN
 ):
     # A task is a strip of blocks of one image, group and chunk of filters.
-    b = blocking(geometry, n_threads)
+    b = blocking_in(words)
     chunk, first = task % b.chunks, task // b.chunks % b.strips * b.strip
     panel_from = chunk * b.chunk_panels
     image, panel_to = task // b.chunks // b.strips, min(panel_from + b.chunk_panels, b.panels)
@@ -1310,49 +1404,21 @@ def conv2d_task(
 
 def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    b = plans(geometry, n_threads)[0]
+    plan = plan_of(geometry, n_threads)
+    b = plan.blocking
     n_tasks = int(geometry[GEO_N] * geometry[GEO_G]) * b.strips * b.chunks
     conv2d_task.run(
-        n_tasks,
-        n_threads,
-        input,
-        packed,
-        bias,
-        act_min,
-        act_max,
-        output,
-        pooled,
-        indices,
-        workspace,
-        geometry,
-        n_threads,
-    )
+        n_tasks, n_threads, input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry,
+        words_of(plan, input),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------- kernels: gradient of the input
 
 
-Transposed = namedtuple(
-    "Transposed",
-    "CB channel_blocks tiles "  # channels of a task, tasks of a group, tiles of MR (channel, tap) rows
-    "a_elements b_elements c_elements",
-)
-
-
-@shared
-def transposed(b, geometry):
-    CB = max(MR // max(b.T, 1), 1)
-    channel_blocks = ceil_div(b.ICG, CB)
-    tiles = ceil_div(CB * b.T, MR)
-    a_elements = geometry[GEO_G] * channel_blocks * tiles * b.OCG * MR
-    b_elements = max(b.OCG, 1) * NV * VL_FLOAT
-    c_elements = tiles * MR * NV * VL_FLOAT
-    return Transposed(CB, channel_blocks, tiles, a_elements, b_elements, c_elements)
-
-
 def conv2d_grad_input_workspace(geometry, n_workers):
     """Elements of workspace: the transposed weight, and for each worker a panel of grad_output and its columns."""
-    t = plans(geometry)[1]
+    t = plan_of(geometry).transposed
     return t.a_elements + n_workers * (t.b_elements + t.c_elements)
 
 
@@ -1362,10 +1428,10 @@ def transpose_weight_task(
     weight: const_real[:, :, :, ::1],  # IN   (OC, ICG, KH, KW)
     workspace: real[::1],  # OUT  [G][channel block][tile][OCG][MR]
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
     # A task is one block of channels.
-    b = blocking(geometry, 1)
-    t = transposed(b, geometry)
+    b, t = blocking_in(words), transposed_in(words)
     dtype = weight.dtype
     size, zero = itemsize(dtype), dtype.type(0)
     g, c_from = task // t.channel_blocks, task % t.channel_blocks * t.CB
@@ -1391,11 +1457,11 @@ def conv2d_grad_input_task(
     grad_input: real[:, :, :, ::1],  # OUT
     workspace: real[::1],  # IN   the transposed weight; b_elements + c_elements of each worker
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
     # A task is one block of channels of one image: columns = weight^T @ grad_output, panel by panel, summed where they
     # lie.
-    b = blocking(geometry, 1)
-    t = transposed(b, geometry)
+    b, t = blocking_in(words), transposed_in(words)
     dtype = grad_output.dtype
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
     NR, G = NV * VL, geometry[GEO_G]
@@ -1444,65 +1510,26 @@ def conv2d_grad_input_task(
 
 def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, workspace, geometry, n_threads):
     """The adjoint in x, with the epilogue of a convolution (bias (IC,) or (0,)): a transposed convolution."""
-    t = plans(geometry)[1]
-    n_weights = int(geometry[GEO_G]) * t.channel_blocks
+    plan = plan_of(geometry)
+    words = words_of(plan, weight)
+    n_weights = int(geometry[GEO_G]) * plan.transposed.channel_blocks
     n_tasks = int(geometry[GEO_N]) * n_weights
-    transpose_weight_task.run(n_weights, n_threads, weight, workspace, geometry)
-    conv2d_grad_input_task.run(n_tasks, n_threads, grad_output, bias, act_min, act_max, grad_input, workspace, geometry)
+    transpose_weight_task.run(n_weights, n_threads, weight, workspace, geometry, words)
+    conv2d_grad_input_task.run(
+        n_tasks, n_threads, grad_output, bias, act_min, act_max, grad_input, workspace, geometry, words
+    )
 
 
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
+
 
 # grad_weight^T (K x OCG) = cols (K x P) @ grad_output^T (P x OCG), summed over images: vectors along filters, cells of
 # the copied input broadcast from MR places at once, so that no column is packed. Operands of a chunk of images are laid
 # out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
 # problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
-CHAIN_PIXELS = 392  # pixels summed in registers before they are added to the block: a panel of filters stays in the
-# first-level cache meanwhile
-CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level cache; more if the blocks of results,
-# which are read and written for every chunk, are larger
-TASK_TILES = 8  # tiles of MR rows of K in a task, and
-TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
-TASK_ROWS = TASK_TILES * MR
-AHEAD = 8  # places to fetch from, in turns: a line is as many cells of float64, and MR is no more
-FEW_TASKS = 4  # of fewer a task has one panel: first layers, of few channels, make work for several threads
-
-
-Outer = namedtuple(
-    "Outer",
-    "OH OW "  # rows and columns of a plane: 1 and P of a flat one
-    "images chunks "  # images of a chunk
-    "rows row_width x_elements "  # copied rows of a channel, elements of all channels of a chunk
-    "filters panels y_elements "  # filters of a group, filled to whole vectors; their panels
-    "task_panels tile_blocks panel_blocks c_elements kept_elements",  # panels of a task
-)
-
-
-@shared
-def outer(b, geometry, VL):
-    NR, N, G = NV * VL, geometry[GEO_N], geometry[GEO_G]
-    OH, OW, row_width = (1, b.P, b.P) if b.flat else (b.OH, b.OW, b.row_width)
-    rows = (OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
-    filters = ceil_div(b.OCG, VL) * VL
-    panels = ceil_div(filters, NR)
-    tile_blocks = ceil_div(ceil_div(b.K, MR), TASK_TILES)
-    task_panels = TASK_PANELS if G * tile_blocks >= FEW_TASKS else 1
-    panel_blocks = ceil_div(panels, task_panels)
-    c_elements = TASK_TILES * MR * task_panels * NR
-    kept_elements = G * tile_blocks * panel_blocks * c_elements
-    x_image, y_image = geometry[GEO_IC] * rows * row_width, G * b.P * filters
-    images = max(min(max(CHUNK_ELEMENTS, kept_elements) // max(x_image + y_image, 1), N), 1)
-    chunks = ceil_div(N, images)
-    images = ceil_div(N, max(chunks, 1))
-    return Outer(
-        OH, OW, images, chunks, rows, row_width, 0 if b.flat else images * x_image, filters, panels, images * y_image,
-        task_panels, tile_blocks, panel_blocks, c_elements, kept_elements if chunks > 1 else 0,
-    )  # fmt: skip
-
-
 def conv2d_grad_weight_workspace(geometry, n_workers):
     """Elements of workspace: the copied input and grad_output with filters last, of a chunk; blocks of results."""
-    outers = plans(geometry)[2].values()  # chunks of the two are of different sizes
+    outers = plan_of(geometry).outer.values()  # chunks of the two are of different sizes
     return max(o.x_elements + o.y_elements + o.kept_elements + n_workers * o.c_elements for o in outers)
 
 
@@ -1542,14 +1569,14 @@ def lay_out_task(
     grad_output: const_real[:, :, :, ::1],  # IN
     workspace: real[::1],  # OUT  [images][IC][rows][phases][phase_width]; [images][G][panel][P][NR or what is left]
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
     # The first images * IC tasks copy a channel (of flat problems there are none), the others turn one panel of filters
     # of one image.
     dtype = input.dtype
     VL, size = lanes(dtype), itemsize(dtype)
     NR = NV * VL
-    b = blocking(geometry, 1)
-    o = outer(b, geometry, VL)
+    b, o = blocking_in(words), outer_in(words)
     first = chunk * o.images
     copies = 0 if b.flat else min(o.images, geometry[GEO_N] - first) * geometry[GEO_IC]
     copied = address(workspace)
@@ -1643,12 +1670,12 @@ def conv2d_grad_weight_task(
     grad_weight: real[:, :, :, ::1],  # OUT
     workspace: real[::1],  # IN/OUT  what lay_out_task wrote; blocks of all tasks, or one of each worker
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
     dtype = grad_weight.dtype
     VL, size = lanes(dtype), itemsize(dtype)
     NR, G, IC = NV * VL, geometry[GEO_G], geometry[GEO_IC]
-    b = blocking(geometry, 1)
-    o = outer(b, geometry, VL)
+    b, o = blocking_in(words), outer_in(words)
     KW, stride_w, dil_h, dil_w = geometry[GEO_KW], geometry[GEO_STRIDE_W], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     panel_from = task % o.panel_blocks * o.task_panels
     k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * MR
@@ -1666,13 +1693,21 @@ def conv2d_grad_weight_task(
     cell_places, line_places, places = local(MR, np.int64), local(AHEAD, np.int64), local(TASK_ROWS, np.int64)
     cells, ahead = address(cell_places), address(line_places)
 
+    tiles = ceil_div(rows_of_k, MR)
     if chunk == 0:
-        clear(block, o.c_elements * size)
-    for i in range(TASK_ROWS):
-        k = k_from + min(i, rows_of_k - 1)  # past the end: the last row again
-        tap = k % b.T
-        places[i] = (k // b.T * o.rows + tap // KW * dil_h) * o.row_width
-        places[i] += tap % KW * dil_w % stride_w * b.phase_width + tap % KW * dil_w // stride_w
+        clear(block, tiles * MR * ldc * size)
+    channel, kh, kw = k_from // b.T, k_from % b.T // KW, k_from % KW
+    for i in range(min((tiles + 1) * MR, TASK_ROWS)):  # those of the tiles, and what the last one fetches
+        place = (channel * o.rows + kh * dil_h) * o.row_width
+        places[i] = place + column_of_tap(kw * dil_w, stride_w, b)
+        if i < rows_of_k - 1:  # past the end: the last row again
+            kw += 1
+            if kw == KW:
+                kw = 0
+                kh += 1
+                if kh == geometry[GEO_KH]:
+                    kh = 0
+                    channel += 1
     x_step = geometry[GEO_STRIDE_H] * o.row_width
     for block_of_images in range(ceil_div(chunk_images, many)):
         n = block_of_images * many
@@ -1689,7 +1724,7 @@ def conv2d_grad_weight_task(
                     y = turned + (n * G + g) * b.P * o.filters * size
                     y += (panel * NR * b.P + (oh * o.OW + ow) * width) * size
                     y_step = o.OW * width
-                    for tile_index in range(ceil_div(rows_of_k, MR)):  # tiles of MR rows of K
+                    for tile_index in range(tiles):  # tiles of MR rows of K
                         for i in range(MR):
                             cell_places[i] = x + (places[tile_index * MR + i] + oh * x_step + ow) * size
                         for i in range(AHEAD):
@@ -1757,11 +1792,12 @@ def conv2d_grad_weight_task(
 
 def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):
     """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
-    o = plans(geometry)[2][VL_FLOAT if input.itemsize == 4 else VL_DOUBLE]
+    plan = plan_of(geometry)
+    o, words = plan.outer[VL_FLOAT if input.itemsize == 4 else VL_DOUBLE], words_of(plan, input)
     N, G = int(geometry[GEO_N]), int(geometry[GEO_G])
     copies = 0 if o.x_elements == 0 else int(geometry[GEO_IC])
     n_tasks = G * o.tile_blocks * o.panel_blocks
     for chunk in range(max(o.chunks, 1)):  # none of an empty batch: its sums are 0
         n_copies = min(o.images, N - chunk * o.images) * (copies + G * o.panels)
-        lay_out_task.run(n_copies, n_threads, chunk, input, grad_output, workspace, geometry)
-        conv2d_grad_weight_task.run(n_tasks, n_threads, chunk, input, grad_weight, workspace, geometry)
+        lay_out_task.run(n_copies, n_threads, chunk, input, grad_output, workspace, geometry, words)
+        conv2d_grad_weight_task.run(n_tasks, n_threads, chunk, input, grad_weight, workspace, geometry, words)
