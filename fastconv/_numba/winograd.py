@@ -16,7 +16,8 @@ With xi one of the T x T cells of a transformed tile, the products are T*T matri
     loop 5 over panels and tiles: transform, add bias, clamp, turn to rows of pixels
 
 A plane of many tiles is cut into blocks, and a task does all of this for its rows. Planes of few tiles are put together,
-several images at once, and each loop is a phase whose tasks share V and M: then U is read once for all of them.
+several images at once, and each loop is a phase whose tasks share V and M: then U is read once for all of them. Of MANY_GROUPS
+a task does all of this for the images of one group.
 
 Below the arrays of a task everything is an address (see _simd.py): ``dtype`` is the element type, ``size`` its bytes.
 Every product that is added to something is an explicit fma: bits must not depend on what a compiler contracts where.
@@ -30,7 +31,7 @@ import numpy as np
 from fastconv._numba._common import DEPTHS, LINE, MR, NV, ceil_div, clamp, lines
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
-from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
+from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch,
     put, rolled, store, vmax, vmin,
@@ -50,6 +51,7 @@ MOST_TILES = 32  # of a block
 MOST_TILES_DEEP = 64  # with more than DEEP channels: U is read once for each block
 DEEP = 128
 FEW_TILES = 100  # planes of fewer share their phases
+MANY_GROUPS = 16  # of so many no phases are shared: they are tasks enough, and small
 SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
 PANEL_CHUNKS = 4  # tasks that a matrix product is split into
 TURNED = 16  # channels of a weight that are turned at a time
@@ -57,6 +59,10 @@ MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors,
 MOST_RESULTS = 36 * VL_FLOAT  # of m * m, and
 MOST_TAPS = 144 * VL_FLOAT  # of a kernel,
 FOUR_KERNELS = 4 * MOST_TAPS  # of those of 4 channels
+CHUNK_ELEMENTS = 1 << 20  # of V and Y' together: they stay in the third-level cache; more if D is larger, so that D,
+# which is read and written for every chunk, need not be kept
+TASK_TILES = 4  # tiles of MR channels in a task, and
+TASK_PANELS = 2  # panels of filters: V[xi] and Y'[xi] of a task stay in the second-level cache
 
 
 # --------------------------------------------------------------------------------------- one-dimensional transforms
@@ -197,7 +203,7 @@ Blocking = namedtuple(
     "image_blocks channel_blocks "  # of VL channels: that are copied together, and all
     "panels chunk_panels "  # of NR filters; panels of a task
     "tile_rows tile_columns "  # of a plane
-    "shared "  # several images at once, phase by phase
+    "shared "  # several images at once, phase by phase, of one group after the other
     "images rows columns tiles "  # of a block: images, rows and columns of tiles, tiles
     "task_rows row_blocks pooled_rows "  # output rows of a task, tasks of a plane, pooled rows
     "u_step v_step m_step "  # from one xi to the next
@@ -208,7 +214,6 @@ Blocking = namedtuple(
 Block = namedtuple("Block", "row rows column columns tiles")
 
 
-@shared
 def blocking(geometry, VL):
     """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
     G = max(geometry[GEO_G], 1)
@@ -228,7 +233,8 @@ def blocking(geometry, VL):
     plane, cells = tile_rows * tile_columns, T * T
     pooled_rows = 0
     map_elements = 0
-    together = int(plane < FEW_TILES and geometry[GEO_POOL_KH] == 0)
+    together = plane < FEW_TILES and geometry[GEO_POOL_KH] == 0
+    in_phases = int(together and G < MANY_GROUPS)
     if together:
         images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (S * S * ICG + OCG), 1))
         images = max(min(images, geometry[GEO_N]), 1)
@@ -258,23 +264,84 @@ def blocking(geometry, VL):
     m_step = panels * tiles * NR + LINE
     copy_elements = lines((rows * m + r - 1) * (columns * m + r - 1) * S * VL)
     worker_elements = copy_elements + map_elements + lines(pool_ring_size(geometry))
-    worker_elements += 0 if together else cells * (v_step + m_step)
+    worker_elements += 0 if in_phases else cells * (v_step + m_step)
     return Blocking(
         ICG, OCG, K, S, OH, OW, m, r, T, VL, NR, dense, spacing, phase_step, image_blocks, channel_blocks, panels,
-        chunk_panels, tile_rows, tile_columns, together, images, rows, columns, tiles, task_rows, row_blocks, pooled_rows,
+        chunk_panels, tile_rows, tile_columns, in_phases, images, rows, columns, tiles, task_rows, row_blocks, pooled_rows,
         u_step, v_step, m_step, cells * u_step, cells * v_step, cells * m_step, copy_elements, map_elements,
         worker_elements,
     )  # fmt: skip
 
 
+Outer = namedtuple(
+    "Outer",
+    "images rows tiles image_chunks row_chunks "  # of a chunk; chunks
+    "filter_vectors tile_blocks panel_blocks ldd "  # of VL filters; blocks of D, from channel to channel
+    "v_step y_step d_step "  # from one xi to the next
+    "v_elements y_elements d_elements kept_elements result_elements worker_elements",
+)
+
+
+def outer(b, geometry):
+    N, cells, plane = geometry[GEO_N], b.T * b.T, b.tile_rows * b.tile_columns
+    filter_vectors = ceil_div(b.OCG, b.VL)
+    tile_blocks, panel_blocks = ceil_div(b.ICG, TASK_TILES * MR), ceil_div(b.panels, TASK_PANELS)
+    ldd = TASK_PANELS * b.NR
+    d_step = TASK_TILES * MR * ldd + LINE
+    d_elements = cells * d_step
+    d_all = tile_blocks * panel_blocks * d_elements
+    most = max(CHUNK_ELEMENTS, d_all) // max(cells * (b.channel_blocks * b.VL + b.panels * b.NR), 1)
+    images = max(min(most // max(plane, 1), N), 1)
+    image_chunks = ceil_div(N, images)
+    images = ceil_div(N, max(image_chunks, 1))
+    rows = max(min(most // max(b.tile_columns, 1), b.tile_rows), 1)
+    row_chunks = ceil_div(b.tile_rows, rows)
+    rows = ceil_div(b.tile_rows, max(row_chunks, 1))
+    tiles = images * rows * b.tile_columns
+    v_step = b.channel_blocks * tiles * b.VL + LINE
+    y_step = b.panels * tiles * b.NR + LINE
+    kept_elements = d_all if image_chunks * row_chunks > 1 else 0
+    copy_elements = lines((rows * b.m + 2) * (b.tile_columns * b.m + 2) * b.VL)
+    result_elements = TASK_TILES * MR * 9 * ldd
+    worker_elements = max(copy_elements, result_elements + (0 if kept_elements > 0 else d_elements))
+    return Outer(
+        images, rows, tiles, image_chunks, row_chunks, filter_vectors, tile_blocks, panel_blocks, ldd, v_step, y_step,
+        d_step, cells * v_step, cells * y_step, d_elements, kept_elements, result_elements, worker_elements,
+    )  # fmt: skip
+
+
+Plan = namedtuple("Plan", "blocking outer words")  # words: both as one array
+
+
 @lru_cache(maxsize=1024)
 def _planned(geometry, VL):
-    return blocking(np.frombuffer(geometry, np.int64).tolist(), VL)
+    g = np.frombuffer(geometry, np.int64).tolist()
+    b = blocking(g, VL)
+    o = outer(b, g)
+    return Plan(b, o, np.array((*b, *o), np.int64))
 
 
-def plan(geometry, itemsize=4):
-    """Blocking for the drivers; kept, for in Python it costs 10 us."""
+def plan_of(geometry, itemsize=4):
+    """Kept, for in Python it costs 10 us. Tasks get its words: they may be as small as a channel."""
     return _planned(geometry.tobytes(), VL_FLOAT if itemsize == 4 else VL_DOUBLE)
+
+
+BLOCKING_WORDS, OUTER_WORDS = len(Blocking._fields), len(Outer._fields)
+
+
+@straight
+def read_words(words, first, count):
+    return [get(words, first + i, np.int64) for i in range(count)]
+
+
+@helper
+def blocking_in(words):
+    return Blocking(*read_words(address(words), 0, BLOCKING_WORDS))
+
+
+@helper
+def outer_in(words):
+    return Outer(*read_words(address(words), BLOCKING_WORDS, OUTER_WORDS))
 
 
 # ------------------------------------------------------------------------------------------------- input transform
@@ -743,7 +810,7 @@ def output_block(
 
 def packed_weight_size(geometry):
     """Elements of a packed weight: [G][xi][panel][channel][NV * VL] filled up with zeros, and the weight itself."""
-    b = plan(geometry)
+    b = plan_of(geometry).blocking
     return int(geometry[GEO_G]) * b.u_elements + int(geometry[GEO_OC]) * b.ICG * b.K * b.K
 
 
@@ -842,11 +909,12 @@ def pack_weight_task(
     weight: const_real[:, :, :, ::1],  # IN
     packed: real[::1],  # OUT
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
     # A task is one panel of filters.
     dtype = weight.dtype
     VL, size = lanes(dtype), itemsize(dtype)
-    b = blocking(geometry, VL)
+    b = blocking_in(words)
     NR, n_taps = NV * VL, b.K * b.K
     K, run = b.ICG * n_taps, 4 * n_taps
     g, panel = task // b.panels, task % b.panels
@@ -884,8 +952,8 @@ def pack_weight_task(
 
 def pack_weight(weight, packed, workspace, geometry, n_threads):
     """weight (OC, ICG, K, K), turned (IC, OCG, K, K) -> packed, in the order in which this back end's conv2d reads it."""
-    b = plan(geometry, weight.itemsize)
-    pack_weight_task.run(int(geometry[GEO_G]) * b.panels, n_threads, weight, packed, geometry)
+    plan = plan_of(geometry, weight.itemsize)
+    pack_weight_task.run(int(geometry[GEO_G]) * plan.blocking.panels, n_threads, weight, packed, geometry, plan.words)
 
 
 # -------------------------------------------------------------------------------------------------- kernels: forward
@@ -893,7 +961,7 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
 
 def conv2d_workspace(geometry, n_workers):
     """Elements of workspace: V and M, shared or of each worker; copied rows, and the map that a fused pool reads."""
-    b = plan(geometry)
+    b = plan_of(geometry).blocking
     return n_workers * b.worker_elements + (b.v_elements + b.m_elements if b.shared else 0)
 
 
@@ -911,16 +979,20 @@ def conv2d_task(
     indices: int64[:, :, :, ::1],  # OUT
     workspace: real[::1],  # worker_elements of each worker
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
-    # A task is ``task_rows`` rows of the output of one group of one image, block by block.
+    # A task is ``task_rows`` rows of the output of one group of one image, block by block, or planes of ``images`` images.
     dtype = input.dtype
     size = itemsize(dtype)
-    b = blocking(geometry, lanes(dtype))
+    b = blocking_in(words)
     G = geometry[GEO_G]
-    row_block, g, n = task % b.row_blocks, task // b.row_blocks % G, task // b.row_blocks // G
+    row_block, g, n = task % b.row_blocks, task // b.row_blocks % G, task // b.row_blocks // G * b.images
+    images = min(b.images, geometry[GEO_N] - n)
     pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
     accumulate = geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0
-    image = address(input) + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
+    input_plane = geometry[GEO_IH] * geometry[GEO_IW]
+    image = address(input) + (n * G + g) * b.ICG * input_plane * size
+    to_image = geometry[GEO_IC] * input_plane * size
     u = address(packed) + g * b.u_elements * size
     weight = address(packed) + (G * b.u_elements + g * b.OCG * b.ICG * b.K * b.K) * size
     shifts = address(bias) + g * b.OCG * size if bias.size > 0 else 0
@@ -950,18 +1022,24 @@ def conv2d_task(
         while column < b.OW:
             columns = min(ceil_div(b.OW - column, b.m), b.columns)
             at = Block(row, rows, column, columns, rows * columns)
-            for block in range(b.image_blocks):  # loop 1: channels
-                input_block(image, v + block * b.tiles * b.VL * size, b.v_step, block, copied, at, b, geometry, dtype)
+            for i in range(images):
+                for block in range(b.image_blocks):  # loop 1: channels
+                    input_block(
+                        image + i * to_image, v + (block * b.tiles + i * at.tiles) * b.VL * size, b.v_step, block, copied, at,
+                        b, geometry, dtype,
+                    )  # fmt: skip
             for xi in range(b.T * b.T):  # loop 2: cells
                 multiply(
                     u + xi * b.u_step * size, v + xi * b.v_step * size, c + xi * b.m_step * size, 0, b.panels,
-                    at.tiles, b, dtype,
+                    images * at.tiles, b, dtype,
                 )  # fmt: skip
-            for panel in range(b.panels):  # loop 5: filters
-                output_block(
-                    c, 0, panel, image, weight, shifts, out, plane, origin, row_end, accumulate, least, most, at, b,
-                    geometry, dtype,
-                )  # fmt: skip
+            for i in range(images):
+                for panel in range(b.panels):  # loop 5: filters
+                    output_block(
+                        c, i * at.tiles, panel, image + i * to_image, weight, shifts,
+                        out + i * geometry[GEO_OC] * plane * size, plane, origin, row_end, accumulate, least, most, at, b,
+                        geometry, dtype,
+                    )  # fmt: skip
             column += columns * b.m
         row += rows * b.m
     if b.pooled_rows > 0:
@@ -994,10 +1072,11 @@ def input_task(
     input: const_real[:, :, :, ::1],  # IN
     workspace: real[::1],  # OUT
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
     dtype = input.dtype
     size = itemsize(dtype)
-    b = blocking(geometry, lanes(dtype))
+    b = blocking_in(words)
     first, g, images, at = chunk_of(chunk, b, geometry)
     n, block = task // b.image_blocks, task % b.image_blocks
     plane = geometry[GEO_IH] * geometry[GEO_IW]
@@ -1016,10 +1095,11 @@ def multiply_task(
     packed: const_real[::1],  # IN
     workspace: real[::1],  # IN/OUT
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
     dtype = packed.dtype
     size = itemsize(dtype)
-    b = blocking(geometry, lanes(dtype))
+    b = blocking_in(words)
     first, g, images, at = chunk_of(chunk, b, geometry)
     chunks = ceil_div(b.panels, b.chunk_panels)
     xi, panel = task // chunks, task % chunks * b.chunk_panels
@@ -1043,10 +1123,11 @@ def output_task(
     output: real[:, :, :, ::1],  # OUT
     workspace: real[::1],  # IN
     geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
 ):
     dtype = input.dtype
     size = itemsize(dtype)
-    b = blocking(geometry, lanes(dtype))
+    b = blocking_in(words)
     first, g, images, at = chunk_of(chunk, b, geometry)
     n, P = task // b.panels, b.OH * b.OW
     plane = geometry[GEO_IH] * geometry[GEO_IW]
@@ -1062,24 +1143,25 @@ def output_task(
 
 def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    b = plan(geometry, input.itemsize)
+    plan = plan_of(geometry, input.itemsize)
+    b, words = plan.blocking, plan.words
     N, G = int(geometry[GEO_N]), int(geometry[GEO_G])
     if b.OCG == 0 or N == 0:
         return
     if not b.shared:
         conv2d_task.run(
-            N * G * b.row_blocks, n_threads, input, packed, bias, act_min, act_max, output, pooled, indices, workspace,
-            geometry,
+            ceil_div(N, b.images) * G * b.row_blocks, n_threads, input, packed, bias, act_min, act_max, output, pooled,
+            indices, workspace, geometry, words,
         )  # fmt: skip
         return
     for chunk in range(G * ceil_div(N, b.images)):
         images = min(b.images, N - chunk // G * b.images)
         n_products = b.T * b.T * ceil_div(b.panels, b.chunk_panels)
-        input_task.run(images * b.image_blocks, n_threads, chunk, input, workspace, geometry)
-        multiply_task.run(n_products, n_threads, chunk, packed, workspace, geometry)
+        input_task.run(images * b.image_blocks, n_threads, chunk, input, workspace, geometry, words)
+        multiply_task.run(n_products, n_threads, chunk, packed, workspace, geometry, words)
         output_task.run(
-            images * b.panels, n_threads, chunk, input, packed, bias, act_min, act_max, output, workspace, geometry
-        )
+            images * b.panels, n_threads, chunk, input, packed, bias, act_min, act_max, output, workspace, geometry, words
+        )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
@@ -1090,58 +1172,18 @@ def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, works
 #
 #     Y'[xi][panel of NV*VL filters][tile][NV*VL]       D[block][xi][TASK_TILES * MR channels][TASK_PANELS * NV*VL]
 #
-# Tiles come in chunks, images or rows of one. The first driver transforms a chunk, the second multiplies: a task owns a
-# block of D and adds every chunk to it in order, and turns it to grad_weight after the last. A term of the sum is a tile.
-
-CHUNK_ELEMENTS = 1 << 20  # of V and Y' together: they stay in the third-level cache; more if D is larger, so that D,
-# which is read and written for every chunk, need not be kept
-TASK_TILES = 4  # tiles of MR channels in a task, and
-TASK_PANELS = 2  # panels of filters: V[xi] and Y'[xi] of a task stay in the second-level cache
-
-Outer = namedtuple(
-    "Outer",
-    "images rows tiles image_chunks row_chunks "  # of a chunk; chunks
-    "filter_vectors tile_blocks panel_blocks ldd "  # of VL filters; blocks of D, from channel to channel
-    "v_step y_step d_step "  # from one xi to the next
-    "v_elements y_elements d_elements kept_elements result_elements worker_elements",
-)
-
-
-@shared
-def outer(b, geometry):
-    N, cells, plane = geometry[GEO_N], b.T * b.T, b.tile_rows * b.tile_columns
-    filter_vectors = ceil_div(b.OCG, b.VL)
-    tile_blocks, panel_blocks = ceil_div(b.ICG, TASK_TILES * MR), ceil_div(b.panels, TASK_PANELS)
-    ldd = TASK_PANELS * b.NR
-    d_step = TASK_TILES * MR * ldd + LINE
-    d_elements = cells * d_step
-    d_all = tile_blocks * panel_blocks * d_elements
-    most = max(CHUNK_ELEMENTS, d_all) // max(cells * (b.channel_blocks * b.VL + b.panels * b.NR), 1)
-    images = max(min(most // max(plane, 1), N), 1)
-    image_chunks = ceil_div(N, images)
-    images = ceil_div(N, max(image_chunks, 1))
-    rows = max(min(most // max(b.tile_columns, 1), b.tile_rows), 1)
-    row_chunks = ceil_div(b.tile_rows, rows)
-    rows = ceil_div(b.tile_rows, max(row_chunks, 1))
-    tiles = images * rows * b.tile_columns
-    v_step = b.channel_blocks * tiles * b.VL + LINE
-    y_step = b.panels * tiles * b.NR + LINE
-    kept_elements = d_all if image_chunks * row_chunks > 1 else 0
-    copy_elements = lines((rows * b.m + 2) * (b.tile_columns * b.m + 2) * b.VL)
-    result_elements = TASK_TILES * MR * 9 * ldd
-    worker_elements = max(copy_elements, result_elements + (0 if kept_elements > 0 else d_elements))
-    return Outer(
-        images, rows, tiles, image_chunks, row_chunks, filter_vectors, tile_blocks, panel_blocks, ldd, v_step, y_step,
-        d_step, cells * v_step, cells * y_step, d_elements, kept_elements, result_elements, worker_elements,
-    )  # fmt: skip
+# Tiles come in chunks, images or rows of one. The first tasks transform a chunk, the next multiply: one owns a block of D and
+# adds every chunk to it in order, and turns it to grad_weight after the last. A term of the sum is a tile. Of MANY_GROUPS a
+# task is a whole group, in memory of its worker: to start tasks takes longer than what they have to do.
 
 
 def conv2d_grad_weight_workspace(geometry, n_workers):
     """Elements of workspace: V and Y' of a chunk, D where there are several; copied rows, or a block of results."""
     most = 0
     for size in (4, 8):  # chunks of the two are of different sizes
-        o = outer(plan(geometry, size), geometry.tolist())
-        most = max(most, o.v_elements + o.y_elements + o.kept_elements + n_workers * o.worker_elements)
+        o = plan_of(geometry, size).outer
+        copies = n_workers if geometry[GEO_G] >= MANY_GROUPS else 1
+        most = max(most, copies * (o.v_elements + o.y_elements + o.kept_elements) + n_workers * o.worker_elements)
     return most
 
 
@@ -1182,26 +1224,15 @@ def part_of(chunk, b, o, geometry):
     return n * G + g, g, min(o.images, geometry[GEO_N] - n), at
 
 
-@task
-def transform_task(
-    task: index,
-    worker: index,
-    chunk: index,
-    input: const_real[:, :, :, ::1],  # IN
-    grad_output: const_real[:, :, :, ::1],  # IN
-    workspace: real[::1],  # OUT
-    geometry: const_int64[::1],  # IN
-):
-    # Of each image first the blocks of VL channels, then those of VL filters.
+@helper
+def transform(task, chunk, input, grad_output, v, copied, b, o, geometry):
+    """Of each image first the blocks of VL channels, then those of VL filters."""
+    outlined()
     dtype = input.dtype
     VL, size = lanes(dtype), itemsize(dtype)
-    b = blocking(geometry, VL)
-    o = outer(b, geometry)
     first, g, images, at = part_of(chunk, b, o, geometry)
     n, block = task // (b.channel_blocks + o.filter_vectors), task % (b.channel_blocks + o.filter_vectors)
-    v = address(workspace)
     y = v + o.v_elements * size
-    copied = y + (o.y_elements + o.kept_elements + worker * o.worker_elements) * size
     if block < b.channel_blocks:
         plane = geometry[GEO_IH] * geometry[GEO_IW]
         input_block(
@@ -1310,28 +1341,18 @@ def transform_products(
                 grad_weight_1d(half + i * T * vector, vector, target, line, dtype, T)
 
 
-@task
-def conv2d_grad_weight_task(
-    task: index,
-    worker: index,
-    chunk: index,
-    grad_weight: real[:, :, :, ::1],  # OUT
-    workspace: real[::1],  # IN/OUT
-    geometry: const_int64[::1],  # IN
-):
+@helper
+def multiply_and_turn(task, chunk, grad_weight, v, scratch, b, o, geometry):
+    outlined()
     dtype = grad_weight.dtype
     VL, size = lanes(dtype), itemsize(dtype)
-    b = blocking(geometry, VL)
-    o = outer(b, geometry)
     _, g, images, at = part_of(chunk, b, o, geometry)
     chunks, NR, tiles = o.image_chunks * o.row_chunks, NV * VL, images * at.tiles
     panel_from, c_from = task % o.panel_blocks * TASK_PANELS, task // o.panel_blocks * TASK_TILES * MR
     panels, channels = min(TASK_PANELS, b.panels - panel_from), min(TASK_TILES * MR, b.ICG - c_from)
     filters, K = min(b.OCG - panel_from * NR, TASK_PANELS * NR), b.ICG * 9
-    v = address(workspace)
     y = v + o.v_elements * size
     kept = y + o.y_elements * size
-    scratch = kept + (o.kept_elements + worker * o.worker_elements) * size
     d = kept + task * o.d_elements * size if o.kept_elements > 0 else scratch + o.result_elements * size
     for xi in range(b.T * b.T):
         for panel in range(panels):
@@ -1356,18 +1377,58 @@ def conv2d_grad_weight_task(
     store_filters(scratch, out, channels * 9, filters, o.ldd, K, geometry[GEO_ACCUMULATE] != 0, dtype)
 
 
+# What a task is: a transform of a chunk, a block of D, or the whole of a group.
+TRANSFORM, MULTIPLY, GROUP = range(3)
+
+
+@task
+def conv2d_grad_weight_task(
+    task: index,
+    worker: index,
+    phase: index,
+    chunk: index,
+    input: const_real[:, :, :, ::1],  # IN
+    grad_output: const_real[:, :, :, ::1],  # IN
+    grad_weight: real[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # IN/OUT
+    geometry: const_int64[::1],  # IN
+    words: const_int64[::1],  # IN
+):
+    b, o, size = blocking_in(words), outer_in(words), itemsize(input.dtype)
+    chunk_elements = o.v_elements + o.y_elements + o.kept_elements
+    v = address(workspace)
+    own = v + (chunk_elements + worker * o.worker_elements) * size
+    if phase == TRANSFORM:
+        transform(task, chunk, input, grad_output, v, own, b, o, geometry)
+    elif phase == MULTIPLY:
+        multiply_and_turn(task, chunk, grad_weight, v, own, b, o, geometry)
+    else:
+        v += worker * (chunk_elements + o.worker_elements) * size
+        own = v + chunk_elements * size
+        chunks = o.image_chunks * o.row_chunks
+        for part in range(task * chunks, (task + 1) * chunks):
+            images = min(o.images, geometry[GEO_N] - part % chunks // o.row_chunks * o.images)
+            for i in range(images * (b.channel_blocks + o.filter_vectors)):
+                transform(i, part, input, grad_output, v, own, b, o, geometry)
+            for i in range(o.tile_blocks * o.panel_blocks):
+                multiply_and_turn(i, part, grad_weight, v, own, b, o, geometry)
+
+
 def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):
     """The adjoint in the weight: grad_weight (OC, ICG, 3, 3), added to what is there with accumulate."""
-    b = plan(geometry, input.itemsize)
-    o = outer(b, geometry.tolist())
-    chunks = o.image_chunks * o.row_chunks
+    plan = plan_of(geometry, input.itemsize)
+    b, o = plan.blocking, plan.outer
+    N, G, chunks = int(geometry[GEO_N]), int(geometry[GEO_G]), o.image_chunks * o.row_chunks
     if chunks == 0:
         if not geometry[GEO_ACCUMULATE]:
             grad_weight[...] = 0
         return
-    for chunk in range(int(geometry[GEO_G]) * chunks):
-        images = min(o.images, int(geometry[GEO_N]) - chunk % chunks // o.row_chunks * o.images)
+    arrays = input, grad_output, grad_weight, workspace, geometry, plan.words
+    if G >= MANY_GROUPS:
+        conv2d_grad_weight_task.run(G, n_threads, GROUP, 0, *arrays)
+        return
+    for chunk in range(G * chunks):
+        images = min(o.images, N - chunk % chunks // o.row_chunks * o.images)
         n_transforms = images * (b.channel_blocks + o.filter_vectors)
-        transform_task.run(n_transforms, n_threads, chunk, input, grad_output, workspace, geometry)
-        n_tasks = o.tile_blocks * o.panel_blocks
-        conv2d_grad_weight_task.run(n_tasks, n_threads, chunk, grad_weight, workspace, geometry)
+        conv2d_grad_weight_task.run(n_transforms, n_threads, TRANSFORM, chunk, *arrays)
+        conv2d_grad_weight_task.run(o.tile_blocks * o.panel_blocks, n_threads, MULTIPLY, chunk, *arrays)
