@@ -758,10 +758,13 @@ def copy_rows(
             source = plane + (ih * IW + left) * size
             if phase == 0:  # the same row of the next channel: rows are too short for the hardware to fetch ahead
                 for j in range(ceil_div(IW * size, CACHE_LINE)):
+                    rolled()
                     prefetch(plane + (IH + ih) * IW * size + j * CACHE_LINE)
-            for j in range(0, first, VL):  # rows are whole vectors
+            for j in range(0, first, VL):  # rows are whole vectors, few of them without a pixel
+                rolled()
                 store(target, j, zeros)
             for j in range(last // VL * VL, width, VL):
+                rolled()
                 store(target, j, zeros)
             if stride_w == 1:
                 copy(target + first * size, source + first * size, (last - first) * size)
