@@ -1485,6 +1485,7 @@ def conv2d_grad_input_task(
         clear(image, channels * IH * IW * size)
     for panel in range(ceil_div(b.P, NR)):
         p_from = panel * NR
+        oh_from, ow_from = p_from // b.OW, p_from % b.OW
         pixels = min(b.P - p_from, NR)
         for oc in range(b.OCG):
             copy(packed + oc * NR * size, source + (oc * b.P + p_from) * size, pixels * size)
@@ -1497,13 +1498,16 @@ def conv2d_grad_input_task(
             plane = image + c * IH * IW * size
             for tap in range(b.T):
                 row = columns + (c * b.T + tap) * NR * size
+                left = tap % KW * dil_w - pad_left
+                ih, ow = oh_from * stride_h - pad_top + tap // KW * dil_h, ow_from
                 for j in range(pixels):
-                    oh = (p_from + j) // b.OW
-                    ow = (p_from + j) % b.OW
-                    ih = oh * stride_h - pad_top + tap // KW * dil_h
-                    iw = ow * stride_w - pad_left + tap % KW * dil_w
+                    iw = ow * stride_w + left
                     if 0 <= ih < IH and 0 <= iw < IW:
                         put(plane, ih * IW + iw, get(plane, ih * IW + iw, dtype) + get(row, j, dtype))
+                    ow += 1
+                    if ow == b.OW:
+                        ow = 0
+                        ih += stride_h
     for c in range(channels):
         shift = bias[g * b.ICG + c_from + c] if bias.size > 0 else zero
         plane = image + c * IH * IW * size
