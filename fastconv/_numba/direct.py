@@ -1604,7 +1604,7 @@ def column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair):
 
 
 @straight
-def add_products(acc, kh, x, dy):
+def add_row_products(acc, kh, x, dy):
     acc[kh] = [fma(cells, dy, total) for cells, total in zip(x, acc[kh], strict=True)]
     return acc
 
@@ -1659,15 +1659,15 @@ def grad_weight_column(
         at, grad = top * to_row, grad_output
         x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
         older = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
-        acc = add_products(acc, 0, x, older)
+        acc = add_row_products(acc, 0, x, older)
         if stride == 1:
             at += to_row
             x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
             if n_rows > 1:
                 grad += to_grad_row
                 dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
-                acc = add_products(acc, 0, x, dy)
-                acc = add_products(acc, 1, x, older)
+                acc = add_row_products(acc, 0, x, dy)
+                acc = add_row_products(acc, 1, x, older)
                 for _ in range(2, n_rows):
                     rolled()
                     oldest, older = older, dy
@@ -1677,14 +1677,14 @@ def grad_weight_column(
                     prefetch(grad + grad_ahead)
                     x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
                     dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
-                    acc = add_products(acc, 0, x, dy)
-                    acc = add_products(acc, 1, x, older)
-                    acc = add_products(acc, 2, x, oldest)
+                    acc = add_row_products(acc, 0, x, dy)
+                    acc = add_row_products(acc, 1, x, older)
+                    acc = add_row_products(acc, 2, x, oldest)
                 oldest, older = older, dy
                 at += to_row
                 x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
-                acc = add_products(acc, 2, x, oldest)
-            acc = add_products(acc, 1, x, older)
+                acc = add_row_products(acc, 2, x, oldest)
+            acc = add_row_products(acc, 1, x, older)
         else:
             for _ in range(1, n_rows):
                 rolled()
@@ -1695,22 +1695,22 @@ def grad_weight_column(
                 if ORDERED:  # a column of two cache lines
                     prefetch(image + at + ahead + line)
                 x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
-                acc = add_products(acc, 1, x, older)
+                acc = add_row_products(acc, 1, x, older)
                 at += to_row
                 prefetch(image + at + ahead)
                 if ORDERED:
                     prefetch(image + at + ahead + line)
                 x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
                 dy = column_grad(grad, to_grad, n_lanes, dtype, stride, mode, pair)
-                acc = add_products(acc, 2, x, older)
-                acc = add_products(acc, 0, x, dy)
+                acc = add_row_products(acc, 2, x, older)
+                acc = add_row_products(acc, 0, x, dy)
                 older = dy
             at += to_row
             x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
-            acc = add_products(acc, 1, x, older)
+            acc = add_row_products(acc, 1, x, older)
         at += to_row
         x = column_row(image, at, plane_end, zeros, column, IW, to_image, dtype, stride, mode, pair)
-        acc = add_products(acc, 2, x, older)
+        acc = add_row_products(acc, 2, x, older)
         image += 2 * to_image if pair else to_image
         grad_output += 2 * to_grad if pair else to_grad
     add_column(acc, sums, n_lanes, dtype, stride, mode, pair)
