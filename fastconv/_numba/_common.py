@@ -1,7 +1,10 @@
 """What several kernel files use: common.pxd's twin."""
 
+import numpy as np
+
 from fastconv._numba._jit import helper, shared
-from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT
+from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT, get
+from fastconv._numba._straight import straight
 
 # Of a matrix product, MR broadcast cells x NV vectors: MR * NV accumulators, NV vectors and one broadcast must fit into
 # the registers, 16 of them up to AVX2, 32 with AVX-512.
@@ -21,6 +24,12 @@ def ceil_div(a, b):
 def lines(elements):
     """So many, or a few more: what follows begins with a cache line, so that none of its vectors lies in two."""
     return ceil_div(elements, LINE) * LINE
+
+
+@straight
+def read_words(words, first, count):
+    """``count`` of the integers at an address, from the ``first`` on: a plan, as tasks get it."""
+    return [get(words, first + i, np.int64) for i in range(count)]
 
 
 @helper

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import DEPTHS, MR, NV, ceil_div, clamp, lines
+from fastconv._numba._common import DEPTHS, MR, NV, ceil_div, clamp, lines, read_words
 from fastconv._numba._direct_simd import every_other, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
@@ -266,9 +266,8 @@ def outer(b, geometry, VL):
     )  # fmt: skip
 
 
-Plan = namedtuple(
-    "Plan", "blocking transposed outer words"
-)  # the last two by vector length: outer, and all as one array
+# The last two by vector length: outer, and all as one array
+Plan = namedtuple("Plan", "blocking transposed outer words")
 
 
 @lru_cache(maxsize=1024)
@@ -291,11 +290,6 @@ def words_of(plan, array):
 
 
 BLOCKING_WORDS, TRANSPOSED_WORDS, OUTER_WORDS = (len(each._fields) for each in (Blocking, Transposed, Outer))
-
-
-@straight
-def read_words(words, first, count):
-    return [get(words, first + i, np.int64) for i in range(count)]
 
 
 @helper
@@ -1740,55 +1734,16 @@ def conv2d_grad_weight_task(
                         c = block + (tile_index * MR * ldc + (panel - panel_from) * NR) * size
                         if width == NR:
                             outer_tile(
-                                cells,
-                                ahead,
-                                y,
-                                images,
-                                rows,
-                                columns,
-                                x_image,
-                                x_step,
-                                y_image,
-                                y_step,
-                                c,
-                                ldc,
-                                dtype,
-                                NV,
-                            )
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype, NV
+                            )  # fmt: skip
                         elif width == VL:
                             outer_tile(
-                                cells,
-                                ahead,
-                                y,
-                                images,
-                                rows,
-                                columns,
-                                x_image,
-                                x_step,
-                                y_image,
-                                y_step,
-                                c,
-                                ldc,
-                                dtype,
-                                1,
-                            )
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype, 1
+                            )  # fmt: skip
                         else:
                             outer_tile(
-                                cells,
-                                ahead,
-                                y,
-                                images,
-                                rows,
-                                columns,
-                                x_image,
-                                x_step,
-                                y_image,
-                                y_step,
-                                c,
-                                ldc,
-                                dtype,
-                                2,
-                            )
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype, 2
+                            )  # fmt: skip
     if chunk < o.chunks - 1 or b.T == 0:
         return
     store_filters(

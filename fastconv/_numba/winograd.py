@@ -28,7 +28,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import DEPTHS, LINE, MR, NV, ceil_div, clamp, lines
+from fastconv._numba._common import DEPTHS, LINE, MR, NV, ceil_div, clamp, lines, read_words
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
@@ -327,11 +327,6 @@ def plan_of(geometry, itemsize=4):
 
 
 BLOCKING_WORDS, OUTER_WORDS = len(Blocking._fields), len(Outer._fields)
-
-
-@straight
-def read_words(words, first, count):
-    return [get(words, first + i, np.int64) for i in range(count)]
 
 
 @helper
