@@ -123,7 +123,8 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 
 cdef enum:
-    LINE = 16  # elements of a cache line, of float64 of two
+    CACHE_LINE = 64  # bytes
+    LINE = 16        # elements of a cache line, of float64 of two
 
 
 cdef inline Py_ssize_t lines(Py_ssize_t elements) noexcept nogil:

@@ -22,7 +22,7 @@ from common cimport (
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
     add_outer, ceil_div, clamp, fill, int64_t, lines, operands, prefetch, real, start, vec, vd, vf, vfma, vmax, vmin,
 )
-from common cimport BLOCK_PIXELS, DEPTHS, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_VECTORS
+from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_VECTORS
 from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, store_lanes, transpose
@@ -41,8 +41,7 @@ cdef enum:
     MOST_PLACES = 2048         # >= vectors of such a block
     LONE = 4                   # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
     MOST_LONE = 8              # sums of such vectors at a time
-    CACHE_LINE = 64            # bytes
-    HEADED = 32                # vectors of a plane whose first pixels are worth a tile, so that no other vector lies in two lines
+    HEADED = 32                # vectors of a plane whose first pixels are worth a tile, so that no other lies in two lines
     ALIASED = 1024             # pixels: cells of planes so far apart share the sets of a first-level cache; of so many
     ALIASED_DEPTH = 32         # channels they push each other out, and
     ALIASED_FILTERS = 16       # read them often enough to pay for packing

@@ -14,7 +14,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport INT32_MAX, int32_t
 
 from common cimport (
-    GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
+    CACHE_LINE, GEO_DIL_H, GEO_DIL_W, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_STRIDE_H,
     GEO_STRIDE_W, ceil_div, int64_t, real, vec, vmax,
 )
 from common cimport VL_FLOAT as _VL_FLOAT
@@ -1234,8 +1234,7 @@ cdef inline void max_common_block(
 
 
 cdef enum:
-    LONG_ROW = 128   # cells: of longer rows, which run through other levels of cache, the processor itself asks for too few
-    CACHE_LINE = 64  # bytes
+    LONG_ROW = 128  # cells: of longer rows, which run through other levels of cache, the processor itself asks for too few
 
 
 cdef inline void fetch_ahead(const real* row, Py_ssize_t count) noexcept nogil:

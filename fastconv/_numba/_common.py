@@ -11,6 +11,7 @@ from fastconv._numba._straight import straight
 MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
 # Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core.
 DEPTHS = min(4, VL_DOUBLE)
+CACHE_LINE = 64  # bytes
 LINE = 16  # elements of a cache line, of float64 of two
 
 

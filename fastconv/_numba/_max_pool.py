@@ -11,6 +11,7 @@ Cells of one window are numbered with integers as wide as the elements: in float
 
 import numpy as np
 
+from fastconv._numba._common import CACHE_LINE
 from fastconv._numba._jit import VL_FLOAT, helper, shared
 from fastconv._numba._pool_simd import (
     add_cells, after, before, even, fold_max, has_flags, insert, lanes_outside, larger, load_cells, load_inside, next_even,
@@ -27,7 +28,6 @@ from fastconv._problem import (
 )  # fmt: skip
 
 LONG_ROW = 128  # cells: of longer rows, which run through other levels of cache, the processor itself asks for too few
-CACHE_LINE = 64  # bytes
 
 
 @shared

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import DEPTHS, MR, NV, ceil_div, clamp, lines, read_words
+from fastconv._numba._common import CACHE_LINE, DEPTHS, MR, NV, ceil_div, clamp, lines, read_words
 from fastconv._numba._direct_simd import every_other, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
@@ -59,7 +59,6 @@ MOST_PLACES = 2048  # >= vectors of such a block
 HEADED = 32  # vectors of a plane whose first pixels are worth a tile, so that no other vector lies in two lines
 LONE = 4  # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
 MOST_LONE = 8  # sums of such vectors at a time
-CACHE_LINE = 64  # bytes
 ALIASED = 1024  # pixels: cells of planes so far apart share the sets of a first-level cache; of so many
 ALIASED_DEPTH = 32  # channels they push each other out, and
 ALIASED_FILTERS = 16  # read them often enough to pay for packing
