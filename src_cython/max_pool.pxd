@@ -423,12 +423,12 @@ cdef inline Py_ssize_t rows_inside(
 
 
 cdef inline bint is_tiling(const int64_t* geometry) noexcept nogil:
-    """Whether windows are 2x2 and tile the image without padding."""
+    """Whether windows are 2x2 and tile the image without padding; a last column or row may be left over."""
     cdef Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW]
     return (
         geometry[GEO_KH] == 2 and geometry[GEO_KW] == 2 and geometry[GEO_STRIDE_H] == 2 and geometry[GEO_STRIDE_W] == 2
         and geometry[GEO_DIL_H] == 1 and geometry[GEO_DIL_W] == 1 and geometry[GEO_PAD_TOP] == 0
-        and geometry[GEO_PAD_LEFT] == 0 and 2 * OH <= geometry[GEO_IH] and 2 * OW <= geometry[GEO_IW]
+        and geometry[GEO_PAD_LEFT] == 0 and 2 * OH <= geometry[GEO_IH] and 2 * OW <= geometry[GEO_IW] <= 2 * OW + 1
     )
 
 

@@ -204,10 +204,11 @@ cdef inline bint put_tiles(
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t lanes = sizeof(vec) // sizeof(real), whole = OH, oh, ow
-        Py_ssize_t cell, window, tile
+        Py_ssize_t window
+        int64_t cell, first
         real* upper
         real* lower
-        bint outside = False, found
+        bint outside = False
         vec flags, wanted
     if real is float and (IH * IW) >> 31 != 0:
         return False
@@ -215,11 +216,11 @@ cdef inline bint put_tiles(
     first_flags(&wanted, OW)      # all lanes where rows are as long
     while OW < lanes and whole > 0 and ((2 * whole - 1) * IW + 2 * lanes > room or (whole - 1) * OW + lanes > readable):
         whole -= 1  # the other rows have no space for a vector
-    for oh in range(OH):
+    for oh in range(whole):
         upper = image + 2 * oh * IW
         lower = upper + IW
         ow = 0
-        while oh < whole:
+        while True:
             spread_tiles(
                 &flags, values + oh * OW + ow, indices + oh * OW + ow, upper + 2 * ow, lower + 2 * ow, 2 * (oh * IW + ow), IW,
                 wanted,
@@ -227,16 +228,17 @@ cdef inline bint put_tiles(
             if ow + lanes >= OW:
                 break
             ow = min(ow + lanes, OW - lanes)
-        if oh >= whole:
-            for window in range(oh * OW, oh * OW + OW):
-                found = False
-                for tile in range(4):
-                    cell = 2 * (oh * IW + window - oh * OW) + (tile >> 1) * IW + (tile & 1)
-                    image[cell] = values[window] if indices[window] == cell else 0
-                    found = found or indices[window] == cell
-                outside = outside or not found
-        for ow in range(2 * OW, IW):
-            upper[ow] = lower[ow] = 0
+        if 2 * OW < IW:
+            upper[IW - 1] = lower[IW - 1] = 0
+    if whole < OH:
+        memset(image + 2 * whole * IW, 0, 2 * (OH - whole) * IW * sizeof(real))
+    for window in range(whole * OW, OH * OW):
+        cell = indices[window]
+        first = 2 * (window // OW * IW + window % OW)
+        if cell == first or cell == first + 1 or cell == first + IW or cell == first + IW + 1:
+            image[cell] = values[window]
+        else:
+            outside = True
     memset(image + 2 * OH * IW, 0, (IH - 2 * OH) * IW * sizeof(real))
     return not (outside or has_flags(flags))
 

@@ -76,12 +76,12 @@ def rows_inside(top, first, IH, KH, dil_h):
 
 @shared
 def is_tiling(geometry):
-    """Whether windows are 2x2 and tile the image without padding."""
+    """Whether windows are 2x2 and tile the image without padding; a last column or row may be left over."""
     return (
         geometry[GEO_KH] == 2 and geometry[GEO_KW] == 2 and geometry[GEO_STRIDE_H] == 2 and geometry[GEO_STRIDE_W] == 2
         and geometry[GEO_DIL_H] == 1 and geometry[GEO_DIL_W] == 1 and geometry[GEO_PAD_TOP] == 0
         and geometry[GEO_PAD_LEFT] == 0 and 2 * geometry[GEO_OH] <= geometry[GEO_IH]
-        and 2 * geometry[GEO_OW] <= geometry[GEO_IW]
+        and 2 * geometry[GEO_OW] <= geometry[GEO_IW] <= 2 * geometry[GEO_OW] + 1
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 of a job; it needs neither the GIL nor Numba's threading layers, whose import would cost more than a first call may take.
 
 A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: the next
-one that nobody took. A helper enters at the gate, one for each place, and whoever finds no task left shuts it and leaves.
+one that nobody took, or the next of as many equal runs of tasks as there are threads. A helper enters at the gate, one for each place, and whoever finds no task left shuts it and leaves.
 The caller waits for those inside, never for one that has not come: on a busy machine it does the work of those by itself.
 Who waits spins for a while, as the next job often follows at once, and then sleeps: a helper on the lock WAKE, the caller
 on DONE. Several Python threads lead a team each. A fork has no helpers, so no teams.
@@ -27,8 +27,8 @@ from fastconv._numba._simd import cgutils, extending, ir, types
 
 # Bytes from a team's address to its words. What threads change while others read it has a cache line of its own.
 GATE, COUNTER = 0, 64
-ENTRY, TABLE, N_TASKS = 128, 136, 144  # the job
-SPINS = 152  # how often who waits looks before sleeping
+ENTRY, TABLE, N_TASKS, AT_ONCE = 128, 136, 144, 152  # the job, of which a thread takes so many tasks at once
+SPINS = 160  # how often who waits looks before sleeping
 SLEEPERS, WAKING = 192, 200  # helpers asleep; 1 while one of them is being woken
 CPUS, ACQUIRE, RELEASE, WAKE, DONE = 256, 264, 272, 280, 288  # set once: of this process, C functions, locks
 _N_WORDS = 40
@@ -125,11 +125,11 @@ def wake(team):
 @_late.helper
 def perform(team, worker):
     """Take tasks until none is left, then shut the gate and leave; what the gate is after that."""
-    entry, table, n_tasks = read(team + ENTRY), read(team + TABLE), read(team + N_TASKS)
-    task = add(team + COUNTER, 1)
+    entry, table, n_tasks, at_once = read(team + ENTRY), read(team + TABLE), read(team + N_TASKS), read(team + AT_ONCE)
+    task = add(team + COUNTER, at_once)
     while task < n_tasks:
-        call(entry, task, task + 1, worker, table)
-        task = add(team + COUNTER, 1)
+        call(entry, task, min(task + at_once, n_tasks), worker, table)
+        task = add(team + COUNTER, at_once)
     gate = read(team + GATE)
     while True:
         left = (gate & ~PLACES) - INSIDE
@@ -139,11 +139,12 @@ def perform(team, worker):
         gate = found
 
 
-def lead(team, entry, table, n_tasks, n_workers):
+def lead(team, entry, table, n_tasks, n_workers, at_once):
     """The caller's part of a job."""
     write(team + ENTRY, entry)
     write(team + TABLE, table)
     write(team + N_TASKS, n_tasks)
+    write(team + AT_ONCE, at_once)
     write(team + COUNTER, 0)
     # Who spins takes a CPU from those who work where there are more threads than CPUs
     spins = _SPINS if n_workers <= read(team + CPUS) else 0
@@ -261,8 +262,8 @@ def _new_lock() -> int:
 _idle: list[Team] = []
 
 
-def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int) -> None:
-    """Run tasks 0 ... n_tasks - 1 on up to ``n_threads`` threads, whoever is free next."""
+def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int, static: bool) -> None:
+    """Run tasks 0 ... n_tasks - 1 on up to ``n_threads`` threads: one by one, or ``static``, in equal runs."""
     try:
         team = _idle.pop()
     except IndexError:
@@ -270,7 +271,8 @@ def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int) ->
     try:
         n_workers = min(n_threads, int(n_tasks))
         team.grow(n_workers - 1)
-        team.lead(team.address, entry, table, int(n_tasks), n_workers)
+        at_once = -(-int(n_tasks) // n_workers) if static else 1
+        team.lead(team.address, entry, table, int(n_tasks), n_workers, at_once)
     finally:
         _idle.append(team)
 

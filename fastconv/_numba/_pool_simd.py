@@ -462,8 +462,13 @@ def first_ones(typingctx, count, dtype):
     cells = _cells(_vector(_element(dtype)))
 
     def codegen(context, builder, signature, arguments):
-        mask = _below(builder, ir.IntType(64)(0), arguments[0], cells.count)
-        return builder.zext(mask, context.get_value_type(cells))
+        # The sign of lane - count: what LLVM knows as a mask it keeps as one, and widens at every use
+        bits = cells.dtype.bitwidth
+        count = _spread(builder, _resize(builder, arguments[0], bits), cells.count)
+        return builder.lshr(
+            builder.sub(_lane_numbers(cells.count, bits), count),
+            ir.VectorType(ir.IntType(bits), cells.count)([bits - 1] * cells.count),
+        )
 
     return cells(types.int64, dtype), codegen
 

@@ -1130,7 +1130,8 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
     """weight (OC, ICG, KH, KW), turned (IC, OCG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
     plan = plan_of(geometry)
     n_tasks = geometry[GEO_G] * plan.blocking.panels
-    pack_weight_task.run(n_tasks, n_threads, weight, packed, geometry, words_of(plan, weight))
+    words = words_of(plan, weight)
+    pack_weight_task.run(n_tasks, n_threads, weight, packed, geometry, words, schedule="static")
 
 
 def conv2d_workspace(geometry, n_workers):

@@ -127,9 +127,8 @@ def spread_tiles(flags, values, indices, upper, lower, first_cell, IW, wanted, d
     left, right = pick(tap2, value, nothing), pick(tap3, value, nothing)
     store(lower, 0, zip_pieces_low(left, right))
     store(lower, VL, zip_pieces_high(left, right))
-    missing = pick(tap2, none, pick(tap3, none, wanted))
-    missing = either(beyond_cells(indices, 0, dtype), pick(tap0, none, pick(tap1, none, missing)))
-    return either(flags, missing)
+    missing = pick(either(either(tap0, tap1), either(tap2, tap3)), none, wanted)
+    return either(flags, either(beyond_cells(indices, 0, dtype), missing))
 
 
 @helper
@@ -153,11 +152,11 @@ def put_tiles(
         return False
     while OW < VL and whole > 0 and ((2 * whole - 1) * IW + 2 * VL > room or (whole - 1) * OW + VL > readable):
         whole -= 1  # the other rows have no space for a vector
-    for oh in range(OH):
+    for oh in range(whole):
         upper = image + 2 * oh * IW * size
         lower = upper + IW * size
         ow = 0
-        while oh < whole:
+        while True:
             at = oh * OW + ow
             flags = spread_tiles(
                 flags, values + at * size, indices + at * 8, upper + 2 * ow * size, lower + 2 * ow * size, 2 * (oh * IW + ow), IW,
@@ -166,18 +165,17 @@ def put_tiles(
             if ow + VL >= OW:
                 break
             ow = min(ow + VL, OW - VL)
-        if oh >= whole:
-            for window in range(oh * OW, oh * OW + OW):
-                found = False
-                for tile in range(4):
-                    cell = 2 * (oh * IW + window - oh * OW) + (tile >> 1) * IW + (tile & 1)
-                    here = get(indices, window, np.int64) == cell
-                    put(image, cell, get(values, window, dtype) if here else zero)
-                    found = found or here
-                outside = outside or not found
-        for ow in range(2 * OW, IW):
-            put(upper, ow, zero)
-            put(lower, ow, zero)
+        if 2 * OW < IW:
+            put(upper, IW - 1, zero)
+            put(lower, IW - 1, zero)
+    if whole < OH:
+        clear(image + 2 * whole * IW * size, 2 * (OH - whole) * IW * size)
+    for window in range(whole * OW, OH * OW):
+        cell, first = get(indices, window, np.int64), 2 * (window // OW * IW + window % OW)
+        if cell == first or cell == first + 1 or cell == first + IW or cell == first + IW + 1:
+            put(image, cell, get(values, window, dtype))
+        else:
+            outside = True
     clear(image + 2 * OH * IW * size, (IH - 2 * OH) * IW * size)
     return not (outside or has_flags(flags))
 

@@ -948,7 +948,8 @@ def pack_weight_task(
 def pack_weight(weight, packed, workspace, geometry, n_threads):
     """weight (OC, ICG, K, K), turned (IC, OCG, K, K) -> packed, in the order in which this back end's conv2d reads it."""
     plan = plan_of(geometry, weight.itemsize)
-    pack_weight_task.run(int(geometry[GEO_G]) * plan.blocking.panels, n_threads, weight, packed, geometry, plan.words)
+    n_tasks = int(geometry[GEO_G]) * plan.blocking.panels
+    pack_weight_task.run(n_tasks, n_threads, weight, packed, geometry, plan.words, schedule="static")
 
 
 # -------------------------------------------------------------------------------------------------- kernels: forward
