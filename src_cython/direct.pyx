@@ -60,13 +60,14 @@ cdef extern from *:
         for (int half = VL / 2; half; half /= 2) for (int i = 0; i < half; i++) lanes[i] += lanes[i + half]; \\
         return lanes[0]; \\
     } \\
-    /* Lane i: row[column + i * stride]; zero where that column is outside [0, extent). */ \\
-    DIRECT vec gather_##S(const type *row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) \\
+    /* Lane i: row[column + i * stride]; zero where that column is outside [0, extent); with whole none is. */ \\
+    DIRECT vec gather_##S(const type *row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent, int whole) \\
     { \\
-        type lanes[VL]; \\
         vec v; \\
-        for (int i = 0; i < VL; i++, column += stride) lanes[i] = column >= 0 && column < extent ? row[column] : 0; \\
-        __builtin_memcpy(&v, lanes, sizeof v); \\
+        if (whole || (column >= 0 && column + (VL - 1) * stride < extent)) \\
+            for (int i = 0; i < VL; i++) v[i] = row[column + i * stride]; \\
+        else \\
+            for (int i = 0; i < VL; i++, column += stride) v[i] = column >= 0 && column < extent ? row[column] : 0; \\
         return v; \\
     }
     DIRECT_HELPERS(f, float, vf, VL_FLOAT)
@@ -249,8 +250,8 @@ cdef extern from *:
     double sum_lanes_d(vd v) nogil
     void store_lanes_f(float* p, vf v, Py_ssize_t first, Py_ssize_t last) nogil
     void store_lanes_d(double* p, vd v, Py_ssize_t first, Py_ssize_t last) nogil
-    vf gather_f(const float* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) nogil
-    vd gather_d(const double* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent) nogil
+    vf gather_f(const float* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent, bint whole) nogil
+    vd gather_d(const double* row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent, bint whole) nogil
     vf inside_f(Py_ssize_t column, Py_ssize_t extent) nogil
     vd inside_d(Py_ssize_t column, Py_ssize_t extent) nogil
     vf load_lanes_f(const float* p, vf inside) nogil
@@ -403,9 +404,9 @@ cdef inline void load(vec* out, const real* row, Py_ssize_t column, Py_ssize_t e
 
 
 # How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see `even`);
-# every stride-th one.
+# every stride-th one, some outside; every stride-th one, all inside.
 cdef enum:
-    PLAIN, MASKED, PAIRS, GATHER
+    PLAIN, MASKED, PAIRS, GATHER, WHOLE
 
 
 cdef inline int mode_of(Py_ssize_t stride) noexcept nogil:
@@ -423,9 +424,9 @@ cdef inline void load_columns(
         load(&b, row, column + sizeof(vec) // sizeof(real), extent, False)
         out[0] = even(a, b)
     elif vec is vf:
-        out[0] = gather_f(<const float*> row, column, stride, extent)
+        out[0] = gather_f(<const float*> row, column, stride, extent, mode == WHOLE)
     else:
-        out[0] = gather_d(<const double*> row, column, stride, extent)
+        out[0] = gather_d(<const double*> row, column, stride, extent, mode == WHOLE)
 
 
 cdef inline void store(
@@ -1286,8 +1287,8 @@ cdef inline void filters_rows(
 ) noexcept nogil:
     cdef:
         Py_ssize_t OW = conv.OW, VL = sizeof(vec) // sizeof(real), width = V * VL
-        Py_ssize_t reach = conv.dil_w * (conv.KW - 1) + width
-        bint accumulate = conv.accumulate
+        Py_ssize_t reach = conv.dil_w * (conv.KW - 1) + conv.stride_w * (width - 1)
+        bint accumulate = conv.accumulate, whole
         int mode = mode_of(conv.stride_w)
         Py_ssize_t oh, ow, block, top, left, skip, lanes, f, v
         vec[16] sums
@@ -1298,12 +1299,15 @@ cdef inline void filters_rows(
             block = min(ow, max(OW - width, 0))
             left = block * conv.stride_w - conv.pad_left
             top = oh * conv.stride_h - conv.pad_top
-            if mode == MASKED and left >= 0 and left + reach <= conv.IW:
+            whole = left >= 0 and left + reach < conv.IW
+            if mode == MASKED and whole:
                 filters_sums(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, PLAIN)
             elif mode == MASKED:
                 filters_sums(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, MASKED)
             elif mode == PAIRS:
                 filters_sums(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, PAIRS)
+            elif whole:
+                filters_sums(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, WHOLE)
             else:
                 filters_sums(conv, image, zeros, weight, shift, top, left, &sums[0], F, V, GATHER)
             skip = ow - block if accumulate else 0

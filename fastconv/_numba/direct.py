@@ -26,7 +26,7 @@ from fastconv._numba._direct_simd import (
 )  # fmt: skip
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, shared, task
-from fastconv._numba._pool_simd import sum_of_lanes
+from fastconv._numba._pool_simd import insert, sum_of_lanes
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, inlined, itemsize, lanes, load, local, outlined,
     prefetch, put, rolled, store, vmax, vmin,
@@ -53,9 +53,9 @@ CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 
 
 # How a vector of columns is loaded: all inside the row; some outside; every second one (out of order, see _direct_simd);
-# every stride-th one; of columns under a kernel, those under its middle inside the row. A mode is a constant of each
-# compiled function.
-PLAIN, MASKED, PAIRS, GATHER, INNER = range(5)
+# every stride-th one, some outside; every stride-th one, all inside; of columns under a kernel, those under its middle
+# inside the row. A mode is a constant of each compiled function.
+PLAIN, MASKED, PAIRS, GATHER, WHOLE, INNER = range(6)
 
 
 @shared
@@ -63,15 +63,31 @@ def mode_of(stride):
     return MASKED if stride == 1 else PAIRS if stride == 2 else GATHER
 
 
+@straight
+def gather_whole(row, column, stride, dtype):
+    cells = hidden(row + column * itemsize(dtype))  # else an address is carried along for every lane
+    v = broadcast(dtype.type(0))
+    for i in range(lanes(dtype)):
+        v = insert(v, i, get(cells, i * stride, dtype))
+    return v
+
+
 @helper
-def gather(row, column, stride, extent, dtype):
-    """Lane i: row[column + i * stride]; zero where that column is outside [0, extent)."""
+def gather_inside(row, column, stride, extent, dtype):
     outlined()
     lane = local(16, dtype)
     for i in range(lanes(dtype)):
         lane[i] = get(row, column, dtype) if 0 <= column < extent else dtype.type(0)
         column += stride
     return load(address(lane), 0, dtype)
+
+
+@helper
+def gather(row, column, stride, extent, dtype):
+    """Lane i: row[column + i * stride]; zero where that column is outside [0, extent)."""
+    if column >= 0 and column + (lanes(dtype) - 1) * stride < extent:
+        return gather_whole(row, column, stride, dtype)
+    return gather_inside(row, column, stride, extent, dtype)
 
 
 @helper
@@ -87,6 +103,8 @@ def load_columns(row, column, stride, extent, mode, dtype):
         return load_inside(row, column, extent, dtype)
     if mode == PAIRS:
         return even(load_inside(row, column, extent, dtype), load_inside(row, column + lanes(dtype), extent, dtype))
+    if mode == WHOLE:
+        return gather_whole(row, column, stride, dtype)
     return gather(row, column, stride, extent, dtype)
 
 
@@ -836,6 +854,8 @@ def filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums
         filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, MASKED)
     elif mode == PAIRS:
         filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PAIRS)
+    elif mode == WHOLE:
+        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, WHOLE)
     else:
         filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, GATHER)
 
@@ -899,7 +919,7 @@ def filters_rows(
 ):
     OW, size, VL = conv.OW, itemsize(dtype), lanes(dtype)
     width = V * VL
-    reach = conv.dil_w * (conv.KW - 1) + width
+    reach = conv.dil_w * (conv.KW - 1) + conv.stride_w * (width - 1)
     accumulate = conv.accumulate != 0
     memory = local(256, dtype)
     sums = address(memory)
@@ -910,8 +930,8 @@ def filters_rows(
             block = min(ow, max(OW - width, 0))
             left = block * conv.stride_w - conv.pad_left
             mode = mode_of(conv.stride_w)
-            if mode == MASKED and left >= 0 and left + reach <= conv.IW:
-                mode = PLAIN
+            if left >= 0 and left + reach < conv.IW and mode != PAIRS:
+                mode = PLAIN if mode == MASKED else WHOLE
             filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype)
             skip = ow - block if accumulate else 0
             lane = VL if OW >= VL or (not accumulate and (last - oh - 1) * OW >= VL) else OW
