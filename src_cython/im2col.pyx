@@ -33,6 +33,7 @@ cdef enum:
     _KC = 256
     MOST_POOLED = 4096         # of a block of rows that a pool reads, which a panel of filters must hold in cache
     MOST_PIXELS = 1536         # of a block
+    FEW_WEIGHTS = 16384        # that one thread packs before a second one is there
     THREAD_TASKS = 4           # strips of a fused pool for each thread, tasks where nothing is packed
     CHUNK_FILTERS = 64         # the smallest chunk of filters: a pixel's columns are packed again for each
     IDLE = 8                   # filters are split into chunks where threads would wait 1/IDLE of the time or more
@@ -1077,7 +1078,8 @@ def pack_weight(
         Blocking b = blocking(&geometry[0], 1)
         Py_ssize_t task, n_tasks = geometry[GEO_G] * b.panels
         const real* w = start(weight)
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="static"):
+        bint together = n_threads > 1 and packed.shape[0] > FEW_WEIGHTS
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=together, schedule="static"):
         if real is float:
             pack_weight_task(task, w, packed, &b, turned, <vf*> NULL)
         else:

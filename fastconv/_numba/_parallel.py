@@ -2,7 +2,8 @@
 of a job; it needs neither the GIL nor Numba's threading layers, whose import would cost more than a first call may take.
 
 A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: the next
-one that nobody took, or the next of as many equal runs of tasks as there are threads. A helper enters at the gate, one for each place, and whoever finds no task left shuts it and leaves.
+one that nobody took, or the next of as many equal runs of tasks as there are threads. A helper enters at the gate, one
+for each place, and whoever finds no task left shuts it and leaves.
 The caller waits for those inside, never for one that has not come: on a busy machine it does the work of those by itself.
 Who waits spins for a while, as the next job often follows at once, and then sleeps: a helper on the lock WAKE, the caller
 on DONE. Several Python threads lead a team each. A fork has no helpers, so no teams.

@@ -50,6 +50,7 @@ IN_PLACE_FILTERS = 2048 if VL_FLOAT == 16 else 128
 IN_PLACE_DEPTH = 256 if VL_FLOAT == 16 else 159
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
 MOST_PIXELS = 1536  # of a block
+FEW_WEIGHTS = 16384  # that one thread packs before a second one is there
 THREAD_TASKS = 4  # strips of a fused pool for each thread, tasks where nothing is packed
 CHUNK_FILTERS = 64  # the smallest chunk of filters: a pixel's columns are packed again for each
 IDLE = 8  # filters are split into chunks where threads would wait 1/IDLE of the time or more
@@ -1130,7 +1131,7 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
     """weight (OC, ICG, KH, KW), turned (IC, OCG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
     plan = plan_of(geometry)
     n_tasks = geometry[GEO_G] * plan.blocking.panels
-    words = words_of(plan, weight)
+    words, n_threads = words_of(plan, weight), n_threads if packed.size > FEW_WEIGHTS else 1
     pack_weight_task.run(n_tasks, n_threads, weight, packed, geometry, words, schedule="static")
 
 
