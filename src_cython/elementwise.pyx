@@ -1,4 +1,4 @@
-"""Work cell by cell: a rectifier's gradient, optimisers, sums of maps, and whether all is finite.
+"""Work cell by cell: a rectifier's gradient, optimisers, sums and normalisation of maps, and whether all is finite.
 
 Formulas and shapes: fastconv/_reference/elementwise.py.
 """
@@ -6,7 +6,7 @@ Formulas and shapes: fastconv/_reference/elementwise.py.
 from cython.parallel cimport prange
 from libc.math cimport sqrt, sqrtf
 
-from common cimport ceil_div, fill, int64_t, real, start, vd, vec, vf
+from common cimport ceil_div, clamp, fill, int64_t, real, start, vd, vec, vf, vfma
 
 cdef enum:
     CHUNK = 16384   # cells of a task: four arrays of them fill half a second-level cache, and take some microseconds
@@ -188,6 +188,17 @@ def adam(
         )
 
 
+cdef inline real sum_of(vec* sums, const real* unused) noexcept nogil:
+    """The sum of all lanes of SUMS vectors."""
+    cdef:
+        Py_ssize_t i
+        real total = 0
+    sums[0] = (sums[0] + sums[1]) + (sums[2] + sums[3])
+    for i in range(<Py_ssize_t> (sizeof(vec) // sizeof(real))):
+        total = total + (<real*> sums)[i]
+    return total
+
+
 cdef real scaled_sum(const real* cells, Py_ssize_t n, real factor, vec* unused) noexcept nogil:
     """The sum of factor * cell."""
     cdef:
@@ -203,12 +214,9 @@ cdef real scaled_sum(const real* cells, Py_ssize_t n, real factor, vec* unused) 
             sums[j] = sums[j] + each * (<const vec*> (cells + (i * SUMS + j) * VL))[0]
     for i in range((n - whole) // VL):
         sums[0] = sums[0] + each * (<const vec*> (cells + whole + i * VL))[0]
-    sums[0] = (sums[0] + sums[1]) + (sums[2] + sums[3])
     for i in range(n // VL * VL, n):
         total = total + factor * cells[i]
-    for i in range(VL):
-        total = total + (<real*> &sums[0])[i]
-    return total
+    return total + sum_of(&sums[0], &total)
 
 
 cdef void map_sums_task(
@@ -245,6 +253,201 @@ def map_sums(
             map_sums_task(task, input, sums, floats)
         else:
             map_sums_task(task, input, sums, doubles)
+
+
+cdef real squares_about(const real* cells, Py_ssize_t n, real centre, vec* unused) noexcept nogil:
+    """The sum of (cell - centre)**2."""
+    cdef:
+        Py_ssize_t i = 0, j, VL = sizeof(vec) // sizeof(real)
+        vec[SUMS] sums
+        vec each, x
+        real total = 0
+    fill(&each, centre)
+    for j in range(SUMS):
+        fill(&sums[j], <real> 0)
+    while i + SUMS * VL <= n:
+        for j in range(SUMS):
+            x = (<const vec*> (cells + i + j * VL))[0] - each
+            sums[j] = vfma(sums[j], x, x)
+        i += SUMS * VL
+    while i + VL <= n:
+        x = (<const vec*> (cells + i))[0] - each
+        sums[0] = vfma(sums[0], x, x)
+        i += VL
+    for i in range(i, n):
+        total = total + (cells[i] - centre) * (cells[i] - centre)
+    return total + sum_of(&sums[0], &total)
+
+
+cdef real products_about(const real* grad, const real* cells, Py_ssize_t n, real centre, vec* unused) noexcept nogil:
+    """The sum of grad * (cell - centre)."""
+    cdef:
+        Py_ssize_t i = 0, j, VL = sizeof(vec) // sizeof(real)
+        vec[SUMS] sums
+        vec each
+        real total = 0
+    fill(&each, centre)
+    for j in range(SUMS):
+        fill(&sums[j], <real> 0)
+    while i + SUMS * VL <= n:
+        for j in range(SUMS):
+            sums[j] = vfma(sums[j], (<const vec*> (grad + i + j * VL))[0], (<const vec*> (cells + i + j * VL))[0] - each)
+        i += SUMS * VL
+    while i + VL <= n:
+        sums[0] = vfma(sums[0], (<const vec*> (grad + i))[0], (<const vec*> (cells + i))[0] - each)
+        i += VL
+    for i in range(i, n):
+        total = total + grad[i] * (cells[i] - centre)
+    return total + sum_of(&sums[0], &total)
+
+
+cdef inline void normalise_cells(
+    const real* x, real* y, Py_ssize_t n, real centre, real scale, real shift, real low, real high
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        y[i] = clamp((x[i] - centre) * scale + shift, low, high)
+
+
+cdef void normalise_task(
+    Py_ssize_t task,
+    const real[:, :, :, ::1] input,  # IN
+    const real[::1] weight,          # IN
+    const real[::1] bias,            # IN
+    bint of_batch,
+    real eps,
+    real act_min,
+    real act_max,
+    real[::1] mean,                  # OUT of a batch, else IN
+    real[::1] variance,              # OUT of a batch, else IN
+    real[:, :, :, ::1] output,       # OUT
+    vec* unused,
+) noexcept nogil:
+    # A task is one channel. Mean and squares of its maps are joined one by one (Chan, Golub and LeVeque 1979): each map is
+    # in cache when it is read again for its squares, and often still when it is normalised.
+    cdef:
+        Py_ssize_t n, N = input.shape[0], C = input.shape[1], cells = input.shape[2] * input.shape[3]
+        const real* x = start(input)
+        real* y = <real*> start(output)
+        double joint = 0, squares = 0, own, distance
+    if of_batch:
+        for n in range(N):
+            own = <double> scaled_sum(x + (n * C + task) * cells, cells, <real> 1, unused) / cells
+            distance = own - joint
+            joint += distance / (n + 1)
+            squares += <double> squares_about(x + (n * C + task) * cells, cells, <real> own, unused)
+            squares += distance * distance * cells * n / (n + 1)
+        mean[task] = <real> joint
+        variance[task] = <real> (squares / (N * cells))
+    for n in range(N):
+        normalise_cells(
+            x + (n * C + task) * cells, y + (n * C + task) * cells, cells, mean[task],
+            <real> (weight[task] / sqrt(<double> variance[task] + eps)), bias[task], act_min, act_max,
+        )
+
+
+def normalise(
+    const real[:, :, :, ::1] input,
+    const real[::1] weight,
+    const real[::1] bias,
+    bint of_batch,
+    real eps,
+    real act_min,
+    real act_max,
+    real[::1] mean,
+    real[::1] variance,
+    real[:, :, :, ::1] output,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """output = clamp(weight * (input - mean) / sqrt(variance + eps) + bias), of_batch by the input's own mean and variance."""
+    cdef:
+        Py_ssize_t task, n_tasks = input.shape[1]
+        vf* floats = NULL
+        vd* doubles = NULL
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        if real is float:
+            normalise_task(task, input, weight, bias, of_batch, eps, act_min, act_max, mean, variance, output, floats)
+        else:
+            normalise_task(task, input, weight, bias, of_batch, eps, act_min, act_max, mean, variance, output, doubles)
+
+
+cdef inline void normalise_backward_cells(
+    const real* g, const real* x, real* y, Py_ssize_t n, real centre, real slope, real shift, real scale
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        y[i] = (g[i] - shift - (x[i] - centre) * slope) * scale
+
+
+cdef void normalise_backward_task(
+    Py_ssize_t task,
+    const real[:, :, :, ::1] grad_output,  # IN
+    const real[:, :, :, ::1] input,        # IN
+    const real[::1] weight,                # IN
+    const real[::1] mean,                  # IN
+    const real[::1] variance,              # IN
+    bint of_batch,
+    real eps,
+    real[::1] grad_weight,                 # OUT
+    real[::1] grad_bias,                   # OUT
+    real[:, :, :, ::1] grad_input,         # OUT  or of length 0
+    vec* unused,
+) noexcept nogil:
+    # A task is one channel.
+    cdef:
+        Py_ssize_t n, N = input.shape[0], C = input.shape[1], cells = input.shape[2] * input.shape[3]
+        const real* g = start(grad_output)
+        const real* x = start(input)
+        real* y = <real*> start(grad_input)
+        real centre = mean[task]
+        double total = 0, products = 0, scale = 1 / sqrt(<double> variance[task] + eps), slope = 0, shift = 0
+    for n in range(N):
+        total += scaled_sum(g + (n * C + task) * cells, cells, <real> 1, unused)
+        products += products_about(g + (n * C + task) * cells, x + (n * C + task) * cells, cells, centre, unused)
+    grad_bias[task] = <real> total
+    grad_weight[task] = <real> (products * scale)
+    if y == NULL:
+        return
+    if of_batch:
+        shift, slope = total / (N * cells), products * scale * scale / (N * cells)
+    for n in range(N):
+        normalise_backward_cells(
+            g + (n * C + task) * cells, x + (n * C + task) * cells, y + (n * C + task) * cells, cells, centre, <real> slope,
+            <real> shift, <real> (scale * weight[task]),
+        )
+
+
+def normalise_backward(
+    const real[:, :, :, ::1] grad_output,
+    const real[:, :, :, ::1] input,
+    const real[::1] weight,
+    const real[::1] mean,
+    const real[::1] variance,
+    bint of_batch,
+    real eps,
+    real[::1] grad_weight,
+    real[::1] grad_bias,
+    real[:, :, :, ::1] grad_input,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """The three gradients of `normalise`; grad_input of length 0 is not wanted."""
+    cdef:
+        Py_ssize_t task, n_tasks = input.shape[1]
+        vf* floats = NULL
+        vd* doubles = NULL
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        if real is float:
+            normalise_backward_task(
+                task, grad_output, input, weight, mean, variance, of_batch, eps, grad_weight, grad_bias, grad_input, floats
+            )
+        else:
+            normalise_backward_task(
+                task, grad_output, input, weight, mean, variance, of_batch, eps, grad_weight, grad_bias, grad_input, doubles
+            )
 
 
 cdef void non_finite_task(

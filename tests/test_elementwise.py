@@ -113,6 +113,90 @@ def test_map_sums(engine, dtype, shape):
         assert sums[0] == np.inf and np.isfinite(sums[1:]).all()
 
 
+def batch_norm(maps, weight, bias, mean, variance, eps):
+    """The definition, in float64."""
+    x = (maps.astype(np.float64) - mean[:, None, None]) / np.sqrt(variance[:, None, None].astype(np.float64) + eps)
+    return x, x * weight[:, None, None] + bias[:, None, None]
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 4, 5), (1, 1, 1, 2), (3, 2, 17, 31), (5, 40, 1, 7), (64, 2, 1, 1), (2, 5, 8, 8)]
+)
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_normalise(engine, dtype, shape, offset):
+    maps, C, eps = normals(shape, dtype, 6) + np.dtype(dtype).type(offset), shape[1], 1e-3
+    weight, bias, *given = normals((4, C), dtype, 7)
+    given = [given[0], abs(given[1])]
+    for of_batch in (1, 0):
+        mean = maps.astype(np.float64).mean(axis=(0, 2, 3)) if of_batch else given[0]
+        variance = maps.astype(np.float64).var(axis=(0, 2, 3)) if of_batch else given[1]
+        _, expected = batch_norm(maps, weight, bias, mean, variance, eps)
+        changed = [*([np.empty(C, dtype)] * 2 if of_batch else given), np.empty_like(maps)]
+        for low, high in ((-np.inf, np.inf), (0.0, 1.0)):
+            arguments = (maps, weight, bias, of_batch, eps, low, high)
+            first = run(engine, "normalise", *arguments, changed=changed)
+            for again, once in zip(
+                run(engine, "normalise", *arguments, changed=changed, n_threads=3), first, strict=True
+            ):
+                assert_same(again, once, f"{engine.name} on three threads")
+            tolerance = 32 * np.finfo(dtype).eps
+            size = abs(maps).max() + abs(mean).max()
+            np.testing.assert_allclose(first[0], mean, rtol=0, atol=tolerance * size)
+            # An error of a map's mean counts with that mean's distance from the batch's, and squared
+            apart = abs(maps.astype(np.float64).mean(axis=(2, 3)) - mean).max()
+            np.testing.assert_allclose(
+                first[1], variance, rtol=tolerance, atol=tolerance * size * (apart + tolerance * size)
+            )
+            slope = abs(weight).max() / np.sqrt(variance.min() + eps)
+            error = tolerance * (slope * size + abs(bias).max() + abs(expected).max())
+            np.testing.assert_allclose(first[2], expected.clip(low, high), rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 2, 17, 31), (5, 40, 1, 7), (64, 2, 1, 1), (2, 5, 8, 8)])
+@pytest.mark.parametrize("of_batch", [1, 0])
+def test_normalise_backward(engine, dtype, shape, of_batch):
+    maps, grad = normals((2, *shape), dtype, 8)
+    C, cells, eps = shape[1], maps.size // shape[1], 1e-3
+    (weight,) = normals((1, C), dtype, 9)
+    mean, variance = maps.mean(axis=(0, 2, 3)), maps.var(axis=(0, 2, 3))
+    x, _ = batch_norm(maps, weight, weight, mean, variance, eps)
+    bias_grad, weight_grad = grad.astype(np.float64).sum(axis=(0, 2, 3)), (grad * x).sum(axis=(0, 2, 3))
+    expected = grad.astype(np.float64)
+    if of_batch:
+        expected = expected - (bias_grad[:, None, None] + x * weight_grad[:, None, None]) / cells
+    expected = expected * (weight / np.sqrt(variance + eps))[:, None, None]
+    arguments = (grad, maps, weight, mean, variance, of_batch, eps)
+    changed = [np.empty(C, dtype), np.empty(C, dtype), np.empty_like(maps)]
+    first = run(engine, "normalise_backward", *arguments, changed=changed)
+    again = run(engine, "normalise_backward", *arguments, changed=changed, n_threads=3)
+    sums_only = run(engine, "normalise_backward", *arguments, changed=[*changed[:2], np.empty((0, 0, 0, 0), dtype)])
+    eps = np.finfo(dtype).eps
+    for actual, twice, exact, size in zip(
+        first, again, (weight_grad, bias_grad, expected), (cells, cells, 1 + abs(expected).max()), strict=True
+    ):
+        assert_same(twice, actual, f"{engine.name} on three threads")
+        np.testing.assert_allclose(actual, exact, rtol=0, atol=64 * eps * size)
+    for actual, once in zip(sums_only[:2], first[:2], strict=True):
+        assert_same(actual, once, f"{engine.name} without the gradient of the maps")
+
+
+def test_normalise_keeps_channels_apart(engine, dtype):
+    maps = normals((2, 3, 5, 6), dtype, 10)
+    maps[0, 1, 2, 3] = np.nan
+    ones, zeros = np.ones(3, dtype), np.zeros(3, dtype)
+    changed = [np.empty(3, dtype), np.empty(3, dtype), np.empty_like(maps)]
+    mean, variance, output = run(engine, "normalise", maps, ones, zeros, 1, 1e-5, 0.0, np.inf, changed=changed)
+    for values in (mean, variance, output.sum(axis=(0, 2, 3))):
+        assert np.isnan(values[1]) and np.isfinite(values[[0, 2]]).all()
+    for shape in ((0, 3, 5, 6), (2, 3, 0, 6)):  # of no batch, but by statistics that are given
+        nothing = np.empty(shape, dtype)
+        run(engine, "normalise", nothing, ones, zeros, 0, 1e-5, 0.0, np.inf, changed=[zeros, ones, nothing])
+        sums = run(
+            engine, "normalise_backward", nothing, nothing, ones, zeros, ones, 0, 1e-5, changed=[ones, ones, nothing]
+        )
+        assert not sums[0].any() and not sums[1].any()
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("parts", [1, 3, 20])
 def test_non_finite(engine, dtype, size, parts):

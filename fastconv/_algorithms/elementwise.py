@@ -44,6 +44,27 @@ def map_sums(k: Any, maps: np.ndarray) -> np.ndarray:
     return sums
 
 
+def normalise(
+    k: Any, maps: np.ndarray, affine: tuple[np.ndarray, ...], of_batch: bool, eps: float, bounds: tuple[float, float],
+    statistics: tuple[np.ndarray, ...],
+) -> np.ndarray:  # fmt: skip
+    """``maps`` (N, C, H, W) normalised by ``statistics``, which with ``of_batch`` become their own, and clamped."""
+    output = np.empty(maps.shape, maps.dtype)
+    _run(k.elementwise.normalise, maps, *affine, of_batch, eps, *bounds, *statistics, output)
+    return output
+
+
+def normalise_backward(
+    k: Any, grad_output: np.ndarray, maps: np.ndarray, weight: np.ndarray, statistics: tuple[np.ndarray, ...],
+    of_batch: bool, eps: float, need_input: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
+    """Gradients of weight, bias and, if it is needed, the maps."""
+    grad_input = np.empty(maps.shape if need_input else (0, 0, 0, 0), maps.dtype)
+    sums = np.empty_like(weight), np.empty_like(weight)
+    _run(k.elementwise.normalise_backward, grad_output, maps, weight, *statistics, of_batch, eps, *sums, grad_input)
+    return *sums, grad_input if need_input else None
+
+
 def all_finite(k: Any, array: np.ndarray, n_threads: int) -> bool:
     """Whether ``array`` holds neither NaN nor Inf."""
     found = np.empty(1 + array.size // PART, array.dtype)

@@ -1,4 +1,4 @@
-"""Work cell by cell: a rectifier's gradient, optimisers, sums of maps, and whether all is finite.
+"""Work cell by cell: a rectifier's gradient, optimisers, sums and normalisation of maps, and whether all is finite.
 
 Arrays have one axis and one length, but where a shape is named. Nothing depends on the geometry.
 """
@@ -45,6 +45,42 @@ def adam(
 def map_sums(input, sums, workspace, geometry, n_threads):
     """input (N, C, H, W) -> sums (C,): over images and cells."""
     sums[...] = input.sum(axis=(2, 3)).sum(axis=0)
+
+
+def normalise(
+    input, weight, bias, of_batch, eps, act_min, act_max, mean, variance, output, workspace, geometry, n_threads
+):  # fmt: skip
+    """output (N, C, H, W) = clamp(weight * (input - mean) / sqrt(variance + eps) + bias), all of them (C,).
+
+    With ``of_batch`` mean and variance become the input's own, over images and cells, the variance divided by N*H*W.
+    """
+    if of_batch:
+        mean[...] = input.mean(axis=(0, 2, 3))
+        variance[...] = input.var(axis=(0, 2, 3))
+    scale = weight / np.sqrt(variance + eps)
+    output[...] = (input - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
+    np.clip(output, act_min, act_max, out=output)
+
+
+def normalise_backward(
+    grad_output, input, weight, mean, variance, of_batch, eps, grad_weight, grad_bias, grad_input, workspace, geometry,
+    n_threads,
+):  # fmt: skip
+    """The three gradients of `normalise` without bounds; grad_input of length 0 is not wanted.
+
+    With x = (input - mean) / sqrt(variance + eps): ``grad_bias = sum(grad_output); grad_weight = sum(grad_output * x);
+    grad_input = weight / sqrt(variance + eps) * (grad_output - grad_bias / (N*H*W) - x * grad_weight / (N*H*W))``, the
+    last two terms only ``of_batch``.
+    """
+    scale = 1 / np.sqrt(variance + eps)
+    x = (input - mean[:, None, None]) * scale[:, None, None]
+    grad_bias[...] = grad_output.sum(axis=(0, 2, 3))
+    grad_weight[...] = (grad_output * x).sum(axis=(0, 2, 3))
+    if grad_input.size:
+        cells = input.size // input.shape[1]
+        shift, slope = (grad_bias / cells, grad_weight / cells) if of_batch else (0 * grad_bias, 0 * grad_weight)
+        grad_input[...] = grad_output - shift[:, None, None] - x * slope[:, None, None]
+        grad_input *= (weight * scale)[:, None, None]
 
 
 def non_finite(input, found, workspace, geometry, n_threads):

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from fastconv._packed import PackedWeight
-from fastconv.layers._tape import tape
+from fastconv.layers._tape import tape, watched
 from fastconv.layers.activation import ReLU, ReLU6
 from fastconv.layers.convolution import Conv2d
 from fastconv.layers.normalisation import BatchNorm2d
 
-ACTIVATIONS: dict[Any, str] = {ReLU: "relu", ReLU6: "relu6"}  # that a convolution's kernels apply themselves
+ACTIVATIONS: dict[Any, str] = {ReLU: "relu", ReLU6: "relu6"}  # that kernels of the layer before apply themselves
 
 
 class Fold:
@@ -74,5 +74,15 @@ def unit(conv: Any, norm: Any, rectifier: Any, x: Any) -> Any:
     """``rectifier(norm(conv(x)))``, without the last if it is None."""
     if foldable(conv, norm, x):
         return conv(x, fold=fold(conv, norm), activation=ACTIVATIONS.get(type(rectifier)))
-    x = norm(conv(x))
+    x = conv(x)
+    if type(rectifier) in ACTIVATIONS and type(norm) is BatchNorm2d and not watched():
+        return rectified_by(rectifier, norm(x, activation=ACTIVATIONS[type(rectifier)]))
+    x = norm(x)
     return x if rectifier is None else rectifier(x)
+
+
+def rectified_by(rectifier: Any, output: Any) -> Any:
+    """``output`` of a layer that has applied ``rectifier`` itself, which goes on the tape as if it had run."""
+    if tape.running is not None:
+        tape.running.push(rectifier, output, output)
+    return output

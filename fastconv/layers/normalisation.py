@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._problem import flag
+from fastconv import _backends
+from fastconv._algorithms import elementwise
+from fastconv._arrays import contiguous, ready
+from fastconv._problem import flag, resolve_activation
 from fastconv.layers import _initial
 from fastconv.layers._base import Elementwise, Layer, batch, count, floats, number, same_dtype
 from fastconv.layers._summary import Signal
-from fastconv.layers._tape import BackwardPass, recording
+from fastconv.layers._tape import BackwardPass
 
 
 class BatchNorm2d(Layer):
@@ -90,64 +93,54 @@ class BatchNorm2d(Layer):
         self.running_var = np.ones(C, kind) if self.track_running_stats else None
         self.num_batches_tracked = np.array(0, np.int64) if self.track_running_stats else None
 
-    def _forward(self, input: Any) -> tuple[Any, Any]:
+    def _forward(self, input: Any, *, activation: Any = None) -> tuple[Any, Any]:
         x = batch(self, input, self.num_features)
         own = self.weight if self.weight is not None else self.running_mean
         if own is not None:
             same_dtype(self, x, own)
+        x = ready(x, x.shape)
         of_batch = self.training or self.running_mean is None
-        mean: Any
-        variance: Any
-        mean, variance = self._statistics(x) if of_batch else (self.running_mean, self.running_var)
-        scale = 1 / np.sqrt(variance + self.eps)
-        normalised = x - _column(mean)
-        normalised *= _column(scale)
-        saved = (normalised, scale, self.weight, of_batch)
-        if self.weight is None:
-            return normalised, saved
-        # Where nothing is kept, in place
-        output = np.multiply(normalised, _column(self.weight), out=None if recording() else normalised)
-        output += _column(self.bias)
-        return output, saved
-
-    def _statistics(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and biased variance of the batch; in train mode the running ones follow."""
-        count = x.size // x.shape[1]
-        if count <= 1:
+        count = x.size // self.num_features
+        if of_batch and count <= 1:
             raise ValueError(
                 f"{type(self).__name__}: input has shape {x.shape}: statistics of a batch need more than one value per "
                 "channel"
             )
-        mean = x.mean(axis=(0, 2, 3))
-        centred = x - _column(mean)
-        variance = np.square(centred, out=centred).mean(axis=(0, 2, 3))
+        # Copies, which a later forward does not change
+        kept = np.empty((2, self.num_features), x.dtype)
+        if not of_batch:
+            kept[:] = self.running_mean, self.running_var
+        statistics, affine = (kept[0], kept[1]), self._affine(x.dtype)
+        bounds = resolve_activation(type(self).__name__, activation)
+        output = elementwise.normalise(_backends.resolve(), x, affine, of_batch, self.eps, bounds, statistics)
         if self.training and self.running_mean is not None:
-            assert self.running_var is not None and self.num_batches_tracked is not None
-            self.num_batches_tracked += 1
-            factor = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean *= 1 - factor
-            self.running_mean += factor * mean
-            self.running_var *= 1 - factor
-            self.running_var += factor * variance * (count / (count - 1))
-        return mean, variance
+            self._follow(*statistics, count)
+        return output, (x, affine[0], statistics, of_batch)
+
+    def _affine(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias, or what leaves everything as it is."""
+        if self.weight is None:
+            return np.ones(self.num_features, dtype), np.zeros(self.num_features, dtype)
+        assert self.bias is not None
+        return contiguous(self.weight, dtype), contiguous(self.bias, dtype)
+
+    def _follow(self, mean: np.ndarray, variance: np.ndarray, count: int) -> None:
+        """Move the running statistics towards a batch's."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        factor = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean *= 1 - factor
+        self.running_mean += factor * mean
+        self.running_var *= 1 - factor
+        self.running_var += factor * variance * (count / (count - 1))
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
-        normalised, scale, weight, of_batch = saved
-        sum_grad = grad_output.sum(axis=(0, 2, 3))
-        products = grad_output * normalised
-        sum_product = products.sum(axis=(0, 2, 3))
-        if run.needs_parameters and weight is not None:
-            run.store(self, weight=sum_product, bias=sum_grad)
-        if not run.needs_input:
-            return None
-        factor = _column(scale if weight is None else scale * weight)
-        if not of_batch:
-            return grad_output * factor
-        count = grad_output.size // grad_output.shape[1]
-        grad_input = np.multiply(normalised, _column(sum_product / count), out=products)
-        np.subtract(grad_output, grad_input, out=grad_input)
-        grad_input -= _column(sum_grad / count)
-        grad_input *= factor
+        x, weight, statistics, of_batch = saved
+        grad_weight, grad_bias, grad_input = elementwise.normalise_backward(
+            _backends.resolve(), grad_output, x, weight, statistics, of_batch, self.eps, run.needs_input
+        )
+        if run.needs_parameters and self.weight is not None:
+            run.store(self, weight=grad_weight, bias=grad_bias)
         return grad_input
 
     def _trace(self, signal: Signal) -> tuple[Signal, int]:
@@ -162,11 +155,6 @@ class BatchNorm2d(Layer):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         )
-
-
-def _column(values: Any) -> Any:
-    """(C,) as (C, 1, 1): one number per channel of (N, C, H, W)."""
-    return values[:, None, None]
 
 
 class LocalResponseNorm(Elementwise):
