@@ -474,7 +474,7 @@ class ConvProblem:
             )
 
     def geometry(self, *, accumulate: bool = False, tile: int = 0, turned: bool = False) -> np.ndarray:
-        """The read-only int64 vector that kernels read; ``turned`` is for pack_weight, ``tile`` for Winograd's."""
+        """The read-only int64 vector that kernels read; ``turned`` is of the adjoint's weight, ``tile`` is Winograd's."""
         fields = {name: getattr(self, name) for name in GEOMETRY[:GEO_ACCUMULATE]}
         if self.pool is not None:
             fields |= {

@@ -1761,6 +1761,14 @@ cdef void conv2d_grad_weight_task(
                             )
     if not end or b.T == 0:
         return
+    if geometry[GEO_TURNED] != 0:
+        for i in range(rows_of_k):
+            k = g * b.K + k_from + i
+            c = <real*> start(grad_weight)
+            c += (k // b.T * b.OCG + panel_from * NR) * b.T + b.T - 1 - k % b.T
+            for n in range(min(panel_to * NR, b.OCG) - panel_from * NR):
+                c[n * b.T] = block[i * ldc + n] + (c[n * b.T] if geometry[GEO_ACCUMULATE] != 0 else 0)
+        return
     store_filters(
         <const real*> block, &grad_weight[g * b.OCG + panel_from * NR, 0, 0, 0] + k_from, rows_of_k,
         min(panel_to * NR, b.OCG) - panel_from * NR, ldc, b.K, geometry[GEO_ACCUMULATE] != 0, unused,
@@ -1775,7 +1783,7 @@ def conv2d_grad_weight(
     const int64_t[::1] geometry,
     int n_threads,
 ):
-    """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
+    """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), turned (IC, OCG, KH, KW), added to what is there if accumulate."""
     cdef:
         Blocking b = blocking(&geometry[0], 1)
         Outer o = outer(&b, &geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)

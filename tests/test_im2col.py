@@ -108,6 +108,24 @@ def test_a_turned_weight_is_packed_as_its_copy_would_be(engine, shape):
     np.testing.assert_array_equal(*packed)
 
 
+@pytest.mark.parametrize("shape", [(1, 7, 5, 1, 1), (1, 12, 100, 1, 1), (1, 70, 3, 3, 2), (3, 2, 9, 1, 3)])
+def test_a_turned_gradient_of_the_weight(engine, dtype, shape):
+    """Filters and channels change places within each group, taps their order; what is there may be added."""
+    G, OCG, ICG, KH, KW = shape
+    problem = fc.ConvProblem.from_args("t", (2, G * ICG, 4, 5), (G * OCG, ICG, KH, KW), dtype, groups=G)
+    x, grad = integers(problem.input_shape, dtype, 1), integers(problem.output_shape, dtype, 2)
+    expected = convolution.grad_weight(engine, STEM, problem, x, grad).reshape(G, OCG, ICG, KH, KW)
+    expected = expected.swapaxes(1, 2)[..., ::-1, ::-1].reshape(G * ICG, OCG, KH, KW)
+    for accumulate in (False, True):
+        for n_threads in (1, 2):
+            own = Guarded(expected.shape, dtype)
+            own.array[...] = 3
+            geometry = problem.geometry(accumulate=accumulate, turned=True)
+            engine.run(STEM, "conv2d_grad_weight", x, grad, own.array, geometry=geometry, n_threads=n_threads)
+            own.check(f"{engine.name}, {n_threads} threads")
+            assert_same(own.array, expected + 3 * accumulate, engine.name)
+
+
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (1, 2, 0), (2, 2, 0), (3, 1, 2), (3, 1, 0)])
 def test_grad_input_of_weights_that_are_not_finite(engine, kernel, stride, padding):
     """A cell is not finite exactly where one of its own products is not, with a border of zeros and without."""

@@ -72,8 +72,18 @@ def grad_weight(k: Any, problem: ConvProblem) -> Step:
     if _meets_few_cells(problem):
         return _grad_weight_of_met(k, problem)
     if problem.KH == problem.KW == problem.G == 1 and problem.IC < problem.OC and _no_padding(problem):
-        return _grad_weight_by_input(k, problem)
-    geometry = problem.geometry()
+        # The sum has two equal sides, of which the kernel turns the one it takes for grad_output: the smaller, the input
+        by_input = _grad_weight(k, replace(problem, IC=problem.OC, OC=problem.IC), turned=True)
+
+        def run(input, grad_output, *others):
+            by_input.run(grad_output, input, *others)
+
+        return replace(by_input, run=run)
+    return _grad_weight(k, problem)
+
+
+def _grad_weight(k: Any, problem: ConvProblem, *, turned: bool = False) -> Step:
+    geometry = problem.geometry(turned=turned)
     kernel = k.im2col.conv2d_grad_weight
 
     def run(input, grad_output, output, workspace, n_threads):
@@ -101,17 +111,5 @@ def _grad_weight_of_met(k: Any, problem: ConvProblem) -> Step:
         cells = workspace[:size].reshape(met.input_shape)
         cells[...] = input[:, :, rows, columns]
         step.run(cells, grad_output, output, workspace[lines(size) :], n_threads)
-
-    return Step(run, lambda n_workers: lines(size) + step.workspace(n_workers))
-
-
-def _grad_weight_by_input(k: Any, problem: ConvProblem) -> Step:
-    """Of a 1x1 kernel the sum has two equal sides: the kernel turns the smaller one, here the input."""
-    step, size = grad_weight(k, replace(problem, IC=problem.OC, OC=problem.IC)), problem.OC * problem.IC
-
-    def run(input, grad_output, output, workspace, n_threads):
-        by_input = workspace[:size].reshape(problem.IC, problem.OC, 1, 1)
-        step.run(grad_output, input, by_input, workspace[lines(size) :], n_threads)
-        output[...] = by_input.swapaxes(0, 1)
 
     return Step(run, lambda n_workers: lines(size) + step.workspace(n_workers))

@@ -109,9 +109,13 @@ def grad_input(k: Any, problem: ConvProblem, forward: Callable[..., Step], defin
 
 def _by_phases(k: Any, problem: ConvProblem, found: list[Phase], forward: Callable[..., Step]) -> Step:
     """Of a stride: each phase by itself, then their cells in turns."""
-    parts = [(phase, phase.problem, forward(k, phase.problem) if phase.problem else None) for phase in found]
+    # Of a 1x1 kernel a phase has the weight as it is, which packing turns
+    whole = problem.KH == problem.KW == 1
+    parts = [
+        (phase, phase.problem, forward(k, phase.problem, turned=whole) if phase.problem else None) for phase in found
+    ]
     steps = [step for *_, step in parts if step]
-    filters = lines(problem.OC * problem.ICG * problem.KH * problem.KW)
+    filters = 0 if whole else lines(problem.OC * problem.ICG * problem.KH * problem.KW)
     cells = lines(math.prod(problem.input_shape))
     by_group = (problem.G, problem.OCG, problem.ICG, problem.KH, problem.KW)
     low, high, geometry = problem.act_min, problem.act_max, problem.geometry()
@@ -126,6 +130,9 @@ def _by_phases(k: Any, problem: ConvProblem, found: list[Phase], forward: Callab
             if inner is None or step is None:  # no kernel cell reaches these input cells
                 value = np.clip(bias if bias.size else np.zeros(1), low, high).astype(output.dtype)
                 part[...] = value[:, None, None]
+                continue
+            if whole:
+                step.run(grad_output, weight, bias, part, rest, n_threads)
                 continue
             source = weight.reshape(by_group)[..., phase.kernel_rows, phase.kernel_columns]
             turned = turned_space[: source.size].reshape(inner.weight_shape)

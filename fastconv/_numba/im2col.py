@@ -1747,6 +1747,14 @@ def conv2d_grad_weight_task(
                             )  # fmt: skip
     if chunk < o.chunks - 1 or b.T == 0:
         return
+    if geometry[GEO_TURNED] != 0:
+        for i in range(rows_of_k):
+            k = g * b.K + k_from + i
+            c = address(grad_weight) + ((k // b.T * b.OCG + panel_from * NR) * b.T + b.T - 1 - k % b.T) * size
+            for n in range(min(panel_to * NR, b.OCG) - panel_from * NR):
+                old = get(c, n * b.T, dtype) if geometry[GEO_ACCUMULATE] != 0 else dtype.type(0)
+                put(c, n * b.T, get(block, i * ldc + n, dtype) + old)
+        return
     store_filters(
         block, address(grad_weight) + ((g * b.OCG + panel_from * NR) * b.K + k_from) * size, rows_of_k,
         min(panel_to * NR, b.OCG) - panel_from * NR, ldc, b.K, geometry[GEO_ACCUMULATE] != 0, dtype,
@@ -1754,7 +1762,7 @@ def conv2d_grad_weight_task(
 
 
 def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):
-    """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
+    """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), turned (IC, OCG, KH, KW), added to what is there if accumulate."""
     plan = plan_of(geometry)
     o, words = plan.outer[VL_FLOAT if input.itemsize == 4 else VL_DOUBLE], words_of(plan, input)
     N, G = int(geometry[GEO_N]), int(geometry[GEO_G])

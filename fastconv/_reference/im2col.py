@@ -75,12 +75,19 @@ def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, w
 
 
 def conv2d_grad_weight(input, grad_output, grad_weight, workspace, geometry, n_threads):
-    """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate."""
+    """The adjoint in the weight: grad_weight (OC, ICG, KH, KW), added to what is there with accumulate.
+
+    Turned it is (IC, OCG, KH, KW), of the weight of the convolution whose adjoint this one is.
+    """
     g = unpack(geometry)
-    OCG, K = g.OC // g.G, (g.IC // g.G) * g.KH * g.KW
+    OCG, ICG = g.OC // g.G, g.IC // g.G
+    K = ICG * g.KH * g.KW
     cols = np.empty((g.N, g.IC, g.KH, g.KW, g.OH, g.OW), dtype=input.dtype)
     im2col(input, cols, workspace, geometry, n_threads)
     columns = cols.reshape(g.N, g.G, K, g.OH * g.OW)
     grads = grad_output.reshape(g.N, g.G, OCG, g.OH * g.OW)
-    summed = (grads @ columns.swapaxes(2, 3)).sum(axis=0).reshape(grad_weight.shape)
+    summed = (grads @ columns.swapaxes(2, 3)).sum(axis=0).reshape(g.G, OCG, ICG, g.KH, g.KW)
+    if g.turned:
+        summed = summed.swapaxes(1, 2)[..., ::-1, ::-1]
+    summed = summed.reshape(grad_weight.shape)
     grad_weight[...] = grad_weight + summed if g.accumulate else summed
