@@ -1041,27 +1041,35 @@ cdef void pack_weight_task(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real)
         Py_ssize_t g = task // b.panels, panel = task % b.panels, first = panel_start(b, panel), k_from = 0, kc, k, i
-        Py_ssize_t filters = panel_start(b, panel + 1) - first, step = b.T if turned else b.K
+        Py_ssize_t filters = panel_start(b, panel + 1) - first, step = b.T if turned else b.K, tap = 0
         const real* row = weight + (g * b.OCG + first) * b.K
         real* target
+    if turned:
+        row = weight + (g * b.ICG * b.OCG + first) * b.T + b.T - 1
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
         target = &packed[((g * b.K + k_from) * b.panels + panel * kc) * _MR]
         k = k_from
         while not turned and filters == _MR and k + VL < k_from + kc:  # before the last depths: squares write too much
-            transpose_filters(row + k, step, target, unused)
+            transpose_filters(row, step, target, unused)
             target += VL * _MR
+            row += VL
             k += VL
         for k in range(k, k_from + kc):
-            if turned:
-                row = weight + ((g * b.ICG + k // b.T) * b.OCG + first) * b.T + b.T - 1 - k % b.T - k
-            if filters == _MR:
+            if filters == _MR and step == 1:
+                memcpy(target, row, _MR * sizeof(real))
+            elif filters == _MR:
                 for i in range(_MR):
-                    target[i] = row[i * step + k]
+                    target[i] = row[i * step]
             else:
                 for i in range(_MR):
-                    target[i] = row[i * step + k] if i < filters else 0
+                    target[i] = row[i * step] if i < filters else 0
             target += _MR
+            row += -1 if turned else 1
+            tap += 1
+            if turned and tap == b.T:
+                tap = 0
+                row += (b.OCG + 1) * b.T
         k_from += kc
 
 

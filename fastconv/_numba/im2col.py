@@ -1088,6 +1088,12 @@ def transpose_filters(
                 store_lanes(target, j % quad * MR + i, quad * MR, v)
 
 
+@straight
+def move_filters(row, step, target, dtype):
+    for i in range(MR):
+        put(target, i, get(row, i * step, dtype))
+
+
 @task
 def pack_weight_task(
     task: index,
@@ -1102,28 +1108,32 @@ def pack_weight_task(
     VL, size, zero, turned = lanes(dtype), itemsize(dtype), dtype.type(0), geometry[GEO_TURNED] != 0
     g, panel = task // b.panels, task % b.panels
     first = panel_start(b, panel)
-    filters, step = panel_start(b, panel + 1) - first, b.T if turned else b.K
+    filters, step, tap = panel_start(b, panel + 1) - first, b.T if turned else b.K, 0
     row = address(weight) + (g * b.OCG + first) * b.K * size
+    if turned:
+        row = address(weight) + ((g * b.ICG * b.OCG + first) * b.T + b.T - 1) * size
     k_from = 0
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
         target = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
         k = k_from
         while not turned and filters == MR and k + VL < k_from + kc:  # before the last depths: squares write too much
-            transpose_filters(row + k * size, step, target, dtype)
+            transpose_filters(row, step, target, dtype)
             target += VL * MR * size
+            row += VL * size
             k += VL
-        for k in range(k, k_from + kc):
-            if turned:
-                row = ((g * b.ICG + k // b.T) * b.OCG + first) * b.T + b.T - 1 - k % b.T - k
-                row = address(weight) + row * size
+        for _ in range(k, k_from + kc):
             if filters == MR:
-                for i in range(MR):
-                    put(target, i, get(row, i * step + k, dtype))
+                move_filters(row, step, target, dtype)
             else:
                 for i in range(MR):
-                    put(target, i, get(row, i * step + k, dtype) if i < filters else zero)
+                    put(target, i, get(row, i * step, dtype) if i < filters else zero)
             target += MR * size
+            row += -size if turned else size
+            tap += 1
+            if turned and tap == b.T:
+                tap = 0
+                row += (b.OCG + 1) * b.T * size
         k_from += kc
 
 
