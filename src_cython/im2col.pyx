@@ -1055,7 +1055,7 @@ cdef void pack_weight_task(
             target += VL * _MR
             row += VL
             k += VL
-        for k in range(k, k_from + kc):
+        while k < k_from + kc:
             if filters == _MR and step == 1:
                 memcpy(target, row, _MR * sizeof(real))
             elif filters == _MR:
@@ -1070,6 +1070,7 @@ cdef void pack_weight_task(
             if turned and tap == b.T:
                 tap = 0
                 row += (b.OCG + 1) * b.T
+            k += 1
         k_from += kc
 
 
