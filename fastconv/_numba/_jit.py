@@ -109,15 +109,12 @@ class Task:
         A thread takes the next task, or with the schedule "static" its part of the tasks, which lie side by side.
         """
         dtype = arguments[self._dtype_from].dtype
-        if _late.PLAIN_PYTHON:
-            worker = (0,) if self.has_worker else ()
-            values = [
-                dtype.type(a) if kind == real else a for a, kind in zip(arguments, self.kinds.values(), strict=True)
-            ]
-            for task in range(n_tasks):
-                self.function(task, *worker, *values)
-            return
-        entry = self._entries.get(dtype) or self.entry(dtype)
+        entry = self._entries.get(dtype)
+        if entry is None:
+            if _late.PLAIN_PYTHON:
+                self._run_python(n_tasks, dtype, arguments)
+                return
+            entry = self.entry(dtype)
         for i in self._numbers:
             if type(arguments[i]) is not float:
                 arguments = (*arguments[:i], float(arguments[i]), *arguments[i + 1 :])
@@ -126,6 +123,14 @@ class Task:
             _parallel.run(n_tasks, n_threads, entry, table, schedule == "static")
         else:
             entry(0, int(n_tasks), 0, table)  # a pointer is no integer of NumPy
+
+    def _run_python(self, n_tasks: int, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
+        worker = (0,) if self.has_worker else ()
+        values = [
+            dtype.type(a) if kind == real else a for a, kind in zip(arguments, self.kinds.values(), strict=True)
+        ]
+        for task in range(n_tasks):
+            self.function(task, *worker, *values)
 
 
 def task(function: Callable[..., Any]) -> Task:
