@@ -234,6 +234,45 @@ class AvgPool2d(_Kernel):
         self.call()
 
 
+class _Normalised(_Kernel):
+    """Batch normalisation of the maps that a pool reads, by their own statistics."""
+
+    params = (_common.KERNELS, _common.POOLS, _common.THREADS)
+    param_names = ("backend", "shape", "threads")
+
+    def prepare_normalised(self, kernel, name, threads):
+        self.prepare(kernel, _common.get(name), threads)
+        self.geometry = np.empty(0, np.int64)
+        channels = np.linspace(0.5, 2, self.data.input.shape[1], dtype=self.dtype)
+        self.weight, self.sums = channels, (np.empty_like(channels), np.empty_like(channels))
+        self.output = np.empty_like(self.data.input)
+        arguments = (self.data.input, channels, channels, True, 1e-5, 0.0, np.inf)
+        self.bind("elementwise", "normalise", *arguments, *self.sums, self.output)
+
+
+class Normalise(_Normalised):
+    """Batch normalisation and ReLU."""
+
+    def setup(self, kernel, name, threads):
+        self.prepare_normalised(kernel, name, threads)
+
+    def time_normalise(self, kernel, name, threads):
+        self.call()
+
+
+class NormaliseBackward(_Normalised):
+    """The three gradients of a batch normalisation."""
+
+    def setup(self, kernel, name, threads):
+        self.prepare_normalised(kernel, name, threads)
+        gradients = (np.empty_like(self.weight), np.empty_like(self.weight), np.empty_like(self.data.input))
+        arguments = (self.output, self.data.input, self.weight, *self.sums, True, 1e-5)
+        self.bind("elementwise", "normalise_backward", *arguments, *gradients)
+
+    def time_normalise_backward(self, kernel, name, threads):
+        self.call()
+
+
 class Pad2d(_Kernel):
     """The copy with a border, as a 3x3 convolution with padding 1 would need it."""
 

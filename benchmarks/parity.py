@@ -29,6 +29,8 @@ OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], str]] = {
     "max_pool2d": (bench_kernels.MaxPool2d, (), "pool"),
     "max_pool2d_backward": (bench_kernels.MaxPool2dBackward, (), "pool"),
     "avg_pool2d": (bench_kernels.AvgPool2d, (), "pool"),
+    "normalise": (bench_kernels.Normalise, (), "pool"),
+    "normalise_backward": (bench_kernels.NormaliseBackward, (), "pool"),
 }
 MOST_MACS = (
     250_000_000  # of a layer that the kernels made for small layers are timed on: direct, and columns turned back

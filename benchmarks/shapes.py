@@ -292,8 +292,9 @@ TRAINING_CLASSES = {
     "conv_transpose2d": "transposed convolution",
     "step": "training step: forward, loss, backward, SGD with momentum",
 }
-# Multiply-adds of one image: the article's network on 28 x 28, VGG-16's convolutions (and a linear layer) on 64 x 64
-STEPS = {"article": 2_440_960, "vgg16": 1_252_806_656, "smoke": 4_600}
+# Multiply-adds of one image: the article's network on 28 x 28, VGG-16's convolutions (and a linear layer) on 64 x 64, also
+# with batch normalisation
+STEPS = {"article": 2_440_960, "vgg16": 1_252_806_656, "vgg16_bn": 1_252_806_656, "smoke": 4_600, "smoke_bn": 4_600}
 
 
 def gradients(name: str, IC: int, size: int, OC: int, kernel: int, stride: int = 1, groups: int = 1, batch: int = 8):  # type: ignore[no-untyped-def]
@@ -339,12 +340,14 @@ TRAINING = (
     upsampled("backward.transposed_64", 64, 56, 64, 3, 1, 1),
     step("step.article", 1, 28, 64),
     step("step.vgg16", 3, 64, 8),
+    step("step.vgg16_bn", 3, 64, 8),
 )
 TRAINING_SMOKE = (
     *gradients("tiny.3x3", 8, 10, 9, 3, batch=2),
     unpooled("tiny.pool", 4, 8, 2, batch=2),
     upsampled("tiny.transposed", 8, 6, 4, 3, 2, 1, batch=2),
     step("tiny.smoke", 1, 12, 4),
+    step("tiny.smoke_bn", 1, 12, 4),
 )
 
 

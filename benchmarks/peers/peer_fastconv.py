@@ -114,13 +114,17 @@ def training(
 def _step(
     fastconv: Any, case: Case, backend: str, dtype: Any
 ) -> tuple[Callable[[], None], Callable[[], tuple[np.ndarray, ...]]]:
-    filters, padding, features = NETWORKS[case.shape.name.partition(".")[2]]
-    layers, channels, name = [], case.shape.IC, np.dtype(dtype).name
+    name, kind = case.shape.name.partition(".")[2], np.dtype(dtype).name
+    filters, padding, features = NETWORKS[name]
+    layers, channels = [], case.shape.IC
     for each in filters:
-        conv = [fastconv.Conv2d(channels, each, 3, padding=padding, dtype=name), fastconv.ReLU()] if each else []
-        layers += conv or [fastconv.MaxPool2d(2)]
+        if each:
+            norm = [fastconv.BatchNorm2d(each, dtype=kind)] if name.endswith("_bn") else []
+            layers += [fastconv.Conv2d(channels, each, 3, padding=padding, dtype=kind), *norm, fastconv.ReLU()]
+        else:
+            layers.append(fastconv.MaxPool2d(2))
         channels = each or channels
-    net = fastconv.Sequential(*layers, fastconv.Flatten(), fastconv.Linear(features, case.shape.OC, dtype=name))
+    net = fastconv.Sequential(*layers, fastconv.Flatten(), fastconv.Linear(features, case.shape.OC, dtype=kind))
     for parameter, value in zip(net.parameters(), case.parameters, strict=True):
         parameter[...] = value
     images = case.input.astype(dtype)

@@ -127,10 +127,12 @@ def training(torch: Any, case: Case, dtype: Any) -> tuple[Callable[[], None], Ca
 
 
 def _step(torch: Any, case: Case, dtype: Any) -> tuple[Callable[[], None], Callable[[], tuple[np.ndarray, ...]]]:
-    nn, (filters, padding, features) = torch.nn, NETWORKS[case.shape.name.partition(".")[2]]
+    nn, name = torch.nn, case.shape.name.partition(".")[2]
+    filters, padding, features = NETWORKS[name]
     layers, channels = [], case.shape.IC
     for each in filters:
-        layers += [nn.Conv2d(channels, each, 3, padding=padding), nn.ReLU()] if each else [nn.MaxPool2d(2)]
+        norm = [nn.BatchNorm2d(each)] if name.endswith("_bn") else []
+        layers += [nn.Conv2d(channels, each, 3, padding=padding), *norm, nn.ReLU()] if each else [nn.MaxPool2d(2)]
         channels = each or channels
     net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, case.shape.OC)).to(dtype)
     for parameter, value in zip(net.parameters(), case.parameters, strict=True):
