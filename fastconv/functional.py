@@ -78,6 +78,8 @@ def _freeze(value: Any) -> Any:
     kind = type(value)
     if kind is int or kind is str or value is None:
         return value
+    if kind is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:  # what layers have
+        return value
     if kind is tuple or kind is list:
         return tuple([_freeze(item) for item in value])
     return kind, value

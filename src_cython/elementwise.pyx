@@ -1,4 +1,4 @@
-"""Work cell by cell: a rectifier's gradient, optimisers, sums and normalisation of maps, and whether all is finite.
+"""Work cell by cell: sums of two arrays, a rectifier's gradient, optimisers, sums and normalisation of maps, finiteness.
 
 Formulas and shapes: fastconv/_reference/elementwise.py.
 """
@@ -11,6 +11,37 @@ from common cimport ceil_div, clamp, fill, int64_t, real, start, vd, vec, vf, vf
 cdef enum:
     CHUNK = 16384   # cells of a task: four arrays of them fill half a second-level cache, and take some microseconds
     SUMS = 4        # vectors that add up side by side, as each addition waits for the one before
+
+
+cdef void add_task(
+    Py_ssize_t task,
+    const real[::1] term,  # IN
+    real act_min,
+    real act_max,
+    real[::1] total,       # IN/OUT
+) noexcept nogil:
+    # A task is a chunk.
+    cdef:
+        Py_ssize_t i, first = task * CHUNK, n = min(term.shape[0] - first, CHUNK)
+        const real* a = &term[first]
+        real* b = &total[first]
+    for i in range(n):
+        b[i] = clamp(a[i] + b[i], act_min, act_max)
+
+
+def add(
+    const real[::1] term,
+    real act_min,
+    real act_max,
+    real[::1] total,
+    real[::1] workspace,
+    const int64_t[::1] geometry,
+    int n_threads,
+):
+    """total = clamp(total + term, act_min, act_max); NaN stays NaN."""
+    cdef Py_ssize_t task, n_tasks = ceil_div(term.shape[0], CHUNK)
+    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
+        add_task(task, term, act_min, act_max, total)
 
 
 cdef void rectify_task(

@@ -96,7 +96,9 @@ def test_the_reference_has_every_kernel():
                 "avg_pool2d_backward",
             ]
         ),
-        "elementwise": sorted(["rectify", "sgd", "adam", "map_sums", "normalise", "normalise_backward", "non_finite"]),
+        "elementwise": sorted(
+            ["add", "rectify", "sgd", "adam", "map_sums", "normalise", "normalise_backward", "non_finite"]
+        ),
     }
     assert {stem: KERNELS[stem] for stem in unit} == unit
 

@@ -28,6 +28,18 @@ def run(engine, kernel, *arguments, changed=(), n_threads=1):
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0)])
+def test_add(engine, dtype, size, bounds):
+    term, total = integers((2, size), dtype, 11)
+    special = [np.nan, np.inf, -np.inf, 0.5]
+    term[: len(special)] = special[:size]
+    expected = np.clip(term + total, *bounds)
+    for n_threads in (1, 3):
+        (actual,) = run(engine, "add", term, *bounds, changed=[total], n_threads=n_threads)
+        assert_same(actual, expected, f"{engine.name} add {size}")
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("most", [np.inf, 1.0])
 def test_rectify(engine, dtype, size, most):
     output, grad = normals((2, size), dtype, 1)

@@ -22,6 +22,11 @@ def _run(kernel: Callable[..., None], array: np.ndarray, *others: Any, n_threads
     kernel(array, *others, NONE[array.dtype], _NO_GEOMETRY, n_threads)
 
 
+def add(k: Any, term: np.ndarray, bounds: tuple[float, float], total: np.ndarray) -> None:
+    """``total`` becomes total + term within ``bounds``."""
+    _run(k.elementwise.add, term.reshape(-1), *bounds, total.reshape(-1))
+
+
 def rectify(k: Any, output: np.ndarray, most: float, grad: np.ndarray) -> None:
     """``grad`` becomes 0 wherever not 0 < output <= most."""
     _run(k.elementwise.rectify, output.reshape(-1), most, grad.reshape(-1))

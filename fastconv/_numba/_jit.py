@@ -126,9 +126,7 @@ class Task:
 
     def _run_python(self, n_tasks: int, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
         worker = (0,) if self.has_worker else ()
-        values = [
-            dtype.type(a) if kind == real else a for a, kind in zip(arguments, self.kinds.values(), strict=True)
-        ]
+        values = [dtype.type(a) if kind == real else a for a, kind in zip(arguments, self.kinds.values(), strict=True)]
         for task in range(n_tasks):
             self.function(task, *worker, *values)
 

@@ -1,4 +1,4 @@
-"""Work cell by cell: a rectifier's gradient, optimisers, sums and normalisation of maps, and whether all is finite.
+"""Work cell by cell: sums of two arrays, a rectifier's gradient, optimisers, sums and normalisation of maps, finiteness.
 
 Formulas and shapes: fastconv/_reference/elementwise.py.
 """
@@ -13,6 +13,26 @@ from fastconv._numba._pool_simd import sum_of_lanes
 from fastconv._numba._simd import address, broadcast, fma, get, itemsize, lanes, load
 
 CHUNK = 16384  # cells of a task: four arrays of them fill half a second-level cache, and take some microseconds
+
+
+@task
+def add_task(
+    task: index,
+    term: const_real[::1],  # IN
+    act_min: real,
+    act_max: real,
+    total: real[::1],  # IN/OUT
+):
+    # A task is a chunk.
+    first, last = task * CHUNK, min((task + 1) * CHUNK, term.size)
+    a, b = term[first:last], total[first:last]
+    for i in range(last - first):
+        b[i] = clamp(a[i] + b[i], act_min, act_max)
+
+
+def add(term, act_min, act_max, total, workspace, geometry, n_threads):
+    """total = clamp(total + term, act_min, act_max); NaN stays NaN."""
+    add_task.run(-(-term.size // CHUNK), n_threads, term, act_min, act_max, total)
 
 
 @task

@@ -1,9 +1,15 @@
-"""Work cell by cell: a rectifier's gradient, optimisers, sums and normalisation of maps, and whether all is finite.
+"""Work cell by cell: sums of two arrays, a rectifier's gradient, optimisers, sums and normalisation of maps, finiteness.
 
 Arrays have one axis and one length, but where a shape is named. Nothing depends on the geometry.
 """
 
 import numpy as np
+
+
+def add(term, act_min, act_max, total, workspace, geometry, n_threads):
+    """total = clamp(total + term, act_min, act_max); NaN stays NaN."""
+    total += term
+    np.clip(total, act_min, act_max, out=total)
 
 
 def rectify(output, most, grad, workspace, geometry, n_threads):

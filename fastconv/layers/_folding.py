@@ -1,7 +1,8 @@
-"""A convolution and the batch normalisation behind it as one convolution, in eval mode.
+"""What a layer takes over from those behind it.
 
-Both are linear maps of each channel: with scale = weight / sqrt(running_var + eps) of the normalisation, the convolution's
-weight * scale and (bias - running_mean) * scale + norm's bias give what both give, up to rounding.
+A convolution and the batch normalisation behind it are one convolution in eval mode. Both are linear maps of each channel:
+with scale = weight / sqrt(running_var + eps) of the normalisation, the convolution's weight * scale and
+(bias - running_mean) * scale + norm's bias give what both give, up to rounding.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import _backends
+from fastconv._algorithms import elementwise
+from fastconv._arrays import ready
 from fastconv._packed import PackedWeight
+from fastconv._problem import resolve_activation
 from fastconv.layers._tape import tape, watched
 from fastconv.layers.activation import ReLU, ReLU6
 from fastconv.layers.convolution import Conv2d
@@ -79,6 +84,17 @@ def unit(conv: Any, norm: Any, rectifier: Any, x: Any) -> Any:
         return rectified_by(rectifier, norm(x, activation=ACTIVATIONS[type(rectifier)]))
     x = norm(x)
     return x if rectifier is None else rectifier(x)
+
+
+def joined(term: Any, total: Any, rectifier: Any = None) -> Any:
+    """``rectifier(total + term)``; ``total`` is the caller's own, and overwritten unless somebody watches its layer."""
+    plain = type(total) is type(term) is np.ndarray and total.shape == term.shape and total.dtype == term.dtype
+    if not plain or watched() or (rectifier is not None and type(rectifier) not in ACTIVATIONS):
+        total = total + term
+        return total if rectifier is None else rectifier(total)
+    bounds = resolve_activation("joined", ACTIVATIONS.get(type(rectifier)))
+    elementwise.add(_backends.resolve(), ready(term, term.shape), bounds, total)
+    return total if rectifier is None else rectified_by(rectifier, total)
 
 
 def rectified_by(rectifier: Any, output: Any) -> Any:

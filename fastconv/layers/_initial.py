@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv._arrays import as_array
+from fastconv._arrays import FLOAT32, FLOAT64, as_array
 from fastconv._problem import shown
 
 INITS = ("kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal", "orthogonal", "zeros")
@@ -19,9 +19,9 @@ def float_dtype(function: str, dtype: Any) -> np.dtype:
         found = np.dtype(dtype).newbyteorder("=")
     except TypeError:
         found = None
-    if dtype is None or found is None or found not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if dtype is None or found is None or found not in (FLOAT32, FLOAT64):
         raise TypeError(f"{function}: dtype is {shown(dtype)}: it must be 'float32' or 'float64'")
-    return found
+    return FLOAT32 if found == FLOAT32 else FLOAT64  # the very objects that calls look for first
 
 
 def generator(function: str, rng: Any) -> np.random.Generator:

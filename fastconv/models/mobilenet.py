@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.layers import AdaptiveAvgPool2d, BatchNorm2d, Flatten, Layer, ReLU6, Sequential
+from fastconv.layers._folding import joined
 from fastconv.layers._tape import BackwardPass
 from fastconv.models._common import Maker
 
@@ -35,7 +36,7 @@ class _InvertedResidual(Layer):
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
         output = self.conv(input)
-        return (input + output if self._adds else output), None
+        return (joined(input, output) if self._adds else output), None
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         needs_input = run.needs_input

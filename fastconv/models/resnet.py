@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.layers import AdaptiveAvgPool2d, BatchNorm2d, Flatten, Layer, MaxPool2d, ReLU, Sequential
-from fastconv.layers._folding import unit
+from fastconv.layers._folding import joined, unit
 from fastconv.layers._tape import BackwardPass
 from fastconv.models._common import Maker
 
@@ -42,7 +42,7 @@ class _Block(Layer):
         for i in range(1, self._n + 1):
             x = unit(getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), self.relu if i < self._n else None, x)
         around = input if self.downsample is None else self.downsample(input)
-        return self.relu(x + around), None
+        return joined(around, x, self.relu), None
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         needs_input = run.needs_input
