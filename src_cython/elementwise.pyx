@@ -11,6 +11,7 @@ from common cimport ceil_div, clamp, fill, int64_t, real, start, vd, vec, vf, vf
 cdef enum:
     CHUNK = 16384   # cells of a task: four arrays of them fill half a second-level cache, and take some microseconds
     SUMS = 4        # vectors that add up side by side, as each addition waits for the one before
+    PIECE = 4096    # cells whose statistics are summed in `real`: of more a sum rounds too much
 
 
 cdef void add_task(
@@ -286,28 +287,34 @@ def map_sums(
             map_sums_task(task, input, sums, doubles)
 
 
-cdef real squares_about(const real* cells, Py_ssize_t n, real centre, vec* unused) noexcept nogil:
-    """The sum of (cell - centre)**2."""
+cdef void centred_sums(
+    const real* cells, Py_ssize_t n, real centre, double* rest, double* squares, vec* unused
+) noexcept nogil:
+    """To rest and squares are added the sums of cell - centre and of its square."""
     cdef:
         Py_ssize_t i = 0, j, VL = sizeof(vec) // sizeof(real)
-        vec[SUMS] sums
+        vec[2] sums, more
         vec each, x
-        real total = 0
+        real total = 0, of_squares = 0
     fill(&each, centre)
-    for j in range(SUMS):
+    for j in range(2):
         fill(&sums[j], <real> 0)
-    while i + SUMS * VL <= n:
-        for j in range(SUMS):
+        fill(&more[j], <real> 0)
+    while i + 2 * VL <= n:
+        for j in range(2):
             x = (<const vec*> (cells + i + j * VL))[0] - each
-            sums[j] = vfma(sums[j], x, x)
-        i += SUMS * VL
-    while i + VL <= n:
-        x = (<const vec*> (cells + i))[0] - each
-        sums[0] = vfma(sums[0], x, x)
-        i += VL
+            sums[j] = sums[j] + x
+            more[j] = vfma(more[j], x, x)
+        i += 2 * VL
     for i in range(i, n):
-        total = total + (cells[i] - centre) * (cells[i] - centre)
-    return total + sum_of(&sums[0], &total)
+        total = total + (cells[i] - centre)
+        of_squares = of_squares + (cells[i] - centre) * (cells[i] - centre)
+    sums[0], more[0] = sums[0] + sums[1], more[0] + more[1]
+    for j in range(VL):
+        total = total + (<real*> &sums[0])[j]
+        of_squares = of_squares + (<real*> &more[0])[j]
+    rest[0] += total
+    squares[0] += of_squares
 
 
 cdef real products_about(const real* grad, const real* cells, Py_ssize_t n, real centre, vec* unused) noexcept nogil:
@@ -332,6 +339,40 @@ cdef real products_about(const real* grad, const real* cells, Py_ssize_t n, real
     return total + sum_of(&sums[0], &total)
 
 
+cdef inline void map_moments(
+    const real* maps, Py_ssize_t N, Py_ssize_t step, Py_ssize_t cells, real* mean, real* variance, vec* unused
+) noexcept nogil:
+    """Of N maps, step elements apart, of at least one cell."""
+    # Piece by piece, which stays in the first-level cache: its mean, rounded, and what is missing to it, with the squares of
+    # the distances from it. Pieces are joined in double precision (Chan, Golub and LeVeque 1979).
+    cdef:
+        Py_ssize_t n = 0, part, length, together, m
+        double joint = 0, squares = 0, count = 0, everything = 0, here, total, rest, of_piece, own, distance
+        real centre
+    while n < N:
+        together = max(min(PIECE // cells, N - n), 1)
+        part = 0
+        while part < cells:
+            length = min(cells - part, PIECE)
+            here = together * length
+            total = rest = of_piece = 0
+            for m in range(n, n + together):
+                total += scaled_sum(maps + m * step + part, length, <real> 1, unused)
+            centre = <real> (total / here)
+            for m in range(n, n + together):
+                centred_sums(maps + m * step + part, length, centre, &rest, &of_piece, unused)
+            own = centre + rest / here
+            everything += own * here if rest == rest else total  # Inf - Inf: of the mean it stays Inf
+            distance = own - joint
+            squares += of_piece - rest * rest / here + distance * distance * count * here / (count + here)
+            joint += distance * here / (count + here)
+            count += here
+            part += length
+        n += together
+    mean[0] = <real> (everything / count)
+    variance[0] = <real> (0 if squares < 0 else squares / count)
+
+
 cdef inline void normalise_cells(
     const real* x, real* y, Py_ssize_t n, real centre, real scale, real shift, real low, real high
 ) noexcept nogil:
@@ -354,27 +395,18 @@ cdef void normalise_task(
     real[:, :, :, ::1] output,       # OUT
     vec* unused,
 ) noexcept nogil:
-    # A task is one channel. Mean and squares of its maps are joined one by one (Chan, Golub and LeVeque 1979): each map is
-    # in cache when it is read again for its squares, and often still when it is normalised.
+    # A task is one channel.
     cdef:
-        Py_ssize_t n, N = input.shape[0], C = input.shape[1], cells = input.shape[2] * input.shape[3]
+        Py_ssize_t n, N = input.shape[0], C = input.shape[1], cells = input.shape[2] * input.shape[3], at
         const real* x = start(input)
         real* y = <real*> start(output)
-        double joint = 0, squares = 0, own, distance
+        real scale
     if of_batch:
-        for n in range(N):
-            own = <double> scaled_sum(x + (n * C + task) * cells, cells, <real> 1, unused) / cells
-            distance = own - joint
-            joint += distance / (n + 1)
-            squares += <double> squares_about(x + (n * C + task) * cells, cells, <real> own, unused)
-            squares += distance * distance * cells * n / (n + 1)
-        mean[task] = <real> joint
-        variance[task] = <real> (squares / (N * cells))
+        map_moments(x + task * cells, N, C * cells, cells, &mean[task], &variance[task], unused)
+    scale = <real> (weight[task] / sqrt(<double> variance[task] + eps))
     for n in range(N):
-        normalise_cells(
-            x + (n * C + task) * cells, y + (n * C + task) * cells, cells, mean[task],
-            <real> (weight[task] / sqrt(<double> variance[task] + eps)), bias[task], act_min, act_max,
-        )
+        at = (n * C + task) * cells
+        normalise_cells(x + at, y + at, cells, mean[task], scale, bias[task], act_min, act_max)
 
 
 def normalise(
@@ -428,15 +460,20 @@ cdef void normalise_backward_task(
 ) noexcept nogil:
     # A task is one channel.
     cdef:
-        Py_ssize_t n, N = input.shape[0], C = input.shape[1], cells = input.shape[2] * input.shape[3]
+        Py_ssize_t n, N = input.shape[0], C = input.shape[1], cells = input.shape[2] * input.shape[3], at, end, length
         const real* g = start(grad_output)
         const real* x = start(input)
         real* y = <real*> start(grad_input)
         real centre = mean[task]
         double total = 0, products = 0, scale = 1 / sqrt(<double> variance[task] + eps), slope = 0, shift = 0
     for n in range(N):
-        total += scaled_sum(g + (n * C + task) * cells, cells, <real> 1, unused)
-        products += products_about(g + (n * C + task) * cells, x + (n * C + task) * cells, cells, centre, unused)
+        at = (n * C + task) * cells
+        end = at + cells
+        while at < end:
+            length = min(end - at, PIECE)
+            total += scaled_sum(g + at, length, <real> 1, unused)
+            products += products_about(g + at, x + at, length, centre, unused)
+            at += length
     grad_bias[task] = <real> total
     grad_weight[task] = <real> (products * scale)
     if y == NULL:
@@ -444,9 +481,9 @@ cdef void normalise_backward_task(
     if of_batch:
         shift, slope = total / (N * cells), products * scale * scale / (N * cells)
     for n in range(N):
+        at = (n * C + task) * cells
         normalise_backward_cells(
-            g + (n * C + task) * cells, x + (n * C + task) * cells, y + (n * C + task) * cells, cells, centre, <real> slope,
-            <real> shift, <real> (scale * weight[task]),
+            g + at, x + at, y + at, cells, centre, <real> slope, <real> shift, <real> (scale * weight[task])
         )
 
 

@@ -423,7 +423,7 @@ cdef inline Py_ssize_t rows_inside(
 
 
 cdef inline bint is_tiling(const int64_t* geometry) noexcept nogil:
-    """Whether windows are 2x2 and tile the image without padding; a last column or row may be left over."""
+    """Whether windows are 2x2 and tile the image without padding; a last column and last rows may be left over."""
     cdef Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW]
     return (
         geometry[GEO_KH] == 2 and geometry[GEO_KW] == 2 and geometry[GEO_STRIDE_H] == 2 and geometry[GEO_STRIDE_W] == 2

@@ -192,6 +192,26 @@ def test_normalise_backward(engine, dtype, shape, of_batch):
         assert_same(actual, once, f"{engine.name} without the gradient of the maps")
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 300, 400), (40, 2, 30, 41)])
+@pytest.mark.parametrize("offset", [0.3, 1e5])
+def test_statistics_of_many_cells(engine, dtype, shape, offset):
+    """Mean and variance are as good as their roundings, however many cells there are and however far from 0."""
+    if engine.backend == "reference":
+        pytest.skip("reference: NumPy's own sums")
+    maps = (normals(shape, "float64", 12) + offset).astype(dtype)
+    maps[:, 1] = np.dtype(dtype).type(offset)  # all alike
+    C, eps = shape[1], np.finfo(dtype).eps
+    changed = [np.empty(C, dtype), np.empty(C, dtype), np.empty_like(maps)]
+    ones, zeros = np.ones(C, dtype), np.zeros(C, dtype)
+    mean, variance, output = run(engine, "normalise", maps, ones, zeros, 1, 1e-5, -np.inf, np.inf, changed=changed)
+    exact, spread = (f(maps.astype(np.longdouble), axis=(0, 2, 3)) for f in (np.mean, np.var))
+    np.testing.assert_allclose(mean, exact, rtol=16 * eps, atol=0)
+    joining = np.finfo(np.float64).eps * abs(offset)  # of the means of pieces, in double precision
+    np.testing.assert_allclose(variance, spread, rtol=8 * eps, atol=joining)
+    assert abs(output[:, 1]).max() <= 16 * joining / np.sqrt(1e-5)
+    assert abs(output[:, 0].astype(np.float64).mean()) <= 16 * eps * (1 + abs(offset))
+
+
 def test_normalise_keeps_channels_apart(engine, dtype):
     maps = normals((2, 3, 5, 6), dtype, 10)
     maps[0, 1, 2, 3] = np.nan

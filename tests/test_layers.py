@@ -283,6 +283,50 @@ def test_dropout_drops_scales_and_repeats():
     np.testing.assert_array_equal(Dropout(0)(x), x)
 
 
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 1)])
+def test_batch_norm_checks_arrays_that_were_put_in(name, shape):
+    norm = BatchNorm2d(2, dtype="float64")
+    setattr(norm, name, np.ones(shape))
+    with pytest.raises(ValueError, match=rf"BatchNorm2d: {name} has shape {re.escape(str(shape))}: it must be \(2,\)"):
+        norm(np.ones((2, 2, 3, 3)))
+
+
+def test_batch_norm_of_single_cells():
+    """Where channels share cache lines other loops run; and an Inf stays one in the running mean."""
+    rng = np.random.default_rng(1)
+    for shape in ((6, 5, 1, 1), (6, 5, 1, 2), (6, 5, 2, 2)):
+        norm, x, grad = BatchNorm2d(5, dtype="float64"), *rng.standard_normal((2, *shape))
+        wide = BatchNorm2d(5, dtype="float64")
+        spread = [np.ascontiguousarray(a.transpose(1, 0, 2, 3).reshape(1, 5, -1, 1)) for a in (x, grad)]
+        for actual, expected in ((norm(x), wide(spread[0])), (norm.backward(grad), wide.backward(spread[1]))):
+            np.testing.assert_allclose(actual.transpose(1, 0, 2, 3).ravel(), expected.ravel(), atol=1e-12)
+        np.testing.assert_allclose(norm.running_var, wide.running_var)
+        np.testing.assert_allclose(norm.grad_weight, wide.grad_weight)
+        x[0, 1, 0, 0] = np.inf
+        with np.errstate(invalid="ignore"):
+            norm(x)
+        assert norm.running_mean[1] == np.inf and np.isfinite(norm.running_mean[[0, 2, 3, 4]]).all()
+
+
+def test_a_residual_sum_does_not_overwrite_what_a_layer_keeps():
+    """Its sum takes the place of what a BatchNorm2d gave, not of what another layer gave and needs again."""
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 6))
+    for last in (BatchNorm2d(4, dtype="float64"), Sequential(BatchNorm2d(4, dtype="float64"), layers.Sigmoid())):
+        block = fastconv.models.resnet18(3, filters=4, rng=0, dtype="float64").layer1[0]
+        block.bn2 = last
+        y = block(x)
+        block.backward(np.ones_like(y))
+        weight, analytic, values = block.conv2.weight, block.conv2.grad_weight[0, 0, 1, 1], []
+        for step in (1e-6, -2e-6):
+            weight[0, 0, 1, 1] += step
+            values.append(block(x).sum())
+        assert abs((values[0] - values[1]) / 2e-6 - analytic) < 1e-6
+        np.testing.assert_allclose(
+            y, np.maximum(last(block.conv2(block.relu(block.bn1(block.conv1(x))))) + x, 0), atol=1e-5
+        )
+
+
 def test_batch_norm_in_eval_mode_changes_nothing_of_itself():
     norm = BatchNorm2d(2, dtype="float64")
     before = norm.state_dict()

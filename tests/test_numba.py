@@ -72,6 +72,20 @@ def test_compiled_code_is_kept_and_loads_without_numba(folder, n_threads):
     assert run.stdout == f"{3 * expected.sum()} False\n", run.stderr[-2000:]
 
 
+def elementwise_tasks():
+    from fastconv._numba import elementwise
+
+    return [value for value in vars(elementwise).values() if isinstance(value, _jit.Task)]
+
+
+@pytest.mark.parametrize("task", elementwise_tasks(), ids=lambda task: task.name)
+def test_every_task_can_be_kept(task):
+    """None calls what only Numba's own memory has, such as a function of the C library."""
+    for dtype in ("float32", "float64"):
+        task.entry(np.dtype(dtype))
+        assert _store.load(task.name, dtype, task.function.__code__.co_filename) is not None
+
+
 def test_damaged_code_is_compiled_again(folder):
     expected, _ = pads()
     (file,) = folder.iterdir()

@@ -65,9 +65,9 @@ def normalise_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
     """Gradients of weight, bias and, if it is needed, the maps."""
     grad_input = np.empty(maps.shape if need_input else (0, 0, 0, 0), maps.dtype)
-    sums = np.empty_like(weight), np.empty_like(weight)
+    sums = [np.empty_like(weight), np.empty_like(weight)]
     _run(k.elementwise.normalise_backward, grad_output, maps, weight, *statistics, of_batch, eps, *sums, grad_input)
-    return *sums, grad_input if need_input else None
+    return sums[0], sums[1], grad_input if need_input else None
 
 
 def all_finite(k: Any, array: np.ndarray, n_threads: int) -> bool:

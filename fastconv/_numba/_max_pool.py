@@ -76,7 +76,7 @@ def rows_inside(top, first, IH, KH, dil_h):
 
 @shared
 def is_tiling(geometry):
-    """Whether windows are 2x2 and tile the image without padding; a last column or row may be left over."""
+    """Whether windows are 2x2 and tile the image without padding; a last column and last rows may be left over."""
     return (
         geometry[GEO_KH] == 2 and geometry[GEO_KW] == 2 and geometry[GEO_STRIDE_H] == 2 and geometry[GEO_STRIDE_W] == 2
         and geometry[GEO_DIL_H] == 1 and geometry[GEO_DIL_W] == 1 and geometry[GEO_PAD_TOP] == 0

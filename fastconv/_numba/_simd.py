@@ -12,6 +12,7 @@ type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its
     a + b, a - b, a * b, -a           on vectors of one type
     fma(a, b, c)                      a * b + c, fused wherever the CPU can
     vmax(a, b), vmin(a, b)            a > b ? a : b and a < b ? a : b, so NaN in either lane gives b
+    root(value)                       square root of a number
     shuffler(mask)                    f(a, b) that picks lanes: mask counts through a, then b; -1 = any value
     copy(target, source, bytes)       memcpy                   clear(target, bytes)    memset to zero
     local(count, dtype)               array on the stack, alive until the function returns; count is a literal. Give it
@@ -282,6 +283,14 @@ def fma(typingctx, a, b, c):
         return _call(builder, f"llvm.fmuladd.v{a.count}{kind}", arguments[0].type, list(arguments))
 
     return a(a, a, a), codegen
+
+
+@_with_python(np.sqrt)
+def root(typingctx, value):
+    def codegen(context, builder, signature, arguments):
+        return _call(builder, f"llvm.sqrt.f{value.bitwidth}", arguments[0].type, list(arguments))
+
+    return value(value), codegen
 
 
 def _select(predicate: str, a: Vector) -> Any:

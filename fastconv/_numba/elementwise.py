@@ -3,16 +3,17 @@
 Formulas and shapes: fastconv/_reference/elementwise.py.
 """
 
-import math
-
 import numpy as np
 
 from fastconv._numba._common import clamp
 from fastconv._numba._jit import const_real, helper, index, real, task
 from fastconv._numba._pool_simd import sum_of_lanes
-from fastconv._numba._simd import address, broadcast, fma, get, itemsize, lanes, load
+from fastconv._numba._simd import (
+    address, broadcast, fma, get, itemsize, lanes, load, put, root, store, vmax, vmin,
+)  # fmt: skip
 
 CHUNK = 16384  # cells of a task: four arrays of them fill half a second-level cache, and take some microseconds
+PIECE = 4096  # cells whose statistics are summed in `real`: of more a sum rounds too much
 
 
 @task
@@ -116,7 +117,7 @@ def adam_cells(
             g = g + weight_decay * w[i]
         m[i] = m[i] + mean_share * (g - m[i])
         s[i] = kept * s[i] + square_share * (g * g)
-        w[i] = shrink * w[i] - step * (m[i] / (scale * math.sqrt(s[i]) + eps))
+        w[i] = shrink * w[i] - step * (m[i] / (scale * root(s[i]) + eps))
 
 
 @task
@@ -196,25 +197,21 @@ def map_sums(input, sums, workspace, geometry, n_threads):
 
 
 @helper
-def squares_about(cells, n, centre, dtype):
-    """The sum of (cell - centre)**2."""
+def centred_sums(cells, n, centre, dtype):
+    """The sums of cell - centre and of its square."""
     VL, each = lanes(dtype), broadcast(centre)
-    sum0 = sum1 = sum2 = sum3 = broadcast(dtype.type(0))
-    total = dtype.type(0)
+    sum0 = sum1 = more0 = more1 = broadcast(dtype.type(0))
+    total = of_squares = dtype.type(0)
     i = 0
-    while i + 4 * VL <= n:
+    while i + 2 * VL <= n:
         x0, x1 = load(cells, i, dtype) - each, load(cells, i + VL, dtype) - each
-        x2, x3 = load(cells, i + 2 * VL, dtype) - each, load(cells, i + 3 * VL, dtype) - each
-        sum0, sum1, sum2, sum3 = fma(x0, x0, sum0), fma(x1, x1, sum1), fma(x2, x2, sum2), fma(x3, x3, sum3)
-        i += 4 * VL
-    while i + VL <= n:
-        x0 = load(cells, i, dtype) - each
-        sum0 = fma(x0, x0, sum0)
-        i += VL
+        sum0, sum1, more0, more1 = sum0 + x0, sum1 + x1, fma(x0, x0, more0), fma(x1, x1, more1)
+        i += 2 * VL
     while i < n:
-        total = total + (get(cells, i, dtype) - centre) * (get(cells, i, dtype) - centre)
+        x = get(cells, i, dtype) - centre
+        total, of_squares = total + x, of_squares + x * x
         i += 1
-    return total + sum_of_lanes((sum0 + sum1) + (sum2 + sum3))
+    return np.float64(total + sum_of_lanes(sum0 + sum1)), np.float64(of_squares + sum_of_lanes(more0 + more1))
 
 
 @helper
@@ -239,6 +236,51 @@ def products_about(grad, cells, n, centre, dtype):
     return total + sum_of_lanes((sum0 + sum1) + (sum2 + sum3))
 
 
+@helper
+def map_moments(maps, N, step, cells, dtype):
+    """Mean and variance of N maps, step bytes apart, of at least one cell."""
+    # Piece by piece, which stays in the first-level cache: its mean, rounded, and what is missing to it, with the squares of
+    # the distances from it. Pieces are joined in double precision (Chan, Golub and LeVeque 1979).
+    number, size = dtype.type, itemsize(dtype)
+    joint = squares = count = everything = np.float64(0)
+    n = 0
+    while n < N:
+        together = max(min(PIECE // cells, N - n), 1)
+        part = 0
+        while part < cells:
+            length = min(cells - part, PIECE)
+            here = np.float64(together * length)
+            total = rest = of_piece = np.float64(0)
+            for m in range(n, n + together):
+                total += np.float64(scaled_sum(maps + m * step + part * size, length, number(1), dtype))
+            centre = number(total / here)
+            for m in range(n, n + together):
+                of_map, squares_of_map = centred_sums(maps + m * step + part * size, length, centre, dtype)
+                rest, of_piece = rest + of_map, of_piece + squares_of_map
+            own = np.float64(centre) + rest / here
+            everything += own * here if rest == rest else total  # Inf - Inf: of the mean it stays Inf
+            distance = own - joint
+            squares += of_piece - rest * rest / here + distance * distance * count * here / (count + here)
+            joint += distance * here / (count + here)
+            count += here
+            part += length
+        n += together
+    return number(everything / count), number(np.float64(0) if squares < 0 else squares / count)
+
+
+@helper
+def normalise_cells(x, y, n, centre, scale, shift, low, high, dtype):
+    VL = lanes(dtype)
+    i = 0
+    while i + VL <= n:
+        value = fma(load(x, i, dtype) - broadcast(centre), broadcast(scale), broadcast(shift))
+        store(y, i, vmin(broadcast(high), vmax(broadcast(low), value)))
+        i += VL
+    while i < n:
+        put(y, i, clamp((get(x, i, dtype) - centre) * scale + shift, low, high))
+        i += 1
+
+
 @task
 def normalise_task(
     task: index,
@@ -253,26 +295,16 @@ def normalise_task(
     variance: real[::1],  # OUT of a batch, else IN
     output: real[:, :, :, ::1],  # OUT
 ):
-    # A task is one channel. Mean and squares of its maps are joined one by one (Chan, Golub and LeVeque 1979): each map is
-    # in cache when it is read again for its squares, and often still when it is normalised.
-    dtype, N, cells = input.dtype, input.shape[0], input.shape[2] * input.shape[3]
-    number, joint, squares = dtype.type, 0.0, 0.0
+    # A task is one channel.
+    dtype, N, C, cells = input.dtype, input.shape[0], input.shape[1], input.shape[2] * input.shape[3]
+    plane = cells * itemsize(dtype)
     if of_batch != 0:
-        for n in range(N):
-            x = address(input) + (n * input.shape[1] + task) * cells * itemsize(dtype)
-            own = np.float64(scaled_sum(x, cells, number(1), dtype)) / cells
-            distance = own - joint
-            joint += distance / (n + 1)
-            squares += np.float64(squares_about(x, cells, number(own), dtype))
-            squares += distance * distance * cells * n / (n + 1)
-        mean[task] = number(joint)
-        variance[task] = number(squares / (N * cells))
-    centre, shift = mean[task], bias[task]
-    scale = number(weight[task] / math.sqrt(np.float64(variance[task]) + np.float64(eps)))
+        mean[task], variance[task] = map_moments(address(input) + task * plane, N, C * plane, cells, dtype)
+    scale = dtype.type(np.float64(weight[task]) / root(np.float64(variance[task]) + np.float64(eps)))
     for n in range(N):
-        x, y = input[n, task].reshape(cells), output[n, task].reshape(cells)
-        for i in range(cells):
-            y[i] = clamp((x[i] - centre) * scale + shift, act_min, act_max)
+        at = (n * C + task) * plane
+        x, y = address(input) + at, address(output) + at
+        normalise_cells(x, y, cells, mean[task], scale, bias[task], act_min, act_max, dtype)
 
 
 def normalise(
@@ -282,6 +314,20 @@ def normalise(
     normalise_task.run(
         input.shape[1], n_threads, input, weight, bias, of_batch, eps, act_min, act_max, mean, variance, output
     )
+
+
+@helper
+def normalise_backward_cells(g, x, y, n, centre, slope, shift, scale, dtype):
+    VL = lanes(dtype)
+    i = 0
+    while i + VL <= n:
+        distance = load(x, i, dtype) - broadcast(centre)
+        value = load(g, i, dtype) - broadcast(shift) - distance * broadcast(slope)
+        store(y, i, value * broadcast(scale))
+        i += VL
+    while i < n:
+        put(y, i, (get(g, i, dtype) - shift - (get(x, i, dtype) - centre) * slope) * scale)
+        i += 1
 
 
 @task
@@ -299,13 +345,19 @@ def normalise_backward_task(
     grad_input: real[:, :, :, ::1],  # OUT  or of length 0
 ):
     # A task is one channel.
-    dtype, N, cells = input.dtype, input.shape[0], input.shape[2] * input.shape[3]
-    number, centre, total, products = dtype.type, mean[task], 0.0, 0.0
+    dtype, N, C, cells = input.dtype, input.shape[0], input.shape[1], input.shape[2] * input.shape[3]
+    number, centre, size = dtype.type, mean[task], itemsize(dtype)
+    g, x, y = address(grad_output), address(input), address(grad_input)
+    total = products = np.float64(0)
     for n in range(N):
-        at = (n * input.shape[1] + task) * cells * itemsize(dtype)
-        total += np.float64(scaled_sum(address(grad_output) + at, cells, number(1), dtype))
-        products += np.float64(products_about(address(grad_output) + at, address(input) + at, cells, centre, dtype))
-    scale = 1 / math.sqrt(np.float64(variance[task]) + np.float64(eps))
+        at = (n * C + task) * cells
+        end = at + cells
+        while at < end:
+            length = min(end - at, PIECE)
+            total += np.float64(scaled_sum(g + at * size, length, number(1), dtype))
+            products += np.float64(products_about(g + at * size, x + at * size, length, centre, dtype))
+            at += length
+    scale = np.float64(1) / root(np.float64(variance[task]) + np.float64(eps))
     grad_bias[task] = number(total)
     grad_weight[task] = number(products * scale)
     if grad_input.size == 0:
@@ -313,11 +365,10 @@ def normalise_backward_task(
     shift = slope = number(0)
     if of_batch != 0:
         shift, slope = number(total / (N * cells)), number(products * scale * scale / (N * cells))
-    factor = number(scale * weight[task])
+    factor = number(scale * np.float64(weight[task]))
     for n in range(N):
-        g, x, y = grad_output[n, task].reshape(cells), input[n, task].reshape(cells), grad_input[n, task].reshape(cells)
-        for i in range(cells):
-            y[i] = (g[i] - shift - (x[i] - centre) * slope) * factor
+        at = (n * C + task) * cells * size
+        normalise_backward_cells(g + at, x + at, y + at, cells, centre, slope, shift, factor, dtype)
 
 
 def normalise_backward(

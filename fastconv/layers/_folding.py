@@ -23,6 +23,8 @@ from fastconv.layers.normalisation import BatchNorm2d
 
 ACTIVATIONS: dict[Any, str] = {ReLU: "relu", ReLU6: "relu6"}  # that kernels of the layer before apply themselves
 
+RECTIFIERS = (*ACTIVATIONS, type(None))
+
 
 class Fold:
     """The weight and the bias of a convolution with a normalisation in them."""
@@ -86,10 +88,13 @@ def unit(conv: Any, norm: Any, rectifier: Any, x: Any) -> Any:
     return x if rectifier is None else rectifier(x)
 
 
-def joined(term: Any, total: Any, rectifier: Any = None) -> Any:
-    """``rectifier(total + term)``; ``total`` is the caller's own, and overwritten unless somebody watches its layer."""
-    plain = type(total) is type(term) is np.ndarray and total.shape == term.shape and total.dtype == term.dtype
-    if not plain or watched() or (rectifier is not None and type(rectifier) not in ACTIVATIONS):
+def joined(term: Any, total: Any, last: Any, rectifier: Any = None) -> Any:
+    """``rectifier(total + term)``; ``last`` is the layer that gave ``total``.
+
+    What a BatchNorm2d gives is new and known to nobody else, unless somebody watches: the sum takes its place.
+    """
+    own = type(last) is BatchNorm2d and type(total) is np.ndarray and not watched()
+    if not own or total.shape != term.shape or total.dtype != term.dtype or type(rectifier) not in RECTIFIERS:
         total = total + term
         return total if rectifier is None else rectifier(total)
     bounds = resolve_activation("joined", ACTIVATIONS.get(type(rectifier)))

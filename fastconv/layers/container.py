@@ -136,7 +136,7 @@ class Sequential(_Container):
             output = floats(type(self).__name__, "input", input)
         names, layers, at = [*self._layers], [*self._layers.values(), None, None], 0
         while at < len(names):
-            # A convolution normalises and rectifies what it stores: a pass over the maps, and an array, less for each
+            # Layers normalise and rectify what they store: a pass over the maps, and an array, less for each
             layer, after, last = layers[at : at + 3]
             if foldable(layer, after, output):
                 activation = ACTIVATIONS.get(type(last))

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastconv import _backends
 from fastconv._algorithms import elementwise
-from fastconv._arrays import contiguous, ready
+from fastconv._arrays import contiguous
 from fastconv._problem import flag, resolve_activation
 from fastconv.layers import _initial
 from fastconv.layers._base import Elementwise, Layer, batch, count, floats, number, same_dtype
@@ -95,10 +95,8 @@ class BatchNorm2d(Layer):
 
     def _forward(self, input: Any, *, activation: Any = None) -> tuple[Any, Any]:
         x = batch(self, input, self.num_features)
-        own = self.weight if self.weight is not None else self.running_mean
-        if own is not None:
-            same_dtype(self, x, own)
-        x = ready(x, x.shape)
+        for name in (*self._parameter_names, "running_mean", "running_var"):
+            self._check_own(x, name)
         of_batch = self.training or self.running_mean is None
         count = x.size // self.num_features
         if of_batch and count <= 1:
@@ -112,17 +110,27 @@ class BatchNorm2d(Layer):
             kept[:] = self.running_mean, self.running_var
         statistics, affine = (kept[0], kept[1]), self._affine(x.dtype)
         bounds = resolve_activation(type(self).__name__, activation)
-        output = elementwise.normalise(_backends.resolve(), x, affine, of_batch, self.eps, bounds, statistics)
+        output = elementwise.normalise(_kernels(x), x, affine, of_batch, self.eps, bounds, statistics)
         if self.training and self.running_mean is not None:
             self._follow(*statistics, count)
         return output, (x, affine[0], statistics, of_batch)
 
+    def _check_own(self, x: np.ndarray, name: str) -> None:
+        """Anybody may have put another array in the place of a parameter or a statistic."""
+        own = getattr(self, name)
+        if own is None:
+            return
+        if np.shape(own) != (self.num_features,):
+            raise ValueError(
+                f"{type(self).__name__}: {name} has shape {np.shape(own)}: it must be ({self.num_features},)"
+            )
+        same_dtype(self, x, own)
+
     def _affine(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias, or what leaves everything as it is."""
-        if self.weight is None:
-            return np.ones(self.num_features, dtype), np.zeros(self.num_features, dtype)
-        assert self.bias is not None
-        return contiguous(self.weight, dtype), contiguous(self.bias, dtype)
+        weight = np.ones(self.num_features, dtype) if self.weight is None else contiguous(self.weight, dtype)
+        bias = np.zeros(self.num_features, dtype) if self.bias is None else contiguous(self.bias, dtype)
+        return weight, bias
 
     def _follow(self, mean: np.ndarray, variance: np.ndarray, count: int) -> None:
         """Move the running statistics towards a batch's."""
@@ -137,10 +145,14 @@ class BatchNorm2d(Layer):
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         x, weight, statistics, of_batch = saved
         grad_weight, grad_bias, grad_input = elementwise.normalise_backward(
-            _backends.resolve(), grad_output, x, weight, statistics, of_batch, self.eps, run.needs_input
+            _kernels(x), grad_output, x, weight, statistics, of_batch, self.eps, run.needs_input
         )
-        if run.needs_parameters and self.weight is not None:
-            run.store(self, weight=grad_weight, bias=grad_bias)
+        if run.needs_parameters:
+            run.store(
+                self,
+                weight=None if self.weight is None else grad_weight,
+                bias=None if self.bias is None else grad_bias,
+            )
         return grad_input
 
     def _trace(self, signal: Signal) -> tuple[Signal, int]:
@@ -155,6 +167,12 @@ class BatchNorm2d(Layer):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         )
+
+
+def _kernels(maps: np.ndarray) -> Any:
+    """NumPy's loops run along channels: they are the faster ones where many channels share a cache line."""
+    N, _, H, W = maps.shape
+    return _backends.kernels("reference") if N > 1 and H * W <= 2 else _backends.resolve()
 
 
 class LocalResponseNorm(Elementwise):

@@ -36,7 +36,7 @@ class _InvertedResidual(Layer):
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
         output = self.conv(input)
-        return (joined(input, output) if self._adds else output), None
+        return (joined(input, output, self.conv[-1]) if self._adds else output), None
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         needs_input = run.needs_input

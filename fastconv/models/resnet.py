@@ -42,7 +42,7 @@ class _Block(Layer):
         for i in range(1, self._n + 1):
             x = unit(getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), self.relu if i < self._n else None, x)
         around = input if self.downsample is None else self.downsample(input)
-        return joined(around, x, self.relu), None
+        return joined(around, x, getattr(self, f"bn{self._n}"), self.relu), None
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
         needs_input = run.needs_input
