@@ -38,9 +38,9 @@ if engine.backend == "numba":
 
     run_task = _jit.Task.run
 
-    def recorded(task, *arguments):
+    def recorded(task, *arguments, **options):
         ran.add(task.name)
-        run_task(task, *arguments)
+        run_task(task, *arguments, **options)
 
     _jit.Task.run = recorded
 CONVS = ["one-cell", "same-3x3", "crop-and-pad", "dilation-3x2", "stride-beyond-kernel", "groups-7-filters",
@@ -119,6 +119,27 @@ for case in (Pool("", (2, 2, 7, 9), 2), Pool("", (1, 2, 6, 19), 3, 2, 1, 1, True
 case, data = BY_NAME["same-3x3"], solved(BY_NAME["same-3x3"], "float32", "integers")
 data = {**data, "w": np.where(np.arange(data["w"].size).reshape(data["w"].shape) == 4, np.inf, data["w"]).astype("float32")}
 assert_same(*(convolution.call(each, "direct", "conv2d_grad_input", case.problem(), data) for each in (engine, reference)))
+maps, grads = integers((2, 2, 3, 5, 7), "float64", 1)
+line, three, none = maps.reshape(-1), np.array([0.5, 1, 2]), np.empty(0, np.int64)
+given = three, abs(three)
+for kernel, arguments, changed in (
+    ("add", (line, 0.0, 2.0), [grads.reshape(-1)]),
+    ("rectify", (line, 2.0), [grads.reshape(-1)]),
+    ("sgd", (line, 0.5, 0.25, 0.125, False), [grads.reshape(-1), line]),
+    ("adam", (line, 0.1, 0.2, 0.9, 0.1, 1.5, 1e-3, 1.0, 0.25), [grads.reshape(-1), line, abs(line)]),
+    ("map_sums", (maps,), [np.empty(3)]),
+    ("normalise", (maps, three, three, 1, 1e-3, 0.0, 2.0), [np.empty(3), np.empty(3), np.empty_like(maps)]),
+    ("normalise_backward", (grads, maps, three, *given, 1, 1e-3), [np.empty(3), np.empty(3), np.empty_like(maps)]),
+    ("non_finite", (line,), [np.empty(4)]),
+):
+    results = []
+    for each in (engine, reference):
+        own = [array.copy() for array in changed]
+        each.run("elementwise", kernel, *arguments, *own, geometry=none)
+        results.append(own)
+    for actual, exact in zip(*results, strict=True):
+        assert_within(actual, exact, 1e-12 * (1 + abs(exact)), kernel)
+    count += 1
 if engine.backend == "numba":
     engine.k.direct.TASK, TASK = 64, engine.k.direct.TASK  # so that a small sum is cut, too
     engine.k.direct._planned.cache_clear()
