@@ -76,7 +76,8 @@ class BuildKernels(build_ext):
         with ThreadPoolExecutor(self.parallel) as pool:
             made = dict(zip(STEMS, pool.map(c_source, STEMS), strict=True))
         for extension in self.extensions:
-            extension.sources = [made[Path(extension.sources[0]).stem]]
+            source = made[Path(extension.sources[0]).stem]
+            extension.sources, extension.depends = [own_source(extension.name, source)], [*extension.depends, source]
         super().build_extensions()
 
 
@@ -90,6 +91,16 @@ def c_source(stem: str) -> str:
         names = ["--module-name", f"fastconv._cython.{stem}", "--include-dir", "src_cython", "--output-file", str(made)]
         subprocess.run([sys.executable, "-m", "cython", *directives, *names, f"src_cython/{stem}.pyx"], check=True)
     return str(made)
+
+
+def own_source(name: str, source: str) -> str:
+    """A file that includes ``source``, for the extension ``name`` alone: two that share one share its object file, too."""
+    own = Path(source).parent / name.split(".")[-2] / Path(source).name
+    text = f'#include "../{own.name}"\n'
+    if not own.is_file() or own.read_text() != text:
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(text)
+    return str(own)
 
 
 def extensions() -> list[Extension]:
