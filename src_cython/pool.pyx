@@ -230,8 +230,7 @@ cdef inline bint put_tiles(
             ow = min(ow + lanes, OW - lanes)
         if 2 * OW < IW:
             upper[IW - 1] = lower[IW - 1] = 0
-    if whole < OH:
-        memset(image + 2 * whole * IW, 0, 2 * (OH - whole) * IW * sizeof(real))
+    memset(image + 2 * whole * IW, 0, (IH - 2 * whole) * IW * sizeof(real))
     for window in range(whole * OW, OH * OW):
         cell = indices[window]
         first = 2 * (window // OW * IW + window % OW)
@@ -239,7 +238,6 @@ cdef inline bint put_tiles(
             image[cell] = values[window]
         else:
             outside = True
-    memset(image + 2 * OH * IW, 0, (IH - 2 * OH) * IW * sizeof(real))
     return not (outside or has_flags(flags))
 
 

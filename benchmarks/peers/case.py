@@ -22,14 +22,14 @@ STEP_TOLERANCE = 1e-2
 LEARNING_RATE = 1e-30  # a step costs what it costs, but leaves the weights: each repetition is the same step
 
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # filters, 0: a max-pool
-# (filters of each 3x3 convolution or 0, padding, width of the linear layer): ReLU behind each convolution, at last classes.
-# In networks whose name ends in "_bn" batch normalisation stands between the two
+# (filters of each 3x3 convolution or 0, padding, width of the linear layer, whether batch normalisation stands behind each
+# convolution): then ReLU, at last classes
 NETWORKS = {
-    "article": ((32, 0, 64, 0), 0, 1600),
-    "vgg16": (VGG16, 1, 2048),
-    "vgg16_bn": (VGG16, 1, 2048),
-    "smoke": ((4, 0), 0, 100),
-    "smoke_bn": ((4, 0), 0, 100),
+    "article": ((32, 0, 64, 0), 0, 1600, False),
+    "vgg16": (VGG16, 1, 2048, False),
+    "vgg16_bn": (VGG16, 1, 2048, True),
+    "smoke": ((4, 0), 0, 100, False),
+    "smoke_bn": ((4, 0), 0, 100, True),
 }
 
 
@@ -84,8 +84,7 @@ class Case:
     def parameters(self) -> list[np.ndarray]:
         """Of a step's network: weight and bias of every layer, drawn as torch draws them; of a normalisation near 1 and 0."""
         shape, rng = self.shape, np.random.default_rng(0)
-        name = shape.name.partition(".")[2]
-        filters, _, features = NETWORKS[name]
+        filters, _, features, normalised = NETWORKS[shape.name.partition(".")[2]]
         shapes, channels = [], shape.IC
         for each in filter(None, filters):
             shapes.append((each, channels, 3, 3))
@@ -94,7 +93,7 @@ class Case:
         for size in (*shapes, (shape.OC, features)):
             limit = 1 / np.sqrt(np.prod(size[1:]))
             drawn += [rng.uniform(-limit, limit, each).astype(np.float32) for each in (size, size[:1])]
-            if name.endswith("_bn") and len(size) == 4:
+            if normalised and len(size) == 4:
                 drawn += [(near + rng.uniform(-0.1, 0.1, size[0])).astype(np.float32) for near in (1, 0)]
         return drawn
 

@@ -114,12 +114,11 @@ def training(
 def _step(
     fastconv: Any, case: Case, backend: str, dtype: Any
 ) -> tuple[Callable[[], None], Callable[[], tuple[np.ndarray, ...]]]:
-    name, kind = case.shape.name.partition(".")[2], np.dtype(dtype).name
-    filters, padding, features = NETWORKS[name]
-    layers, channels = [], case.shape.IC
+    filters, padding, features, normalised = NETWORKS[case.shape.name.partition(".")[2]]
+    layers, channels, kind = [], case.shape.IC, np.dtype(dtype).name
     for each in filters:
         if each:
-            norm = [fastconv.BatchNorm2d(each, dtype=kind)] if name.endswith("_bn") else []
+            norm = [fastconv.BatchNorm2d(each, dtype=kind)] if normalised else []
             layers += [fastconv.Conv2d(channels, each, 3, padding=padding, dtype=kind), *norm, fastconv.ReLU()]
         else:
             layers.append(fastconv.MaxPool2d(2))

@@ -127,11 +127,10 @@ def training(torch: Any, case: Case, dtype: Any) -> tuple[Callable[[], None], Ca
 
 
 def _step(torch: Any, case: Case, dtype: Any) -> tuple[Callable[[], None], Callable[[], tuple[np.ndarray, ...]]]:
-    nn, name = torch.nn, case.shape.name.partition(".")[2]
-    filters, padding, features = NETWORKS[name]
+    nn, (filters, padding, features, normalised) = torch.nn, NETWORKS[case.shape.name.partition(".")[2]]
     layers, channels = [], case.shape.IC
     for each in filters:
-        norm = [nn.BatchNorm2d(each)] if name.endswith("_bn") else []
+        norm = [nn.BatchNorm2d(each)] if normalised else []
         layers += [nn.Conv2d(channels, each, 3, padding=padding), *norm, nn.ReLU()] if each else [nn.MaxPool2d(2)]
         channels = each or channels
     net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, case.shape.OC)).to(dtype)

@@ -168,15 +168,13 @@ def put_tiles(
         if 2 * OW < IW:
             put(upper, IW - 1, zero)
             put(lower, IW - 1, zero)
-    if whole < OH:
-        clear(image + 2 * whole * IW * size, 2 * (OH - whole) * IW * size)
+    clear(image + 2 * whole * IW * size, (IH - 2 * whole) * IW * size)
     for window in range(whole * OW, OH * OW):
         cell, first = get(indices, window, np.int64), 2 * (window // OW * IW + window % OW)
         if cell == first or cell == first + 1 or cell == first + IW or cell == first + IW + 1:
             put(image, cell, get(values, window, dtype))
         else:
             outside = True
-    clear(image + 2 * OH * IW * size, (IH - 2 * OH) * IW * size)
     return not (outside or has_flags(flags))
 
 

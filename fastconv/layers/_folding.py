@@ -18,11 +18,11 @@ from fastconv._packed import PackedWeight
 from fastconv._problem import resolve_activation
 from fastconv.layers._tape import tape, watched
 from fastconv.layers.activation import ReLU, ReLU6
-from fastconv.layers.convolution import Conv2d
+from fastconv.layers.convolution import Conv1d, Conv2d
 from fastconv.layers.normalisation import BatchNorm2d
 
 ACTIVATIONS: dict[Any, str] = {ReLU: "relu", ReLU6: "relu6"}  # that kernels of the layer before apply themselves
-
+RECTIFY = (Conv2d, Conv1d, BatchNorm2d)  # whose kernels they are
 RECTIFIERS = (*ACTIVATIONS, type(None))
 
 
@@ -82,7 +82,7 @@ def unit(conv: Any, norm: Any, rectifier: Any, x: Any) -> Any:
     if foldable(conv, norm, x):
         return conv(x, fold=fold(conv, norm), activation=ACTIVATIONS.get(type(rectifier)))
     x = conv(x)
-    if type(rectifier) in ACTIVATIONS and type(norm) is BatchNorm2d and not watched():
+    if rectifies(norm, rectifier):
         return rectified_by(rectifier, norm(x, activation=ACTIVATIONS[type(rectifier)]))
     x = norm(x)
     return x if rectifier is None else rectifier(x)
@@ -100,6 +100,11 @@ def joined(term: Any, total: Any, last: Any, rectifier: Any = None) -> Any:
     bounds = resolve_activation("joined", ACTIVATIONS.get(type(rectifier)))
     elementwise.add(_backends.resolve(), ready(term, term.shape), bounds, total)
     return total if rectifier is None else rectified_by(rectifier, total)
+
+
+def rectifies(layer: Any, rectifier: Any) -> bool:
+    """Whether ``layer`` may apply the rectifier behind it in its last pass: nobody looks in between."""
+    return type(layer) in RECTIFY and type(rectifier) in ACTIVATIONS and not watched()
 
 
 def rectified_by(rectifier: Any, output: Any) -> Any:

@@ -10,16 +10,15 @@ import numpy as np
 
 from fastconv._problem import integer
 from fastconv.layers._base import Layer, axis_of, floats
-from fastconv.layers._folding import ACTIVATIONS, fold, foldable, rectified_by
+from fastconv.layers._folding import ACTIVATIONS, fold, foldable, rectified_by, rectifies
 from fastconv.layers._summary import Signal
-from fastconv.layers._tape import BackwardPass, watched
+from fastconv.layers._tape import BackwardPass
 from fastconv.layers.activation import ReLU
-from fastconv.layers.convolution import Conv1d, Conv2d
+from fastconv.layers.convolution import Conv2d
 from fastconv.layers.linear import Linear
 from fastconv.layers.normalisation import BatchNorm2d
 from fastconv.layers.pooling import AvgPool2d, MaxPool2d
 
-RECTIFY = (Conv2d, Conv1d, BatchNorm2d)  # layers that apply a rectifier behind them in their last pass
 NEW_GRADIENTS = (Conv2d, BatchNorm2d, MaxPool2d, AvgPool2d, Linear)  # whose _backward gives an array of its own
 
 
@@ -142,7 +141,7 @@ class Sequential(_Container):
                 activation = ACTIVATIONS.get(type(last))
                 output = self._apply(names[at], output, fold=fold(layer, after), activation=activation)
                 at += 2 if activation is None else 3
-            elif type(layer) in RECTIFY and type(after) in ACTIVATIONS and not watched():
+            elif rectifies(layer, after):
                 output = rectified_by(after, self._apply(names[at], output, activation=ACTIVATIONS[type(after)]))
                 at += 2
             else:
