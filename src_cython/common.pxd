@@ -16,6 +16,8 @@ cdef extern from "simd.h" nogil:
         VL_DOUBLE
         MR
         NV
+        WINOGRAD_MR
+        WINOGRAD_NV
         DEPTHS
         LONE_VECTORS
         BLOCK_PIXELS
@@ -82,11 +84,13 @@ cdef inline void fill(vec* out, real value) noexcept nogil:
 
 
 cdef inline void add_outer(
-    vec* acc,                 # INOUT [MR][NV]
-    const real** at,          # IN   MR places, each with a cell
+    vec* acc,                 # INOUT [mr][step]
+    const real** at,          # IN   mr places, each with a cell
     Py_ssize_t cell,          # so far behind it
     const real* y,            # IN   nv vectors
-    const int nv,             # a constant at each call: acc stays in registers
+    const int mr,
+    const int nv,             # constants at each call: acc stays in registers
+    const int step,           # vectors from one row of acc to the next
 ) noexcept nogil:
     """acc[i][j] += at[i][cell] * y[j]."""
     cdef:
@@ -95,10 +99,10 @@ cdef inline void add_outer(
         Py_ssize_t i, j
     for j in range(nv):
         x[j] = (<const vec*> y)[j]
-    for i in range(MR):
+    for i in range(mr):
         fill(&factor, at[i][cell])
         for j in range(nv):
-            acc[i * NV + j] = vfma(acc[i * NV + j], factor, x[j])
+            acc[i * step + j] = vfma(acc[i * step + j], factor, x[j])
 
 
 cdef inline real clamp(real value, real low, real high) noexcept nogil:

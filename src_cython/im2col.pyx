@@ -1656,7 +1656,7 @@ cdef inline void outer_row(
     while True:
         for k in range(AHEAD):
             prefetch(ahead[k] + column)
-            add_outer(acc, at, column + k, y + k * nv * VL, nv)
+            add_outer(acc, at, column + k, y + k * nv * VL, _MR, nv, _NV)
             if column + k + 1 == end:
                 return
         y += AHEAD * nv * VL

@@ -23,7 +23,9 @@ typedef float vf __attribute__((vector_size(FASTCONV_VL * 4), aligned(4), may_al
 typedef double vd __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_alias));
 
 /* GEMM tile: MR filters x NV vectors of pixels. MR * NV accumulators, NV vectors of pixels and one
-   broadcast must fit into the registers: 16 of them up to AVX2, 32 with AVX-512. DEPTHS: of a tile in one turn of its loop,
+   broadcast must fit into the registers: 16 of them up to AVX2, 32 with AVX-512. WINOGRAD_MR, WINOGRAD_NV: the same where
+   vectors run along filters, whose number more often divides by two vectors than by three.
+   DEPTHS: of a tile in one turn of its loop,
    which leaves room to decode for who else runs on the core. LONE_VECTORS: the fewest vectors of
    filters that hold whole depths of a panel, MR filters each. BLOCK_PIXELS, a multiple of every
    NV * VL: of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
@@ -32,9 +34,11 @@ typedef double vd __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_a
 enum { DEPTHS = 4 };
 #if FASTCONV_VL == 16
 enum { VL_FLOAT = 16, VL_DOUBLE = 8, MR = 8, NV = 3, LONE_VECTORS = 1, BLOCK_PIXELS = 384 };
+enum { WINOGRAD_MR = 12, WINOGRAD_NV = 2 };
 enum { IN_PLACE_FILTERS = 2048, IN_PLACE_DEPTH = 256 };
 #else
 enum { VL_FLOAT = FASTCONV_VL, VL_DOUBLE = FASTCONV_VL / 2, MR = 6, NV = 2, LONE_VECTORS = 3, BLOCK_PIXELS = 192 };
+enum { WINOGRAD_MR = MR, WINOGRAD_NV = NV };
 enum { IN_PLACE_FILTERS = 128, IN_PLACE_DEPTH = 159 };
 #endif
 

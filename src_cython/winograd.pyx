@@ -28,7 +28,7 @@ from common cimport (
     VL_FLOAT, add_outer, ceil_div, clamp, fill, int64_t, lines, operands, prefetch, real, start, vd, vec, vf, vfma, vmax, vmin,
     vset_d, vset_f,
 )
-from common cimport DEPTHS, LINE, MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
+from common cimport CACHE_LINE, DEPTHS, LINE, VL_DOUBLE as _VL_DOUBLE, WINOGRAD_MR as _MR, WINOGRAD_NV as _NV
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport high_f, load_lanes, low_f, store_filters, store_lanes, transpose
 
@@ -558,6 +558,7 @@ cdef inline void tile(
         vec[_NV] x
         vec cell
         Py_ssize_t _block, _turn, k, i, j, VL = sizeof(vec) // sizeof(real), depths = min(VL, DEPTHS)
+        Py_ssize_t line = CACHE_LINE // sizeof(real)
     for i in range(rows):
         for j in range(nv):
             fill(&acc[i][j], <real> 0)
@@ -570,7 +571,8 @@ cdef inline void tile(
                     fill(&cell, v[i * VL + k])
                     for j in range(nv):
                         acc[i][j] = vfma(acc[i][j], cell, x[j])
-                prefetch(u + ahead + k * _NV * VL)
+                for j in range(ceil_div(_NV * VL, line)):
+                    prefetch(u + ahead + k * _NV * VL + j * line)
             u += depths * _NV * VL
             v += depths
         v += step - VL
@@ -598,8 +600,16 @@ cdef inline void tile_rows(
         tile(v, u, blocks, step, ahead, c, 5, nv, unused)
     elif _MR > 6 and rows == 6:
         tile(v, u, blocks, step, ahead, c, min(6, _MR), nv, unused)
-    elif _MR > 7:
+    elif _MR > 6 and rows == 7:
         tile(v, u, blocks, step, ahead, c, min(7, _MR), nv, unused)
+    elif _MR > 6 and rows == 8:
+        tile(v, u, blocks, step, ahead, c, min(8, _MR), nv, unused)
+    elif _MR > 6 and rows == 9:
+        tile(v, u, blocks, step, ahead, c, min(9, _MR), nv, unused)
+    elif _MR > 6 and rows == 10:
+        tile(v, u, blocks, step, ahead, c, min(10, _MR), nv, unused)
+    elif _MR > 6:
+        tile(v, u, blocks, step, ahead, c, min(11, _MR), nv, unused)
 
 
 cdef void multiply(
@@ -627,8 +637,6 @@ cdef void multiply(
             rows = tiles // groups + (group < tiles % groups)
             if nv == 1:
                 tile_rows(v + t * VL, filters, b.channel_blocks, step, ahead, target + t * NR, rows, 1, unused)
-            elif nv == 2:
-                tile_rows(v + t * VL, filters, b.channel_blocks, step, ahead, target + t * NR, rows, 2, unused)
             else:
                 tile_rows(v + t * VL, filters, b.channel_blocks, step, ahead, target + t * NR, rows, _NV, unused)
             t += rows
@@ -1332,7 +1340,7 @@ cdef inline void outer_sums(
     cdef Py_ssize_t t = 0, k, VL = sizeof(vec) // sizeof(real)
     while True:
         for k in range(DEPTHS):
-            add_outer(acc, at, t + k * VL, y + k * _NV * VL, nv)
+            add_outer(acc, at, t + k * VL, y + k * _NV * VL, _MR, nv, _NV)
             if tiles == k + 1:
                 return
         y += DEPTHS * _NV * VL
@@ -1425,7 +1433,7 @@ cdef void conv2d_grad_weight_task(
                     c = c_from + min(tile_index * _MR + i, channels - 1)  # past the end: the last channel again
                     cells[i] = v + xi * o.v_step + c // VL * o.tiles * VL + c % VL
                 target = d + xi * o.d_step + tile_index * _MR * o.ldd + panel * NR
-                if b.OCG - (panel_from + panel) * NR > VL or _NV == 1:
+                if b.OCG - (panel_from + panel) * NR > VL:
                     outer_tile(cells, filters_of, tiles, target, o.ldd, first, _NV, unused)
                 else:
                     outer_tile(cells, filters_of, tiles, target, o.ldd, first, 1, unused)

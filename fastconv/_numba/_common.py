@@ -9,6 +9,8 @@ from fastconv._numba._straight import straight
 # Of a matrix product, MR broadcast cells x NV vectors: MR * NV accumulators, NV vectors and one broadcast must fit into
 # the registers, 16 of them up to AVX2, 32 with AVX-512.
 MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
+# The same where vectors run along filters, whose number more often divides by two vectors than by three.
+WINOGRAD_MR, WINOGRAD_NV = (12, 2) if VL_FLOAT == 16 else (MR, NV)
 # Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core.
 DEPTHS = min(4, VL_DOUBLE)
 CACHE_LINE = 64  # bytes

@@ -28,7 +28,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import DEPTHS, LINE, MR, NV, ceil_div, clamp, lines, read_words
+from fastconv._numba._common import CACHE_LINE, DEPTHS, LINE, ceil_div, clamp, lines, read_words
+from fastconv._numba._common import WINOGRAD_MR as MR
+from fastconv._numba._common import WINOGRAD_NV as NV
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
@@ -520,7 +522,8 @@ def add_products(acc, cells, u, ahead, dtype):
         for i, sums in enumerate(acc):
             cell = broadcast(get(cells, i * VL + k, dtype))
             acc[i] = [fma(cell, filters, total) for filters, total in zip(x, sums, strict=True)]
-        prefetch(u + ahead + k * NV * VL * itemsize(dtype))
+        for at in range(0, NV * VL * itemsize(dtype), CACHE_LINE):
+            prefetch(u + ahead + k * NV * VL * itemsize(dtype) + at)
     return acc
 
 
@@ -576,8 +579,16 @@ def tile_of(v, u, blocks, step, ahead, c, dtype, rows, nv):
         tile(v, u, blocks, step, ahead, c, dtype, 6, nv)
     elif rows == 7:
         tile(v, u, blocks, step, ahead, c, dtype, 7, nv)
-    else:
+    elif rows == 8:
         tile(v, u, blocks, step, ahead, c, dtype, 8, nv)
+    elif rows == 9:
+        tile(v, u, blocks, step, ahead, c, dtype, 9, nv)
+    elif rows == 10:
+        tile(v, u, blocks, step, ahead, c, dtype, 10, nv)
+    elif rows == 11:
+        tile(v, u, blocks, step, ahead, c, dtype, 11, nv)
+    else:
+        tile(v, u, blocks, step, ahead, c, dtype, 12, nv)
 
 
 @helper
@@ -606,10 +617,8 @@ def multiply(
             cells, sums = v + t * VL * size, target + t * NR * size
             if nv == 1:
                 tile_of(cells, filters, b.channel_blocks, step, ahead, sums, dtype, rows, 1)
-            elif NV == 2 or nv == 2:
-                tile_of(cells, filters, b.channel_blocks, step, ahead, sums, dtype, rows, 2)
             else:
-                tile_of(cells, filters, b.channel_blocks, step, ahead, sums, dtype, rows, 3)
+                tile_of(cells, filters, b.channel_blocks, step, ahead, sums, dtype, rows, 2)
             t += rows
 
 
