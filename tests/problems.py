@@ -1,7 +1,7 @@
 """Named problems that reach every edge of the kernels' loops, and random ones. Append-only: names are stable.
 
-Tile extents in use: MR = 6 or 8 filters, 6 or 12 of Winograd's tiles; NR = 4, 8, 16, 24 or 48 pixels; vectors of 2 to 16 elements; depth blocks
-KC of about 384. Each is met at one less, exactly, and one more.
+Tile extents in use: MR = 6 or 8 filters, 6 or 12 of Winograd's tiles; NR = 4, 8, 16, 24 or 48 pixels; vectors of 2 to
+16 elements; depth blocks KC of about 384. Each is met at one less, exactly, and one more.
 """
 
 from __future__ import annotations

@@ -914,6 +914,7 @@ def max_common(
                 else:
                     if IW > LONG_ROW:
                         for line in range(stride * IW * element // CACHE_LINE):  # of rows that are read later
+                            rolled()  # a burst of them would find no buffer free: the processor drops what is left
                             prefetch(rows + 8 * IW * element + line * CACHE_LINE)
                     for block in range(start, stop):
                         flags = max_common_block(
