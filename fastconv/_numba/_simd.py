@@ -102,8 +102,9 @@ def _view(address: int, offset: int, count: int, dtype: Any) -> np.ndarray:
 
 def _pointer(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value, llvm_type: ir.Type, bits: int) -> ir.Value:
     """``address + offset * bits / 8`` as a pointer to ``llvm_type``."""
-    at = builder.add(address, builder.mul(offset, offset.type(bits // 8)))
-    return builder.inttoptr(at, llvm_type.as_pointer())
+    # An integer's sum would hide from LLVM that two offsets lie side by side, and its loops would gather.
+    base = builder.inttoptr(address, ir.IntType(bits).as_pointer())
+    return builder.bitcast(builder.gep(base, [offset]), llvm_type.as_pointer())
 
 
 @_with_python(lambda array: array.ctypes.data)
