@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastconv._numba._jit import helper, shared
-from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT, get
+from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT, get, put
 from fastconv._numba._straight import straight
 
 # Of a matrix product, MR broadcast cells x NV vectors: MR * NV accumulators, NV vectors and one broadcast must fit into
@@ -33,6 +33,13 @@ def lines(elements):
 def read_words(words, first, count):
     """``count`` of the integers at an address, from the ``first`` on: a plan, as tasks get it."""
     return [get(words, first + i, np.int64) for i in range(count)]
+
+
+@straight
+def put_words(words, values):
+    """Write integers to an address, for `read_words`: dozens of arguments would be pushed for each call."""
+    for i, value in enumerate(values):
+        put(words, i, value)
 
 
 @helper

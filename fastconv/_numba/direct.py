@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import ceil_div, clamp
+from fastconv._numba._common import ceil_div, clamp, put_words, read_words
 from fastconv._numba._direct_simd import (
     ORDERED, aligned, apart, even, first_lanes, following, halves, hidden, join_inside, load_inside, odd, preceding,
     store_lanes, untangle, within, zip_high, zip_low,
@@ -812,7 +812,7 @@ def add_tap(acc, row, column, stride, extent, taps, to_filter, mode, dtype):
 
 @helper
 def filters_block(
-    conv,
+    loops,  # words, as `conv_rows` puts them
     image,  # IN   planes of all channels
     zeros,  # IN   IW of them
     weight,  # IN   F filters
@@ -827,9 +827,7 @@ def filters_block(
     mode,
 ):
     outlined()
-    IH, IW, KH, KW = conv.IH, conv.IW, conv.KH, conv.KW
-    dil_h, dil_w, stride_w = conv.dil_h, conv.dil_w, conv.stride_w
-    to_filter, to_channel, to_kh, to_kw = conv.to_filter, conv.to_channel, conv.to_kh, conv.to_kw
+    IH, IW, KH, KW, dil_h, dil_w, stride_w, to_filter, to_channel, to_kh, to_kw = read_words(loops, 0, 11)
     size = itemsize(dtype)
     acc = load_sums(sums, F, V, dtype)
     for c in range(c_first, c_last):
@@ -846,51 +844,51 @@ def filters_block(
 
 
 @helper
-def filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, F, V):
+def filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, F, V):
     """`filters_block` with its mode as a literal."""
     if mode == PLAIN:
-        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PLAIN)
+        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PLAIN)
     elif mode == MASKED:
-        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, MASKED)
+        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, MASKED)
     elif mode == PAIRS:
-        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PAIRS)
+        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PAIRS)
     elif mode == WHOLE:
-        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, WHOLE)
+        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, WHOLE)
     else:
-        filters_block(conv, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, GATHER)
+        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, GATHER)
 
 
 @helper
-def filters_group(conv, image, zeros, weight, top, left, c_first, c_last, sums, F, V, mode, dtype):
+def filters_group(loops, image, zeros, weight, top, left, c_first, c_last, sums, F, V, mode, dtype):
     """`filters_block` with 4 filters of 2 vectors or 1, or 1 filter of 4 or 1."""
     if F == 4 and V == 2:
-        filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 2)
+        filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 2)
     elif F == 4:
-        filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 1)
+        filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 1)
     elif V == 4:
-        filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 4)
+        filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 4)
     else:
-        filters_of_mode(conv, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 1)
+        filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 1)
 
 
 @helper
-def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype):
+def filters_sums(loops, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype):
     # Channels in groups of about DEPTH products; their sums are added up.
     outlined()
     size, VL = itemsize(dtype), lanes(dtype)
-    group = max(DEPTH // (conv.KH * conv.KW), 1)
+    C, group = read_words(loops, 11, 2)
     for i in range(F * V):
         shift = get(bias, i // V, dtype) if bias != 0 else dtype.type(0)
         store(sums, i * VL, broadcast(shift))
-    filters_group(conv, image, zeros, weight, top, left, np.int64(0), min(group, conv.C), sums, F, V, mode, dtype)
-    if group < conv.C:
+    filters_group(loops, image, zeros, weight, top, left, np.int64(0), min(group, C), sums, F, V, mode, dtype)
+    if group < C:
         memory = local(256, dtype)
         total = address(memory)
         copy(total, sums, F * V * VL * size)
         c = group
-        while c < conv.C:
+        while c < C:
             clear(sums, F * V * VL * size)
-            filters_group(conv, image, zeros, weight, top, left, c, min(c + group, conv.C), sums, F, V, mode, dtype)
+            filters_group(loops, image, zeros, weight, top, left, c, min(c + group, C), sums, F, V, mode, dtype)
             for i in range(F * V):
                 store(total, i * VL, load(total, i * VL, dtype) + load(sums, i * VL, dtype))
             c += group
@@ -903,6 +901,7 @@ def filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, mode, 
 @helper
 def filters_rows(
     conv,
+    loops,
     image,
     zeros,
     weight,
@@ -932,7 +931,7 @@ def filters_rows(
             mode = mode_of(conv.stride_w)
             if left >= 0 and left + reach < conv.IW and mode != PAIRS:
                 mode = PLAIN if mode == MASKED else WHOLE
-            filters_sums(conv, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype)
+            filters_sums(loops, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype)
             skip = ow - block if accumulate else 0
             lane = VL if OW >= VL or (not accumulate and (last - oh - 1) * OW >= VL) else OW
             for f in range(F):
@@ -964,6 +963,12 @@ def conv_rows(
 ):
     outlined()
     size, VL = itemsize(dtype), lanes(dtype)
+    memory = local(13, np.int64)
+    loops = address(memory)
+    put_words(loops, (
+        conv.IH, conv.IW, conv.KH, conv.KW, conv.dil_h, conv.dil_w, conv.stride_w, conv.to_filter, conv.to_channel, conv.to_kh,
+        conv.to_kw, conv.C, max(DEPTH // (conv.KH * conv.KW), 1),
+    ))  # fmt: skip
     f = 0
     while f < n_filters:
         n = V = 1
@@ -973,7 +978,7 @@ def conv_rows(
                 V = 2
         elif conv.OW >= 4 * VL:
             V = 4
-        filters_rows(conv, image, zeros, weight, bias, act_min, act_max, out, to_out, first, last, n, V, dtype)
+        filters_rows(conv, loops, image, zeros, weight, bias, act_min, act_max, out, to_out, first, last, n, V, dtype)
         f += n
         weight += n * conv.to_filter * size
         out += n * to_out * size
