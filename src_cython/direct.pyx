@@ -53,13 +53,6 @@ cdef extern from *:
     DIRECT vec either_##S(vec a, vec b) { return (vec)((simd_i##S)a | (simd_i##S)b); } \\
     /* v where the sign bit of `lanes` is set, else zero */ \\
     DIRECT vec chosen_##S(vec v, vec lanes) { return (vec)((simd_i##S)v & ((simd_i##S)lanes < 0)); } \\
-    DIRECT type sum_lanes_##S(vec v) \\
-    { \\
-        type lanes[VL]; \\
-        __builtin_memcpy(lanes, &v, sizeof v); \\
-        for (int half = VL / 2; half; half /= 2) for (int i = 0; i < half; i++) lanes[i] += lanes[i + half]; \\
-        return lanes[0]; \\
-    } \\
     /* Lane i: row[column + i * stride]; zero where that column is outside [0, extent); with whole none is. */ \\
     DIRECT vec gather_##S(const type *row, Py_ssize_t column, Py_ssize_t stride, Py_ssize_t extent, int whole) \\
     { \\
@@ -72,6 +65,33 @@ cdef extern from *:
     }
     DIRECT_HELPERS(f, float, vf, VL_FLOAT)
     DIRECT_HELPERS(d, double, vd, VL_DOUBLE)
+
+    /* Both halves of the lanes, added until one is left. */
+    #if FASTCONV_VL == 16 && defined(__AVX512F__)
+    DIRECT float sum_lanes_f(vf v) { return _mm512_reduce_add_ps((__m512)v); }
+    DIRECT double sum_lanes_d(vd v) { return _mm512_reduce_add_pd((__m512d)v); }
+    #elif FASTCONV_VL == 8 && defined(__AVX__)
+    DIRECT float sum_lanes_f(vf v)
+    {
+        __m128 sum = _mm256_castps256_ps128((__m256)v) + _mm256_extractf128_ps((__m256)v, 1);
+        sum += _mm_movehl_ps(sum, sum);
+        return sum[0] + sum[1];
+    }
+    DIRECT double sum_lanes_d(vd v)
+    {
+        __m128d sum = _mm256_castpd256_pd128((__m256d)v) + _mm256_extractf128_pd((__m256d)v, 1);
+        return sum[0] + sum[1];
+    }
+    #else
+    #define DIRECT_SUM_LANES(S, type, vec, VL) \\
+    DIRECT type sum_lanes_##S(vec v) \\
+    { \\
+        for (int half = VL / 2; half; half /= 2) for (int i = 0; i < half; i++) v[i] += v[i + half]; \\
+        return v[0]; \\
+    }
+    DIRECT_SUM_LANES(f, float, vf, VL_FLOAT)
+    DIRECT_SUM_LANES(d, double, vd, VL_DOUBLE)
+    #endif
 
     #if defined(__AVX512F__) && FASTCONV_VL == 16
     /* Lanes [first, last) to memory. */

@@ -43,6 +43,7 @@ cdef enum:
     MOST_CELLS = 64            # T * T
     MOST_TAPS = 144            # of a kernel
     TURNED = 16                # channels of a weight that are turned at a time
+    STRIP_BYTES = 24576        # of a dense copy, whose lines stay in the first-level cache until all lanes are written
 
 cdef extern from *:
     """
@@ -65,14 +66,21 @@ cdef extern from *:
             *(winograd_pair *)(p + (4 * l + 1) * step) = pairs[2 * l + 1];
         }
     }
-    /* NaN if a lane is. */
-    LANES float any_nan_f(vf v) { float sum = v[0]; for (int i = 1; i < VL_FLOAT; i++) sum += v[i]; return sum; }
-    LANES double any_nan_d(vd v) { double sum = v[0]; for (int i = 1; i < VL_DOUBLE; i++) sum += v[i]; return sum; }
+    #if FASTCONV_VL == 16 && defined(__AVX512F__)
+    LANES int any_nan_f(vf v) { return _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q) != 0; }
+    LANES int any_nan_d(vd v) { return _mm512_cmp_pd_mask((__m512d)v, (__m512d)v, _CMP_UNORD_Q) != 0; }
+    #elif FASTCONV_VL == 8 && defined(__AVX__)
+    LANES int any_nan_f(vf v) { return _mm256_movemask_ps(_mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q)) != 0; }
+    LANES int any_nan_d(vd v) { return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)v, (__m256d)v, _CMP_UNORD_Q)) != 0; }
+    #else
+    LANES int any_nan_f(vf v) { float sum = v[0]; for (int i = 1; i < VL_FLOAT; i++) sum += v[i]; return sum != sum; }
+    LANES int any_nan_d(vd v) { double sum = v[0]; for (int i = 1; i < VL_DOUBLE; i++) sum += v[i]; return sum != sum; }
+    #endif
     """
     vf load_pairs(const float* p, Py_ssize_t step) nogil
     void store_pairs(float* p, Py_ssize_t step, vf v) nogil
-    float any_nan_f(vf v) nogil
-    double any_nan_d(vd v) nogil
+    bint any_nan_f(vf v) nogil
+    bint any_nan_d(vd v) nogil
 
 
 # ------------------------------------------------------------------------------------------------------ vector helpers
@@ -80,9 +88,9 @@ cdef extern from *:
 
 cdef inline bint any_nan(vec v) noexcept nogil:
     if vec is vf:
-        return any_nan_f(v) != 0
+        return any_nan_f(v)
     else:
-        return any_nan_d(v) != 0
+        return any_nan_d(v)
 
 
 cdef inline vec constant(double value, vec* unused) noexcept nogil:
@@ -476,29 +484,31 @@ cdef void copy_phases(
     """`copy_rows` of every S-th row and column, a lane for each channel of each phase."""
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = geometry[GEO_IH], IW = geometry[GEO_IW], S = b.S
-        Py_ssize_t lane, phase, row, ih, iw, first, last, p, channel = block * VL
+        Py_ssize_t rows = max(STRIP_BYTES // max(width * <Py_ssize_t> sizeof(vec), 1), 1)  # of a strip
+        Py_ssize_t strip, lane, channel, phase, row, ih, iw, first, last, p
         const real* source
         real* target
-    for lane in range(VL):
-        phase = channel // b.ICG
-        iw = left + phase % S
-        first = min(max(ceil_div(-iw, S), 0), width) if iw < 0 else 0
-        last = min(max(ceil_div(column_end - iw, S), first), width) if iw < column_end else first
-        for row in range(height):
-            ih = top + phase // S + row * S
-            target = copied + row * width * VL + lane
-            if ih < 0 or ih >= row_end or phase >= S * S:
-                for p in range(width):
+    for strip in range(ceil_div(height, rows)):
+        for lane in range(VL):
+            channel = block * VL + lane
+            phase = channel // b.ICG
+            iw = left + phase % S
+            first = min(max(ceil_div(-iw, S), 0), width) if iw < 0 else 0
+            last = min(max(ceil_div(column_end - iw, S), first), width) if iw < column_end else first
+            for row in range(strip * rows, min(strip * rows + rows, height)):
+                ih = top + phase // S + row * S
+                target = copied + row * width * VL + lane
+                if ih < 0 or ih >= row_end or phase >= S * S:
+                    for p in range(width):
+                        target[p * VL] = 0
+                    continue
+                source = image + (channel % b.ICG * IH + ih) * IW + iw
+                for p in range(first):
                     target[p * VL] = 0
-                continue
-            source = image + (channel % b.ICG * IH + ih) * IW + iw
-            for p in range(first):
-                target[p * VL] = 0
-            for p in range(first, last):
-                target[p * VL] = source[p * S]
-            for p in range(last, width):
-                target[p * VL] = 0
-        channel += 1
+                for p in range(first, last):
+                    target[p * VL] = source[p * S]
+                for p in range(last, width):
+                    target[p * VL] = 0
 
 
 cdef void input_block(

@@ -57,6 +57,7 @@ MANY_GROUPS = 16  # of so many no phases are shared: they are tasks enough, and 
 SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
 PANEL_CHUNKS = 4  # tasks that a matrix product is split into
 TURNED = 16  # channels of a weight that are turned at a time
+STRIP_BYTES = 24576  # of a dense copy, whose lines stay in the first-level cache until all lanes are written
 MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors,
 MOST_RESULTS = 36 * VL_FLOAT  # of m * m, and
 MOST_TAPS = 144 * VL_FLOAT  # of a kernel,
@@ -444,26 +445,28 @@ def copy_phases(
     outlined()
     VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
     IH, IW, S = geometry[GEO_IH], geometry[GEO_IW], b.S
-    for lane in range(VL):
-        channel = block * VL + lane
-        phase = channel // b.ICG
-        iw = left + phase % S
-        first = min(max(ceil_div(-iw, S), 0), width) if iw < 0 else 0
-        last = min(max(ceil_div(column_end - iw, S), first), width) if iw < column_end else first
-        for row in range(height):
-            ih = top + phase // S + row * S
-            target = copied + (row * width * VL + lane) * size
-            if ih < 0 or ih >= row_end or phase >= S * S:
-                for p in range(width):
+    rows = max(STRIP_BYTES // max(width * VL * size, 1), 1)  # of a strip
+    for strip in range(ceil_div(height, rows)):
+        for lane in range(VL):
+            channel = block * VL + lane
+            phase = channel // b.ICG
+            iw = left + phase % S
+            first = min(max(ceil_div(-iw, S), 0), width) if iw < 0 else 0
+            last = min(max(ceil_div(column_end - iw, S), first), width) if iw < column_end else first
+            for row in range(strip * rows, min(strip * rows + rows, height)):
+                ih = top + phase // S + row * S
+                target = copied + (row * width * VL + lane) * size
+                if ih < 0 or ih >= row_end or phase >= S * S:
+                    for p in range(width):
+                        put(target, p * VL, zero)
+                    continue
+                source = image + ((channel % b.ICG * IH + ih) * IW + iw) * size
+                for p in range(first):
                     put(target, p * VL, zero)
-                continue
-            source = image + ((channel % b.ICG * IH + ih) * IW + iw) * size
-            for p in range(first):
-                put(target, p * VL, zero)
-            for p in range(first, last):
-                put(target, p * VL, get(source, p * S, dtype))
-            for p in range(last, width):
-                put(target, p * VL, zero)
+                for p in range(first, last):
+                    put(target, p * VL, get(source, p * S, dtype))
+                for p in range(last, width):
+                    put(target, p * VL, zero)
 
 
 @helper
