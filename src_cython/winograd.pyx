@@ -365,9 +365,10 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
         b.columns = max(ceil_div(b.tile_columns, max(ceil_div(b.tile_columns, most), 1)), 1)
         b.rows = max(most // b.columns, 1)
         b.row_blocks = ceil_div(b.tile_rows, b.rows)
+        if 1 < b.row_blocks < b.tile_rows:  # two threads share an even number better
+            b.row_blocks += b.row_blocks % 2
         b.rows = ceil_div(b.tile_rows, max(b.row_blocks, 1))
         b.task_rows = b.rows * b.m
-        b.row_blocks = ceil_div(b.tile_rows, max(b.rows, 1))
         if geometry[GEO_POOL_KH] > 0:
             stride_h = geometry[GEO_POOL_STRIDE_H]
             b.pooled_rows = max((b.task_rows - max(geometry[GEO_POOL_KH] - stride_h, 0)) // stride_h, 1)
@@ -1019,11 +1020,11 @@ cdef void conv2d_task(
     const int64_t* geometry,      # IN
     vec* unused,
 ) noexcept nogil:
-    # A task is ``task_rows`` rows of the output of one group of one image, block by block.
+    # A task is at most ``task_rows`` rows of the output of one group of one image, block by block; all have nearly as many.
     cdef:
         Py_ssize_t G = geometry[GEO_G], g = task // b.row_blocks % G, n = task // b.row_blocks // G
         Py_ssize_t row_block = task % b.row_blocks, row_from, row_end, pooled_from, pooled_to, block, panel, xi, i
-        Py_ssize_t plane, origin, pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
+        Py_ssize_t least_rows, longer, plane, origin, pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
         bint accumulate = geometry[GEO_ACCUMULATE] and not b.pooled_rows
         const real* image = input + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
         const real* u = packed + g * b.u_elements
@@ -1045,8 +1046,10 @@ cdef void conv2d_task(
         origin = row_from
     else:
         pooled_from = pooled_to = 0
-        row_from = row_block * b.task_rows
-        row_end = min(row_from + b.task_rows, b.OH)
+        least_rows = b.tile_rows // b.row_blocks
+        longer = b.tile_rows % b.row_blocks
+        row_from = (row_block * least_rows + min(row_block, longer)) * b.m
+        row_end = min(row_from + (least_rows + (1 if row_block < longer else 0)) * b.m, b.OH)
         out = output + (n * G + g) * b.OCG * b.OH * b.OW
         plane = b.OH * b.OW
         origin = 0

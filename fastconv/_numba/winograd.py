@@ -251,9 +251,10 @@ def blocking(geometry, VL):
         columns = max(ceil_div(tile_columns, max(ceil_div(tile_columns, most), 1)), 1)
         rows = max(most // columns, 1)
         row_blocks = ceil_div(tile_rows, rows)
+        if 1 < row_blocks < tile_rows:  # two threads share an even number better
+            row_blocks += row_blocks % 2
         rows = ceil_div(tile_rows, max(row_blocks, 1))
         task_rows = rows * m
-        row_blocks = ceil_div(tile_rows, max(rows, 1))
         if geometry[GEO_POOL_KH] > 0:
             stride_h = geometry[GEO_POOL_STRIDE_H]
             pooled_rows = max((task_rows - max(geometry[GEO_POOL_KH] - stride_h, 0)) // stride_h, 1)
@@ -989,7 +990,8 @@ def conv2d_task(
     geometry: const_int64[::1],  # IN
     words: const_int64[::1],  # IN
 ):
-    # A task is ``task_rows`` rows of the output of one group of one image, block by block, or planes of ``images`` images.
+    # A task is at most ``task_rows`` rows of the output of one group of one image, block by block, of which all have nearly as
+    # many, or planes of ``images`` images.
     dtype = input.dtype
     size = itemsize(dtype)
     b = blocking_in(words)
@@ -1018,8 +1020,9 @@ def conv2d_task(
         origin = row_from
     else:
         pooled_from = pooled_to = 0
-        row_from = row_block * b.task_rows
-        row_end = min(row_from + b.task_rows, b.OH)
+        least_rows, longer = b.tile_rows // b.row_blocks, b.tile_rows % b.row_blocks
+        row_from = (row_block * least_rows + min(row_block, longer)) * b.m
+        row_end = min(row_from + (least_rows + (1 if row_block < longer else 0)) * b.m, b.OH)
         out = address(output) + (n * G + g) * b.OCG * b.OH * b.OW * size
         plane = b.OH * b.OW
         origin = 0
