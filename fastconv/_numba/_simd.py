@@ -147,7 +147,8 @@ def _write(value: types.Type, element: types.Type) -> Any:
 
 
 def _python_put(address: int, offset: int, value: Any) -> None:
-    _view(address, offset, np.size(value), value.dtype)[...] = value
+    value = np.asarray(value)  # of an int, too: an int64
+    _view(address, offset, value.size, value.dtype)[...] = value
 
 
 @_with_python(lambda address, offset, dtype: _view(address, offset, 1, dtype)[0])
