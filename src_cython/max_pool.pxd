@@ -1136,6 +1136,7 @@ cdef inline void reduce_row(
     elif stride == 2:
         low = (<const vec*> x)[0]
         high = (<const vec*> (x + lanes))[0]
+        pool_keep(&high)
         pool_even(best, low, high)
         pool_odd(&other, low, high)
         if K == 3:

@@ -24,9 +24,8 @@ typedef double vd __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_a
 
 /* GEMM tile: MR filters x NV vectors of pixels. MR * NV accumulators, NV vectors of pixels and one
    broadcast must fit into the registers: 16 of them up to AVX2, 32 with AVX-512. WINOGRAD_MR, WINOGRAD_NV: the same where
-   vectors run along filters, whose number more often divides by two vectors than by three.
-   DEPTHS: of a tile in one turn of its loop,
-   which leaves room to decode for who else runs on the core. LONE_VECTORS: the fewest vectors of
+   vectors run along filters, whose number more often divides by two vectors than by three. DEPTHS: of a tile in one turn of
+   its loop, which leaves room to decode for who else runs on the core. LONE_VECTORS: the fewest vectors of
    filters that hold whole depths of a panel, MR filters each. BLOCK_PIXELS, a multiple of every
    NV * VL: of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
    IN_PLACE_FILTERS: with more of them, cells are read often enough to be worth packing; IN_PLACE_DEPTH: of more

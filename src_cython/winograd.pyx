@@ -311,7 +311,7 @@ cdef struct Blocking:
     Py_ssize_t tile_rows, tile_columns                      # of a plane
     bint shared                                             # several images at once, phase by phase
     Py_ssize_t images, rows, columns, tiles                 # of a block: images, rows and columns of tiles, tiles
-    Py_ssize_t task_rows, row_blocks, pooled_rows           # output rows of a task, tasks of a plane, pooled rows
+    Py_ssize_t task_rows, row_blocks, pooled_rows           # output rows of a task at most, tasks of a plane, pooled rows
     Py_ssize_t u_step, v_step, m_step                       # from one xi to the next
     Py_ssize_t u_elements, v_elements, m_elements, copy_elements, map_elements, worker_elements
 
@@ -365,7 +365,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
         b.columns = max(ceil_div(b.tile_columns, max(ceil_div(b.tile_columns, most), 1)), 1)
         b.rows = max(most // b.columns, 1)
         b.row_blocks = ceil_div(b.tile_rows, b.rows)
-        if 1 < b.row_blocks < b.tile_rows:  # two threads share an even number better
+        if geometry[GEO_POOL_KH] == 0 and 1 < b.row_blocks < b.tile_rows:  # two threads share an even number better
             b.row_blocks += b.row_blocks % 2
         b.rows = ceil_div(b.tile_rows, max(b.row_blocks, 1))
         b.task_rows = b.rows * b.m
@@ -1020,7 +1020,8 @@ cdef void conv2d_task(
     const int64_t* geometry,      # IN
     vec* unused,
 ) noexcept nogil:
-    # A task is at most ``task_rows`` rows of the output of one group of one image, block by block; all have nearly as many.
+    # A task is at most ``task_rows`` rows of the output of one group of one image, block by block; without a pool all have
+    # nearly as many.
     cdef:
         Py_ssize_t G = geometry[GEO_G], g = task // b.row_blocks % G, n = task // b.row_blocks // G
         Py_ssize_t row_block = task % b.row_blocks, row_from, row_end, pooled_from, pooled_to, block, panel, xi, i

@@ -1,7 +1,7 @@
 """Named problems that reach every edge of the kernels' loops, and random ones. Append-only: names are stable.
 
-Tile extents in use: MR = 6 or 8 filters, 6 or 12 of Winograd's tiles; NR = 4, 8, 16, 24 or 48 pixels; vectors of 2 to
-16 elements; depth blocks KC of about 384. Each is met at one less, exactly, and one more.
+Tile extents in use: MR = 6 or 8 filters; NR = 4, 8, 16, 24 or 48 pixels; of Winograd's products 6 or 12 tiles and 4, 8, 16
+or 32 filters; vectors of 2 to 16 elements; depth blocks KC of about 384. Each is met at one less, exactly, and one more.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ CASES = [
     Conv("depthwise-planes-stride2", 3, 3, 13, 14, 3, 3, 3, stride=2, padding=1, groups=3),
     Conv("depthwise-columns-stride2", 2, 2, 9, 63, 2, 3, 3, stride=2, padding=1, groups=2, double=True),
     Conv("depthwise-one-row", 3, 2, 1, 9, 2, 3, 3, padding=1, groups=2),
-    *(Conv(f"tiles-{n}", 1, 17, 4, 4 * n, 33, 3, 3, padding=1, double=n == 12) for n in (11, 12, 13)),
+    *(Conv(f"tiles-{n}", 1, 17, 4, 4 * n, n + 20, 3, 3, padding=1, double=n == 12) for n in (11, 12, 13)),
 ]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two problems of one name"

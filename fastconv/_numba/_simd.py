@@ -147,7 +147,7 @@ def _write(value: types.Type, element: types.Type) -> Any:
 
 
 def _python_put(address: int, offset: int, value: Any) -> None:
-    value = np.asarray(value)  # of an int, too: an int64
+    value = np.asarray(value, np.int64 if type(value) is int else None)
     _view(address, offset, value.size, value.dtype)[...] = value
 
 

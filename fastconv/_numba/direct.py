@@ -788,6 +788,17 @@ def depthwise_units(
         unit += n_planes
 
 
+# What the blocks of filters need of a convolution, which they read from memory for the same reason; C channels are summed in
+# groups.
+Loops = namedtuple("Loops", "IH IW KH KW dil_h dil_w stride_w to_filter to_channel to_kh to_kw C group")
+LOOPS = len(Loops._fields)
+
+
+@helper
+def loops_in(words):
+    return Loops(*read_words(words, 0, LOOPS))
+
+
 @straight
 def load_sums(sums, F, V, dtype):
     return [[load(sums, (f * V + v) * lanes(dtype), dtype) for v in range(V)] for f in range(F)]
@@ -812,7 +823,7 @@ def add_tap(acc, row, column, stride, extent, taps, to_filter, mode, dtype):
 
 @helper
 def filters_block(
-    loops,  # words, as `conv_rows` puts them
+    words,  # IN   Loops
     image,  # IN   planes of all channels
     zeros,  # IN   IW of them
     weight,  # IN   F filters
@@ -827,60 +838,60 @@ def filters_block(
     mode,
 ):
     outlined()
-    IH, IW, KH, KW, dil_h, dil_w, stride_w, to_filter, to_channel, to_kh, to_kw = read_words(loops, 0, 11)
-    size = itemsize(dtype)
+    loops, size = loops_in(words), itemsize(dtype)
+    IH, IW = loops.IH, loops.IW
     acc = load_sums(sums, F, V, dtype)
     for c in range(c_first, c_last):
-        for kh in range(KH):
-            ih = top + kh * dil_h
+        for kh in range(loops.KH):
+            ih = top + kh * loops.dil_h
             row = image + (c * IH + ih) * IW * size if 0 <= ih < IH else zeros
-            taps, column = weight + (c * to_channel + kh * to_kh) * size, left
-            for _ in range(KW):
+            taps, column = weight + (c * loops.to_channel + kh * loops.to_kh) * size, left
+            for _ in range(loops.KW):
                 rolled()
-                acc = add_tap(acc, row, column, stride_w, IW, taps, to_filter, mode, dtype)
-                taps += to_kw * size
-                column += dil_w
+                acc = add_tap(acc, row, column, loops.stride_w, IW, taps, loops.to_filter, mode, dtype)
+                taps += loops.to_kw * size
+                column += loops.dil_w
     store_sums(acc, sums, dtype)
 
 
 @helper
-def filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, F, V):
+def filters_of_mode(words, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, F, V):
     """`filters_block` with its mode as a literal."""
     if mode == PLAIN:
-        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PLAIN)
+        filters_block(words, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PLAIN)
     elif mode == MASKED:
-        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, MASKED)
+        filters_block(words, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, MASKED)
     elif mode == PAIRS:
-        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PAIRS)
+        filters_block(words, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, PAIRS)
     elif mode == WHOLE:
-        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, WHOLE)
+        filters_block(words, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, WHOLE)
     else:
-        filters_block(loops, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, GATHER)
+        filters_block(words, image, zeros, weight, top, left, c_first, c_last, sums, dtype, F, V, GATHER)
 
 
 @helper
-def filters_group(loops, image, zeros, weight, top, left, c_first, c_last, sums, F, V, mode, dtype):
+def filters_group(words, image, zeros, weight, top, left, c_first, c_last, sums, F, V, mode, dtype):
     """`filters_block` with 4 filters of 2 vectors or 1, or 1 filter of 4 or 1."""
     if F == 4 and V == 2:
-        filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 2)
+        filters_of_mode(words, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 2)
     elif F == 4:
-        filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 1)
+        filters_of_mode(words, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 4, 1)
     elif V == 4:
-        filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 4)
+        filters_of_mode(words, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 4)
     else:
-        filters_of_mode(loops, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 1)
+        filters_of_mode(words, image, zeros, weight, top, left, c_first, c_last, sums, mode, dtype, 1, 1)
 
 
 @helper
-def filters_sums(loops, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype):
+def filters_sums(words, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype):
     # Channels in groups of about DEPTH products; their sums are added up.
     outlined()
-    size, VL = itemsize(dtype), lanes(dtype)
-    C, group = read_words(loops, 11, 2)
+    size, VL, loops = itemsize(dtype), lanes(dtype), loops_in(words)
+    C, group = loops.C, loops.group
     for i in range(F * V):
         shift = get(bias, i // V, dtype) if bias != 0 else dtype.type(0)
         store(sums, i * VL, broadcast(shift))
-    filters_group(loops, image, zeros, weight, top, left, np.int64(0), min(group, C), sums, F, V, mode, dtype)
+    filters_group(words, image, zeros, weight, top, left, np.int64(0), min(group, C), sums, F, V, mode, dtype)
     if group < C:
         memory = local(256, dtype)
         total = address(memory)
@@ -888,7 +899,7 @@ def filters_sums(loops, image, zeros, weight, bias, top, left, sums, F, V, mode,
         c = group
         while c < C:
             clear(sums, F * V * VL * size)
-            filters_group(loops, image, zeros, weight, top, left, c, min(c + group, C), sums, F, V, mode, dtype)
+            filters_group(words, image, zeros, weight, top, left, c, min(c + group, C), sums, F, V, mode, dtype)
             for i in range(F * V):
                 store(total, i * VL, load(total, i * VL, dtype) + load(sums, i * VL, dtype))
             c += group
@@ -901,7 +912,7 @@ def filters_sums(loops, image, zeros, weight, bias, top, left, sums, F, V, mode,
 @helper
 def filters_rows(
     conv,
-    loops,
+    words,  # IN   Loops
     image,
     zeros,
     weight,
@@ -931,7 +942,7 @@ def filters_rows(
             mode = mode_of(conv.stride_w)
             if left >= 0 and left + reach < conv.IW and mode != PAIRS:
                 mode = PLAIN if mode == MASKED else WHOLE
-            filters_sums(loops, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype)
+            filters_sums(words, image, zeros, weight, bias, top, left, sums, F, V, mode, dtype)
             skip = ow - block if accumulate else 0
             lane = VL if OW >= VL or (not accumulate and (last - oh - 1) * OW >= VL) else OW
             for f in range(F):
@@ -963,9 +974,9 @@ def conv_rows(
 ):
     outlined()
     size, VL = itemsize(dtype), lanes(dtype)
-    memory = local(13, np.int64)
-    loops = address(memory)
-    put_words(loops, (
+    memory = local(LOOPS, np.int64)
+    words = address(memory)
+    put_words(words, Loops(
         conv.IH, conv.IW, conv.KH, conv.KW, conv.dil_h, conv.dil_w, conv.stride_w, conv.to_filter, conv.to_channel, conv.to_kh,
         conv.to_kw, conv.C, max(DEPTH // (conv.KH * conv.KW), 1),
     ))  # fmt: skip
@@ -978,7 +989,7 @@ def conv_rows(
                 V = 2
         elif conv.OW >= 4 * VL:
             V = 4
-        filters_rows(conv, loops, image, zeros, weight, bias, act_min, act_max, out, to_out, first, last, n, V, dtype)
+        filters_rows(conv, words, image, zeros, weight, bias, act_min, act_max, out, to_out, first, last, n, V, dtype)
         f += n
         weight += n * conv.to_filter * size
         out += n * to_out * size

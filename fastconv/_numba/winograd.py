@@ -208,7 +208,7 @@ Blocking = namedtuple(
     "tile_rows tile_columns "  # of a plane
     "shared "  # several images at once, phase by phase, of one group after the other
     "images rows columns tiles "  # of a block: images, rows and columns of tiles, tiles
-    "task_rows row_blocks pooled_rows "  # output rows of a task, tasks of a plane, pooled rows
+    "task_rows row_blocks pooled_rows "  # output rows of a task at most, tasks of a plane, pooled rows
     "u_step v_step m_step "  # from one xi to the next
     "u_elements v_elements m_elements copy_elements map_elements worker_elements",
 )
@@ -251,7 +251,7 @@ def blocking(geometry, VL):
         columns = max(ceil_div(tile_columns, max(ceil_div(tile_columns, most), 1)), 1)
         rows = max(most // columns, 1)
         row_blocks = ceil_div(tile_rows, rows)
-        if 1 < row_blocks < tile_rows:  # two threads share an even number better
+        if geometry[GEO_POOL_KH] == 0 and 1 < row_blocks < tile_rows:  # two threads share an even number better
             row_blocks += row_blocks % 2
         rows = ceil_div(tile_rows, max(row_blocks, 1))
         task_rows = rows * m
@@ -990,8 +990,8 @@ def conv2d_task(
     geometry: const_int64[::1],  # IN
     words: const_int64[::1],  # IN
 ):
-    # A task is at most ``task_rows`` rows of the output of one group of one image, block by block, of which all have nearly as
-    # many, or planes of ``images`` images.
+    # A task is at most ``task_rows`` rows of the output of one group of one image, block by block, of which without a pool all
+    # have nearly as many, or planes of ``images`` images.
     dtype = input.dtype
     size = itemsize(dtype)
     b = blocking_in(words)
