@@ -32,6 +32,7 @@ ALGORITHMS: dict[str, Any] = {
 }
 AUTOMATIC = ("im2col", "direct", "winograd", "winograd_wide")
 SMALL_WORK = 1_000_000  # multiply-adds: below about 50 us a second thread costs more than it brings
+SMALL_POOL = 300_000  # the same in comparisons, of which small planes take several times as long
 SPARE_BYTES = 16 * 2**20  # workspace allowed to "auto" beside twice input and output
 
 known_plans: dict[Any, Plan] = {}  # of public calls, by their raw arguments
@@ -82,7 +83,7 @@ class Plan:
         self._run = step.run
         self._dtype, self._dtype_name = np.dtype(problem.dtype), problem.dtype
         self._no_bias = np.empty(0, self._dtype)
-        self._parallel = problem.macs >= SMALL_WORK
+        self._parallel = problem.macs >= (SMALL_POOL if op in pool.OPS else SMALL_WORK)
         self._elements = {1: step.workspace(1)}  # of workspace, by number of threads
         if op in ("forward", *pool.OPS):
             fused = getattr(problem, "pool", None)

@@ -1220,7 +1220,7 @@ def conv2d(
 #
 #     D[xi] (ICG x OCG) = V[xi]^T (ICG x tiles) @ Y'[xi] (tiles x OCG);     grad_weight = G^T D G
 #
-#     Y'[xi][panel of NV*VL filters][tile][NV*VL]       D[block][xi][TASK_TILES * MR channels][TASK_PANELS * NV*VL]
+#     Y'[xi][panel of NV*VL filters][tile][NV*VL]       D[block][xi][TASK_CHANNELS][TASK_PANELS * NV*VL]
 #
 # Tiles come in chunks, images or rows of one. The first driver transforms a chunk, the second multiplies: a task owns a
 # block of D and adds every chunk to it in order, and turns it to grad_weight after the last. A term of the sum is a tile.
@@ -1228,8 +1228,13 @@ cdef enum:
     # V and Y' of a chunk together stay in the third-level cache; more if D is larger: D, which is read and written for
     # every chunk, need not be kept then
     CHUNK_ELEMENTS = 1 << 20
-    TASK_TILES = 4             # tiles of MR channels in a task, and
-    TASK_PANELS = 2            # panels of filters: V[xi] and Y'[xi] of a task stay in the second-level cache
+    # Of a task, in whole tiles of either size: with its panels of filters V[xi] and Y'[xi] stay in the second-level cache,
+    # and a layer of few channels is several tasks
+    TASK_CHANNELS = 24
+
+cdef extern from *:
+    enum:
+        TASK_PANELS "(FASTCONV_VL == 16 ? 1 : 2)"
 
 
 cdef struct Outer:
@@ -1244,10 +1249,10 @@ cdef Outer outer(const Blocking* b, const int64_t* geometry) noexcept nogil:
         Outer o
         Py_ssize_t N = geometry[GEO_N], cells = b.T * b.T, plane = b.tile_rows * b.tile_columns, most, d_all
     o.filter_vectors = ceil_div(b.OCG, b.VL)
-    o.tile_blocks = ceil_div(b.ICG, TASK_TILES * _MR)
+    o.tile_blocks = ceil_div(b.ICG, TASK_CHANNELS)
     o.panel_blocks = ceil_div(b.panels, TASK_PANELS)
     o.ldd = TASK_PANELS * b.NR
-    o.d_step = TASK_TILES * _MR * o.ldd + LINE
+    o.d_step = TASK_CHANNELS * o.ldd + LINE
     o.d_elements = cells * o.d_step
     d_all = o.tile_blocks * o.panel_blocks * o.d_elements
     most = max(CHUNK_ELEMENTS, d_all) // max(cells * (b.channel_blocks * b.VL + b.panels * b.NR), 1)
@@ -1264,7 +1269,7 @@ cdef Outer outer(const Blocking* b, const int64_t* geometry) noexcept nogil:
     o.y_elements = cells * o.y_step
     o.kept_elements = d_all if o.image_chunks * o.row_chunks > 1 else 0
     o.copy_elements = lines((o.rows * b.m + 2) * (b.tile_columns * b.m + 2) * b.VL)
-    o.result_elements = TASK_TILES * _MR * 9 * o.ldd
+    o.result_elements = TASK_CHANNELS * 9 * o.ldd
     o.worker_elements = max(o.copy_elements, o.result_elements + (0 if o.kept_elements else o.d_elements))
     return o
 
@@ -1432,8 +1437,8 @@ cdef void conv2d_grad_weight_task(
 ) noexcept nogil:
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL
-        Py_ssize_t panel_from = task % o.panel_blocks * TASK_PANELS, c_from = task // o.panel_blocks * TASK_TILES * _MR
-        Py_ssize_t panels = min(TASK_PANELS, b.panels - panel_from), channels = min(TASK_TILES * _MR, b.ICG - c_from)
+        Py_ssize_t panel_from = task % o.panel_blocks * TASK_PANELS, c_from = task // o.panel_blocks * TASK_CHANNELS
+        Py_ssize_t panels = min(TASK_PANELS, b.panels - panel_from), channels = min(TASK_CHANNELS, b.ICG - c_from)
         Py_ssize_t filters = min(b.OCG - panel_from * NR, TASK_PANELS * NR), K = b.ICG * 9, xi, panel, tile_index, i, c
         const real* cells[_MR]
         const real* filters_of

@@ -64,8 +64,10 @@ MOST_TAPS = 144 * VL_FLOAT  # of a kernel,
 FOUR_KERNELS = 4 * MOST_TAPS  # of those of 4 channels
 CHUNK_ELEMENTS = 1 << 20  # of V and Y' together: they stay in the third-level cache; more if D is larger, so that D,
 # which is read and written for every chunk, need not be kept
-TASK_TILES = 4  # tiles of MR channels in a task, and
-TASK_PANELS = 2  # panels of filters: V[xi] and Y'[xi] of a task stay in the second-level cache
+# Of a task, in whole tiles of either size: with its panels of filters V[xi] and Y'[xi] stay in the second-level cache, and a
+# layer of few channels is several tasks.
+TASK_CHANNELS = 24
+TASK_PANELS = 1 if VL_FLOAT == 16 else 2
 
 
 # --------------------------------------------------------------------------------------- one-dimensional transforms
@@ -289,9 +291,9 @@ Outer = namedtuple(
 def outer(b, geometry):
     N, cells, plane = geometry[GEO_N], b.T * b.T, b.tile_rows * b.tile_columns
     filter_vectors = ceil_div(b.OCG, b.VL)
-    tile_blocks, panel_blocks = ceil_div(b.ICG, TASK_TILES * MR), ceil_div(b.panels, TASK_PANELS)
+    tile_blocks, panel_blocks = ceil_div(b.ICG, TASK_CHANNELS), ceil_div(b.panels, TASK_PANELS)
     ldd = TASK_PANELS * b.NR
-    d_step = TASK_TILES * MR * ldd + LINE
+    d_step = TASK_CHANNELS * ldd + LINE
     d_elements = cells * d_step
     d_all = tile_blocks * panel_blocks * d_elements
     most = max(CHUNK_ELEMENTS, d_all) // max(cells * (b.channel_blocks * b.VL + b.panels * b.NR), 1)
@@ -306,7 +308,7 @@ def outer(b, geometry):
     y_step = b.panels * tiles * b.NR + LINE
     kept_elements = d_all if image_chunks * row_chunks > 1 else 0
     copy_elements = lines((rows * b.m + 2) * (b.tile_columns * b.m + 2) * b.VL)
-    result_elements = TASK_TILES * MR * 9 * ldd
+    result_elements = TASK_CHANNELS * 9 * ldd
     worker_elements = max(copy_elements, result_elements + (0 if kept_elements > 0 else d_elements))
     return Outer(
         images, rows, tiles, image_chunks, row_chunks, filter_vectors, tile_blocks, panel_blocks, ldd, v_step, y_step,
@@ -1181,7 +1183,7 @@ def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, works
 #
 #     D[xi] (ICG x OCG) = V[xi]^T (ICG x tiles) @ Y'[xi] (tiles x OCG);     grad_weight = G^T D G
 #
-#     Y'[xi][panel of NV*VL filters][tile][NV*VL]       D[block][xi][TASK_TILES * MR channels][TASK_PANELS * NV*VL]
+#     Y'[xi][panel of NV*VL filters][tile][NV*VL]       D[block][xi][TASK_CHANNELS][TASK_PANELS * NV*VL]
 #
 # Tiles come in chunks, images or rows of one. The first tasks transform a chunk, the next multiply: one owns a block of D and
 # adds every chunk to it in order, and turns it to grad_weight after the last. A term of the sum is a tile. Of MANY_GROUPS a
@@ -1359,8 +1361,8 @@ def multiply_and_turn(task, chunk, grad_weight, v, scratch, b, o, geometry):
     VL, size = lanes(dtype), itemsize(dtype)
     _, g, images, at = part_of(chunk, b, o, geometry)
     chunks, NR, tiles = o.image_chunks * o.row_chunks, NV * VL, images * at.tiles
-    panel_from, c_from = task % o.panel_blocks * TASK_PANELS, task // o.panel_blocks * TASK_TILES * MR
-    panels, channels = min(TASK_PANELS, b.panels - panel_from), min(TASK_TILES * MR, b.ICG - c_from)
+    panel_from, c_from = task % o.panel_blocks * TASK_PANELS, task // o.panel_blocks * TASK_CHANNELS
+    panels, channels = min(TASK_PANELS, b.panels - panel_from), min(TASK_CHANNELS, b.ICG - c_from)
     filters, K = min(b.OCG - panel_from * NR, TASK_PANELS * NR), b.ICG * 9
     y = v + o.v_elements * size
     kept = y + o.y_elements * size
