@@ -323,7 +323,7 @@ GRADIENTS = [
     Conv("images-of-chunks", 13, 2, 41, 39, 3, 3, 3, padding=1),
     Conv("groups-of-chunks", 2, 4, 95, 101, 2, 3, 3, padding=(0, 2), groups=2, double=True),
     *(Conv(f"blocks-{n}", 1, n, 5, 4, n + 9, 3, 3, padding=1) for n in (23, 24, 25)),
-    *(Conv(f"blocks-{n}", 1, n, 5, 4, n + 16, 3, 3, padding=1, double=n == 49) for n in (47, 48, 49)),  # AVX-512's
+    *(Conv(f"blocks-{n}", 1, n, 5, 4, n + 16, 3, 3, padding=1, double=n == 49) for n in (47, 48, 49)),  # with AVX-512 2 x 2
 ]  # fmt: skip
 GRADIENT_RUNS = [(case, "float32") for case in GRADIENTS] + [(c, "float64") for c in GRADIENTS if c.double]
 
