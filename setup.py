@@ -29,10 +29,11 @@ if platform.machine().lower() not in ("x86_64", "amd64"):
     ISAS = {"baseline": ISAS["baseline"]}
 
 # One fast-maths policy: contraction yes, but NaN, Inf, signed zeros and the order of sums stay as written. What is called
-# inline is inlined (simd.h), nothing else: a tile that the compiler merges with its caller loses its registers.
+# inline is inlined (simd.h), nothing else: a tile that the compiler merges with its caller loses its registers, as do sums
+# that it fills with zeros by a call of memset.
 FLAGS = [
     "-O3", "-g0", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-inline",
-    "-Wno-unused-function",
+    "-fno-tree-loop-distribute-patterns", "-Wno-unused-function",
 ]  # fmt: skip
 
 CHECKED = os.environ.get("FASTCONV_BOUNDSCHECK") == "1"

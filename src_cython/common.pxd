@@ -18,11 +18,18 @@ cdef extern from "simd.h" nogil:
         NV
         WINOGRAD_MR
         WINOGRAD_NV
+        OUTER_MR
+        OUTER_NV
+        LISTED_MR
+        LISTED_NV
+        LISTED_DEPTHS
+        LONE_SPAN
         DEPTHS
-        LONE_VECTORS
         BLOCK_PIXELS
+        RUN_CELLS
         IN_PLACE_FILTERS
         IN_PLACE_DEPTH
+        HEADED
     vf vmax_f(vf a, vf b)
     vd vmax_d(vd a, vd b)
     vf vmin_f(vf a, vf b)
@@ -31,6 +38,9 @@ cdef extern from "simd.h" nogil:
     vd vset_d(double x)
     vf vfma_f(vf acc, vf a, vf b)
     vd vfma_d(vd acc, vd a, vd b)
+    vf vfma_at_f(vf acc, const float* factor, vf b)
+    vd vfma_at_d(vd acc, const double* factor, vd b)
+    void* opaque(void* p)
     void prefetch "SIMD_PREFETCH"(const void* p)
 
 # Used together with `real`: only (float, vf) and (double, vd) are ever called.
@@ -57,6 +67,14 @@ cdef inline vec vfma(vec acc, vec a, vec b) noexcept nogil:
         return vfma_f(acc, a, b)
     else:
         return vfma_d(acc, a, b)
+
+
+cdef inline vec vfma_at(vec acc, const real* factor, vec b) noexcept nogil:
+    """acc + factor[0] * b, in the register of acc."""
+    if vec is vf:
+        return vfma_at_f(acc, <const float*> factor, b)
+    else:
+        return vfma_at_d(acc, <const double*> factor, b)
 
 
 cdef inline vec vmax(vec a, vec b) noexcept nogil:
@@ -94,7 +112,7 @@ cdef inline void add_outer(
 ) noexcept nogil:
     """acc[i][j] += at[i][cell] * y[j]."""
     cdef:
-        vec[NV] x
+        vec[OUTER_NV] x
         vec factor
         Py_ssize_t i, j
     for j in range(nv):

@@ -7,8 +7,9 @@ exists only as packed blocks of NB pixels by KC rows, in the scratch memory of o
     task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
            the other, of which each takes over the last rows of the one before; windows of 2x2 are pooled in registers
     loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
-    loop 2 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
-    loop 3 over panels of NV*VL pixels
+    loop 2 over runs of B panels: with AVX-512 those that stay in the first-level cache, else all of a block
+    loop 3 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
+    loop 4 over the panels of NV*VL pixels of a run
     tile   MR x NV accumulators in registers, vectors along pixels, so that results are stored as NCHW
 """
 
@@ -20,10 +21,11 @@ from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
-    add_outer, ceil_div, clamp, fill, int64_t, lines, operands, prefetch, real, start, vec, vd, vf, vfma, vmax, vmin,
+    add_outer, ceil_div, clamp, fill, int64_t, lines, opaque, operands, prefetch, real, start, vec, vd, vf, vfma, vfma_at, vmax,
+    vmin,
 )
-from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_VECTORS
-from common cimport MR as _MR, NV as _NV, VL_DOUBLE as _VL_DOUBLE
+from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LISTED_DEPTHS, LISTED_MR, LISTED_NV, LONE_SPAN, RUN_CELLS
+from common cimport MR as _MR, NV as _NV, OUTER_MR as _OUTER_MR, OUTER_NV as _OUTER_NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, store_lanes, transpose
 from max_pool cimport fold_max, pool_even, pool_odd, untangle
@@ -41,8 +43,9 @@ cdef enum:
     SPARE = 16                 # tiles of whole rows may waste 1/SPARE of their lanes
     MOST_PLACES = 2048         # >= vectors of such a block
     LONE = 4                   # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
-    MOST_LONE = 8              # sums of such vectors at a time
-    HEADED = 32                # vectors of a plane whose first pixels are worth a tile, so that no other lies in two lines
+    LONE_SUMS = 8              # of such vectors at a time, at least: one addition waits for another
+    FEW_VECTORS = 4            # at least, of a tile of four filters or fewer: as many chains of additions
+    MOST_LONE = 4              # >= VL / LONE
     ALIASED = 1024             # pixels: cells of planes so far apart share the sets of a first-level cache; of so many
     ALIASED_DEPTH = 32         # channels they push each other out, and
     ALIASED_FILTERS = 16       # read them often enough to pay for packing
@@ -58,7 +61,7 @@ KC = _KC
 cdef struct Blocking:
     Py_ssize_t ICG, OCG, T, K, OH, OW, P        # T taps of one channel; a flat 1x1 problem has one row of P pixels
     bint flat, in_place                         # in place: tiles read the image, packed is only what ends inside a vector
-    bint by_panel                               # a panel of pixels is packed for all filters
+    Py_ssize_t run                              # pixels that all filters meet before the next ones, in whole panels
     Py_ssize_t NB, blocks, strip, strips        # pixels of a block, blocks of an image and of a task, tasks of an image
     Py_ssize_t pooled_rows, carried_rows        # of a fused pool per block; of the maps, that two blocks' windows share
     bint by_rows                                # vectors of a tile lie in one row each: read from the copied rows
@@ -66,7 +69,7 @@ cdef struct Blocking:
     Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels, kept_panels
     Py_ssize_t lent                             # filters that the last panel takes from the one before
     Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input
-    Py_ssize_t copy_elements, b_elements, lone_elements, c_elements, ring_elements, elements      # scratch of a worker
+    Py_ssize_t copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements, elements    # scratch of a worker
 
 
 cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept nogil:
@@ -76,7 +79,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], images = geometry[GEO_N] * G, rows, tasks
-        bint few_filters = geometry[GEO_OC] // G <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0
+        bint few_filters = geometry[GEO_OC] // G <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0, by_panel
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
     b.T = KH * KW
@@ -99,11 +102,11 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.kc = ceil_div(b.kc, b.T) * b.T
     b.kc = max(b.kc, 1)
     b.k_blocks = max(ceil_div(b.K, b.kc), 1)
-    b.by_panel = b.flat and few_filters and (
+    by_panel = b.flat and few_filters and (
         (b.kc > IN_PLACE_DEPTH and b.OCG >= CHUNK_FILTERS)
         or (b.P % ALIASED == 0 and b.kc >= ALIASED_DEPTH and b.OCG >= ALIASED_FILTERS)
     )
-    b.in_place = b.flat and few_filters and not b.by_panel
+    b.in_place = b.flat and few_filters and not by_panel
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
     b.phases = stride_w
@@ -130,10 +133,8 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
             b.strip = max(min(ceil_div(images * b.blocks, THREAD_TASKS * n_threads), b.blocks), 1)
     else:
         b.NB = BLOCK_PIXELS
-        if b.in_place:
+        if b.in_place and RUN_CELLS > IN_PLACE_CELLS:
             b.NB = min(max(IN_PLACE_CELLS // b.kc // NR, 1) * NR, BLOCK_PIXELS)
-        elif b.by_panel:  # it stays in the first-level cache, their weight in the second
-            b.NB = NR
         elif not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
             b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
         if b.by_rows:  # of vectors for whole tiles
@@ -152,6 +153,12 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     elif n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
         b.chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), b.OCG // CHUNK_FILTERS), 1)
     b.chunk_panels = ceil_div(b.panels, b.chunks)
+    # The cells of a run stay in the first-level cache. Of a pool and of rows it is a block: RUN_CELLS says for which else
+    b.run = b.NB
+    if by_panel:
+        b.run = NR
+    elif not b.pooled_rows and not b.by_rows:
+        b.run = max(min(RUN_CELLS // (b.kc + _MR), b.NB) // NR, 1) * NR
 
     b.rows = 0
     b.channels = 0
@@ -160,14 +167,15 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.rows = (min(b.OH, ceil_div(b.NB, max(b.OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
         b.channels = min(ceil_div(b.kc - 1, b.T) + 1, max(b.ICG, 1))
         b.copy_elements = lines(b.channels * b.rows * b.row_width + VL_FLOAT)
-    b.b_elements = lines(b.kc * (NR if b.in_place else 0 if b.by_rows else b.NB) + VL_FLOAT)
-    b.lone_elements = lines(VL_FLOAT // LONE * b.kc * _MR)
+    b.b_elements = lines(b.kc * (NR if b.in_place else 0 if b.by_rows else b.run if b.flat else b.NB) + VL_FLOAT)
+    b.lone_elements = lines(VL_FLOAT // LONE * b.kc)
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     b.kept_panels = 1 if b.k_blocks == 1 else b.chunk_panels
     b.c_elements = lines(b.kept_panels * _MR * b.NB if b.pooled_rows else 0)
     b.ring_elements = lines(pool_ring_size(geometry))
+    b.shift_elements = lines(b.chunk_panels * _MR + LONE_SPAN)
     b.elements = lines(
-        b.copy_elements + b.b_elements + b.lone_elements + b.c_elements + b.ring_elements
+        b.copy_elements + b.b_elements + b.lone_elements + b.c_elements + b.ring_elements + b.shift_elements
         + b.chunk_panels * _MR * b.carried_rows * b.OW
     )
     return b
@@ -207,63 +215,72 @@ cdef inline Py_ssize_t panel_start(const Blocking* b, Py_ssize_t panel) noexcept
 
 
 cdef inline void tile_step(
-    const real* a,            # IN   MR filters of one depth
+    const real* a,            # IN   filters of one depth
     const real* b,            # IN   vector j at at[j]
     const Py_ssize_t* at,
-    vec* acc,                 # INOUT [MR][NV]
+    vec* acc,                 # INOUT [rows][nv]
     const int rows,
     const int nv,
 ) noexcept nogil:
+    # Of a factor that meets one vector the product takes it from memory, which costs no instruction of its own.
     cdef:
-        vec[_NV] x
+        vec[FEW_VECTORS] x
         vec filter
         Py_ssize_t i, j
     for j in range(nv):
         x[j] = (<const vec*> (b + at[j]))[0]
     for i in range(rows):
-        fill(&filter, a[i])
-        for j in range(nv):
-            acc[i * _NV + j] = vfma(acc[i * _NV + j], filter, x[j])
+        if nv == 1:
+            acc[i] = vfma_at(acc[i], a + i, x[0])
+        else:
+            fill(&filter, a[i])
+            for j in range(nv):
+                acc[i * nv + j] = vfma(acc[i * nv + j], filter, x[j])
 
 
 cdef inline void tile_sums(
     const real* a,            # IN   [kc][MR] filters
-    const real* b,            # IN   vector j of depth k at k * ldb + j * VL, or where
+    const real* b,            # IN   vector j of depth k at k * ldb + j * apart, or where
     Py_ssize_t ldb,
+    Py_ssize_t apart,
     const Py_ssize_t* depth,  # IN   these say: depth[k]
     const Py_ssize_t* place,  # IN              + place[j]
     Py_ssize_t kc,            # at least 1
-    vec* acc,                 # OUT  [MR][NV]
+    vec* acc,                 # OUT  [rows][nv]
     const int rows,           # filters and
     const int nv,             # vectors of pixels in use
     const bint listed,        # places are listed
+    Py_ssize_t ahead,         # pixels: 0, or so far to the right cells are fetched
+    const bint fetched,       # which is asked here
 ) noexcept nogil:
-    # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one broadcast
-    # filter stay in registers: rows, nv and listed must be constants at each call, and the loop must run once at least, or
+    # rows * nv independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one broadcast
+    # filter stay in registers: rows, nv and flags must be constants at each call, and the loop must run once at least, or
     # all accumulators take a way through memory.
     cdef:
-        Py_ssize_t[_NV] at
-        const real* ahead = a + kc * _MR  # the next panel of filters
-        Py_ssize_t i, j, k, VL = sizeof(vec) // sizeof(real), line = CACHE_LINE // sizeof(real)
+        Py_ssize_t[FEW_VECTORS] at
+        const real* next_panel = a + kc * _MR  # of filters
+        Py_ssize_t i, j, k, depths = LISTED_DEPTHS if listed else DEPTHS, line = CACHE_LINE // sizeof(real)
     for j in range(nv):
-        at[j] = place[j] if listed else j * VL
+        at[j] = place[j] if listed else j * apart
     for i in range(rows):
         for j in range(nv):
-            fill(&acc[i * _NV + j], <real> 0)
+            fill(&acc[i * nv + j], <real> 0)
     while True:
-        for k in range(ceil_div(DEPTHS * _MR, line)):
-            prefetch(ahead + k * line)
-        for k in range(DEPTHS):
+        for k in range(ceil_div(depths * _MR, line)):
+            prefetch(next_panel + k * line)
+        for k in range(depths):
             tile_step(a + k * _MR, b + depth[k] if listed else b, at, acc, rows, nv)
+            if fetched:
+                prefetch(b + ahead)
             if not listed:
                 b += ldb
             if kc == k + 1:
                 return
-        a += DEPTHS * _MR
-        ahead += DEPTHS * _MR
-        kc -= DEPTHS
+        a += depths * _MR
+        next_panel += depths * _MR
+        kc -= depths
         if listed:
-            depth += DEPTHS
+            depth += depths
 
 
 cdef inline void tile_body(
@@ -278,175 +295,268 @@ cdef inline void tile_body(
     const Py_ssize_t* to,     # IN   this says: to[j]
     const bint accumulate,    # add to c
     const Finish finish,
-    const real* bias,         # IN   (MR + 2,) bias, then the bounds of the clamp
+    const real* bias,         # IN   (MR,)
+    const real* bounds,       # IN   (2,) of the clamp
     const int rows,
     const int nv,
     const bint listed,
-    Py_ssize_t tiles,         # one beside the other,
-    Py_ssize_t b_step,        # whose pixels lie so far apart in b
-    vec* unused,           # names the vector type
+    Py_ssize_t tiles,         # one beside the other, whose pixels lie so far apart in b,
+    Py_ssize_t b_step,
+    Py_ssize_t panels,        # or one below the other, of so many panels of filters
+    Py_ssize_t ahead,
+    const bint fetched,
+    vec* unused,              # names the vector type
 ) noexcept nogil:
     # accumulate and finish must be constants, too. The clamp's bounds come by memory, as two registers that live through
-    # the loop would be two too many.
+    # the loop would be two too many. Of a panel of one vector, a tile of several reads several panels.
     cdef:
-        vec[_MR * _NV] acc
+        vec[LISTED_MR * LISTED_NV] acc      # no tile has more
         vec low_v, high_v, shift
-        Py_ssize_t _tile, i, j, VL = sizeof(vec) // sizeof(real)
-    for _tile in range(tiles):
-        tile_sums(a, b, ldb, depth, place, kc, &acc[0], rows, nv, listed)
+        Py_ssize_t _tile, i, j, VL = sizeof(vec) // sizeof(real), apart = b_step if _NV == 1 else VL
+        Py_ssize_t a_step = 0, bias_step = 0, c_step = nv * VL
+    if panels > 1:
+        a_step, bias_step, b_step, c_step = kc * _MR, _MR, 0, _MR * ldc
+    for _tile in range(tiles * panels):
+        if not listed:
+            c = <real*> opaque(c)
+        tile_sums(a, b, ldb, apart, depth, place, kc, &acc[0], rows, nv, listed, ahead, fetched)
         if accumulate:
             for i in range(rows):
                 for j in range(nv):
-                    acc[i * _NV + j] = acc[i * _NV + j] + (<const vec*> (c + i * ldc + j * VL))[0]
+                    acc[i * nv + j] = acc[i * nv + j] + (<const vec*> (c + i * ldc + j * VL))[0]
         if finish != KEEP:
             if finish != SHIFT:
-                fill(&low_v, bias[_MR])
+                fill(&low_v, bounds[0])
             if finish == CLAMP:
-                fill(&high_v, bias[_MR + 1])
+                fill(&high_v, bounds[1])
             for i in range(rows):
                 fill(&shift, bias[i])
                 for j in range(nv):
-                    acc[i * _NV + j] = acc[i * _NV + j] + shift
+                    acc[i * nv + j] = acc[i * nv + j] + shift
                     if finish != SHIFT:
-                        acc[i * _NV + j] = vmax(low_v, acc[i * _NV + j])
+                        acc[i * nv + j] = vmax(low_v, acc[i * nv + j])
                     if finish == CLAMP:
-                        acc[i * _NV + j] = vmin(high_v, acc[i * _NV + j])
+                        acc[i * nv + j] = vmin(high_v, acc[i * nv + j])
         for i in range(rows):
             for j in range(nv):
-                (<vec*> (c + i * ldc + (to[j] if listed else j * VL)))[0] = acc[i * _NV + j]
+                (<vec*> (c + i * ldc + (to[j] if listed else j * VL)))[0] = acc[i * nv + j]
         if listed:
-            place += _NV
-            to += _NV
+            place += nv
+            to += nv
         else:
-            b += b_step
-            c += nv * VL
+            a += a_step
+            b += b_step * (nv // _NV)
+            c += c_step
+            bias += bias_step
 
 
 cdef inline void tile(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
-    const real* bias, const int rows, const int nv, Py_ssize_t tiles, Py_ssize_t b_step, vec* unused,
+    const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles, Py_ssize_t b_step, Py_ssize_t panels, Py_ssize_t ahead,
+    const bint fetched, vec* unused,
 ) noexcept nogil:
     """`tile_body` with constants for its flags."""
-    cdef Py_ssize_t i, j
+    cdef:
+        Py_ssize_t i, j
+        Py_ssize_t* no = NULL     # places
     if kc == 0:  # no input channels: the bias is all there is
         for i in range(rows):
             for j in range(tiles * nv * <Py_ssize_t> (sizeof(vec) // sizeof(real))):
                 if not accumulate:
                     c[i * ldc + j] = 0
                 if finish != KEEP:
-                    c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bias[_MR], bias[_MR + 1])
-    elif finish == KEEP:
-        if accumulate:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, KEEP, bias, rows, nv, False, tiles, b_step, unused)
-        else:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, KEEP, bias, rows, nv, False, tiles, b_step, unused)
-    elif finish == CLAMP:
-        if accumulate:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, CLAMP, bias, rows, nv, False, tiles, b_step, unused)
-        else:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, CLAMP, bias, rows, nv, False, tiles, b_step, unused)
-    elif finish == RAISE:
-        if accumulate:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, RAISE, bias, rows, nv, False, tiles, b_step, unused)
-        else:
-            tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, RAISE, bias, rows, nv, False, tiles, b_step, unused)
+                    c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bounds[0], bounds[1])
     elif accumulate:
-        tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, True, SHIFT, bias, rows, nv, False, tiles, b_step, unused)
+        if finish == KEEP:
+            tile_body(
+                a, b, ldb, no, no, kc, c, ldc, no, True, KEEP, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+            )
+        elif finish == CLAMP:
+            tile_body(
+                a, b, ldb, no, no, kc, c, ldc, no, True, CLAMP, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+            )
+        elif finish == RAISE:
+            tile_body(
+                a, b, ldb, no, no, kc, c, ldc, no, True, RAISE, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+            )
+        else:
+            tile_body(
+                a, b, ldb, no, no, kc, c, ldc, no, True, SHIFT, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+            )
+    elif finish == KEEP:
+        tile_body(
+            a, b, ldb, no, no, kc, c, ldc, no, False, KEEP, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+        )
+    elif finish == CLAMP:
+        tile_body(
+            a, b, ldb, no, no, kc, c, ldc, no, False, CLAMP, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+        )
+    elif finish == RAISE:
+        tile_body(
+            a, b, ldb, no, no, kc, c, ldc, no, False, RAISE, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+        )
     else:
-        tile_body(a, b, ldb, NULL, NULL, kc, c, ldc, NULL, False, SHIFT, bias, rows, nv, False, tiles, b_step, unused)
+        tile_body(
+            a, b, ldb, no, no, kc, c, ldc, no, False, SHIFT, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+        )
 
 
 cdef void whole_tiles(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
-    Finish finish, const real* bias, Py_ssize_t tiles, vec* unused,
+    Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t panels, vec* unused,
 ) noexcept nogil:
-    tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, _NV, tiles, b_step, unused)
+    tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, panels, 0, False, unused)
+
+
+cdef void first_tiles(
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
+    Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t ahead, vec* unused,
+) noexcept nogil:
+    """`whole_tiles` of the first filters to meet a run that is read in place: no hardware fetches along channels."""
+    tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, 1, ahead, True, unused)
+
+
+cdef inline Py_ssize_t height(Py_ssize_t filters) noexcept nogil:
+    """Rows of the smallest tile that holds so many filters."""
+    if filters <= 4:
+        return filters if _NV == 1 else 2 if filters <= 2 else 4
+    if _MR > 8 and filters <= 8:
+        return 8
+    return 12 if _MR > 12 and filters <= 12 else _MR
 
 
 cdef void part_tiles(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
-    Finish finish, const real* bias, Py_ssize_t rows, Py_ssize_t nv, Py_ssize_t tiles, vec* unused,
+    Finish finish, const real* bias, const real* bounds, Py_ssize_t rows, Py_ssize_t nv, Py_ssize_t tiles, vec* unused,
 ) noexcept nogil:
-    """Tiles of MR rows of nv vectors, or of an even number of rows of NV vectors; what lies outside costs nothing then."""
+    """A tile of MR rows of nv vectors, or tiles of fewer rows, a `height`, of NV vectors; what lies outside costs nothing."""
+    cdef Py_ssize_t few = tiles * _NV // FEW_VECTORS, done = few * (FEW_VECTORS // _NV), VL = sizeof(vec) // sizeof(real)
     if finish != KEEP:
         finish = CLAMP
-    if rows == 2:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 2, _NV, tiles, b_step, unused)
+    if _NV == 1 and rows <= 4 and few:
+        if rows == 1:
+            tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 1, FEW_VECTORS, few, b_step, 1, 0, False, unused)
+        elif rows == 2:
+            tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 2, FEW_VECTORS, few, b_step, 1, 0, False, unused)
+        elif rows == 3:
+            tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 3, FEW_VECTORS, few, b_step, 1, 0, False, unused)
+        else:
+            tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 4, FEW_VECTORS, few, b_step, 1, 0, False, unused)
+        b += done * b_step
+        c += done * _NV * VL
+        tiles -= done
+    if rows == 1 and _NV == 1:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 1, _NV, tiles, b_step, 1, 0, False, unused)
+    elif rows == 2:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 2, _NV, tiles, b_step, 1, 0, False, unused)
+    elif rows == 3 and _NV == 1:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 3, _NV, tiles, b_step, 1, 0, False, unused)
     elif rows == 4:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 4, _NV, tiles, b_step, unused)
-    elif rows == 6 and _MR > 6:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, 6, _NV, tiles, b_step, unused)
-    elif nv == 1:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, 1, 1, 0, unused)
-    elif nv == 2 and _NV > 2:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, 2, 1, 0, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 4, _NV, tiles, b_step, 1, 0, False, unused)
+    elif rows == 8 and _MR > 8:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 8, _NV, tiles, b_step, 1, 0, False, unused)
+    elif rows == 12 and _MR > 12:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 12, _NV, tiles, b_step, 1, 0, False, unused)
+    elif nv == 1 and _NV > 1:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, 1, 1, 0, 1, 0, False, unused)
     else:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, _MR, _NV, 1, 0, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, 1, 0, 1, 0, False, unused)
 
 
 cdef void edge_tile(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
-    const real* bias, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
+    const real* bias, const real* bounds, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
 ) noexcept nogil:
     """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
     cdef:
         real[_MR * _NV * VL_FLOAT] whole
-        Py_ssize_t i, VL = sizeof(vec) // sizeof(real), NR = _NV * VL
+        Py_ssize_t i, VL = sizeof(vec) // sizeof(real), NR = _NV * VL, nv = ceil_div(pixels, VL)
+        Py_ssize_t rows = height(filters) if nv == _NV else _MR
     if accumulate:
         for i in range(filters):
             memcpy(&whole[i * NR], c + i * ldc, pixels * sizeof(real))
-    part_tiles(a, b, ldb, 0, kc, &whole[0], NR, accumulate, finish, bias, _MR, ceil_div(pixels, VL), 1, unused)
+    part_tiles(a, b, ldb, 0, kc, &whole[0], NR, accumulate, finish, bias, bounds, rows, nv, 1, unused)
     for i in range(filters):
         memcpy(c + i * ldc, &whole[i * NR], pixels * sizeof(real))
 
 
 cdef inline void some_tile(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
-    const real* bias, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
+    const real* bias, const real* bounds, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
 ) noexcept nogil:
     """A tile of ``filters`` x ``pixels``, at most MR and NV * VL."""
     cdef Py_ssize_t VL = sizeof(vec) // sizeof(real)
     if pixels == _NV * VL and filters == _MR:
-        whole_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, 1, unused)
-    elif (pixels == _NV * VL and filters % 2 == 0) or (filters == _MR and pixels % VL == 0):
-        part_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, filters, pixels // VL, 1, unused)
+        whole_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, bounds, 1, 1, unused)
+    elif (pixels == _NV * VL and height(filters) == filters) or (filters == _MR and pixels % VL == 0):
+        part_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, bounds, filters, pixels // VL, 1, unused)
     else:
-        edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, filters, pixels, unused)
+        edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, filters, pixels, unused)
+
+
+cdef inline void listed_body(
+    const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* c, Py_ssize_t ldc,
+    const Py_ssize_t* to, const Finish finish, const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles, vec* unused,
+) noexcept nogil:
+    tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, bounds, rows, nv, True, tiles, 0, 1, 0, False, unused)
 
 
 cdef void listed_tiles(
     const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* c, Py_ssize_t ldc,
-    const Py_ssize_t* to, Finish finish, const real* bias, Py_ssize_t filters, Py_ssize_t nv, Py_ssize_t tiles, vec* unused,
+    const Py_ssize_t* to, Finish finish, const real* bias, const real* bounds, Py_ssize_t filters, Py_ssize_t nv, Py_ssize_t tiles, vec* unused,
 ) noexcept nogil:
-    """Tiles of at most MR filters and NV vectors whose places are listed; a part of one is alone, and computed beside c."""
+    """Tiles of at most LISTED_MR filters and LISTED_NV vectors whose places are listed; a part of one is alone."""
     cdef:
-        real[_MR * _NV * VL_FLOAT] whole
-        Py_ssize_t[_NV] beside
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, rows = 4 if filters <= 4 else _MR, i, j
-        bint part = filters < rows or nv < _NV
+        real[LISTED_MR * LISTED_NV * VL_FLOAT] whole      # beside c
+        Py_ssize_t[LISTED_NV] beside
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = LISTED_NV * VL, rows = 4 if filters <= 4 else LISTED_MR, i, j
+        bint part = filters < rows or nv < LISTED_NV
         real* target = &whole[0] if part else c
         Py_ssize_t step = NR if part else ldc
         const Py_ssize_t* at = to
-    if filters == _MR and nv == _NV and finish == RAISE:
-        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, RAISE, bias, _MR, _NV, True, tiles, 0, unused)
-    elif filters == _MR and nv == _NV:
-        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, _NV, True, tiles, 0, unused)
-    elif filters == _MR and nv == 1:
-        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, 1, True, 1, 0, unused)
-    elif filters == _MR:
-        tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, CLAMP, bias, _MR, 2, True, 1, 0, unused)
+    if filters == LISTED_MR and nv == LISTED_NV and finish == RAISE:
+        listed_body(a, b, depth, place, kc, c, ldc, to, RAISE, bias, bounds, LISTED_MR, LISTED_NV, tiles, unused)
+    elif filters == LISTED_MR and nv == LISTED_NV:
+        listed_body(a, b, depth, place, kc, c, ldc, to, CLAMP, bias, bounds, LISTED_MR, LISTED_NV, tiles, unused)
+    elif filters == LISTED_MR and nv == 1:
+        listed_body(a, b, depth, place, kc, c, ldc, to, CLAMP, bias, bounds, LISTED_MR, 1, 1, unused)
+    elif filters == LISTED_MR:
+        listed_body(a, b, depth, place, kc, c, ldc, to, CLAMP, bias, bounds, LISTED_MR, 2, 1, unused)
     else:
         if part:
-            for j in range(_NV):
+            for j in range(LISTED_NV):
                 beside[j] = j * VL
             at = &beside[0]
         if rows == 4:
-            tile_body(a, b, 0, depth, place, kc, target, step, at, False, CLAMP, bias, 4, _NV, True, tiles, 0, unused)
+            listed_body(a, b, depth, place, kc, target, step, at, CLAMP, bias, bounds, 4, LISTED_NV, tiles, unused)
         else:
-            tile_body(a, b, 0, depth, place, kc, target, step, at, False, CLAMP, bias, _MR, _NV, True, 1, 0, unused)
+            listed_body(a, b, depth, place, kc, target, step, at, CLAMP, bias, bounds, LISTED_MR, LISTED_NV, 1, unused)
         for i in range(filters if part else 0):
             for j in range(nv):
                 memcpy(c + i * ldc + to[j], &whole[i * NR + j * VL], sizeof(vec))
+
+
+cdef inline void listed_panel(
+    const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* c, Py_ssize_t ldc,
+    const Py_ssize_t* to, Finish finish, const real* bias, const real* bounds, Py_ssize_t filters, Py_ssize_t vectors, vec* unused,
+) noexcept nogil:
+    """All vectors of a panel of filters: whole tiles run in one call, the rest tile by tile."""
+    cdef Py_ssize_t i = 0, j, rows
+    while i < filters:
+        rows = min(filters - i, LISTED_MR)
+        j = 0
+        if rows == LISTED_MR or rows == 4:
+            j = vectors // LISTED_NV * LISTED_NV
+            listed_tiles(
+                a + i, b, depth, place, kc, c + i * ldc, ldc, to, finish, bias + i, bounds, rows, LISTED_NV, j // LISTED_NV, unused
+            )
+        while j < vectors:
+            listed_tiles(
+                a + i, b, depth, place + j, kc, c + i * ldc, ldc, to + j, finish, bias + i, bounds, rows,
+                min(vectors - j, LISTED_NV), 1, unused,
+            )
+            j += LISTED_NV
+        i += LISTED_MR
 
 
 cdef inline void paired_body(
@@ -457,23 +567,24 @@ cdef inline void paired_body(
     Py_ssize_t kc,
     real* z,               # OUT  VL / 2 pooled pixels of each filter, ldz apart
     Py_ssize_t ldz,
-    const real* bias,      # IN   [MR][VL / 2] each filter's, then the bounds of the clamp
+    const real* bias,      # IN   [filters][VL / 2] each filter's
+    const real* bounds,    # IN   of the clamp
     const int rows,        # filters, an even constant
     vec* unused,
 ) noexcept nogil:
     # Maxima of 2x2 pixels before bias and clamp, which keep order: a quarter of the work. Two filters share a vector.
     cdef:
-        vec[_MR * _NV] acc
+        vec[2 * LISTED_MR] acc
         vec v, other, low_v, high_v
         Py_ssize_t i, VL = sizeof(vec) // sizeof(real)
-    tile_sums(a, b, 0, depth, place, kc, &acc[0], rows, 2, True)
-    fill(&low_v, bias[_MR * VL // 2])
-    fill(&high_v, bias[_MR * VL // 2 + 1])
+    tile_sums(a, b, 0, 0, depth, place, kc, &acc[0], rows, 2, True, 0, False)
+    fill(&low_v, bounds[0])
+    fill(&high_v, bounds[1])
     for i in range(rows // 2):
-        fold_max(&acc[2 * i * _NV], acc[2 * i * _NV + 1])
-        fold_max(&acc[2 * i * _NV + _NV], acc[2 * i * _NV + _NV + 1])
-        pool_even(&v, acc[2 * i * _NV], acc[2 * i * _NV + _NV])
-        pool_odd(&other, acc[2 * i * _NV], acc[2 * i * _NV + _NV])
+        fold_max(&acc[4 * i], acc[4 * i + 1])
+        fold_max(&acc[4 * i + 2], acc[4 * i + 3])
+        pool_even(&v, acc[4 * i], acc[4 * i + 2])
+        pool_odd(&other, acc[4 * i], acc[4 * i + 2])
         fold_max(&v, other)
         untangle(&v)
         v = vmin(high_v, vmax(low_v, v + (<const vec*> (bias + i * VL))[0]))
@@ -483,19 +594,19 @@ cdef inline void paired_body(
 
 cdef void paired_tile(
     const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* z,
-    Py_ssize_t ldz, const real* bias, Py_ssize_t filters, Py_ssize_t columns, vec* unused,
+    Py_ssize_t ldz, const real* bias, const real* bounds, Py_ssize_t filters, Py_ssize_t columns, vec* unused,
 ) noexcept nogil:
-    """`paired_body` for at most MR filters and VL / 2 columns; a part of a tile is computed beside z."""
+    """`paired_body` for at most LISTED_MR filters and VL / 2 columns; a part of a tile is computed beside z."""
     cdef:
-        real[_MR * VL_FLOAT] whole
-        Py_ssize_t i, half = sizeof(vec) // sizeof(real) // 2, rows = 4 if filters <= 4 else _MR
+        real[LISTED_MR * VL_FLOAT] whole
+        Py_ssize_t i, half = sizeof(vec) // sizeof(real) // 2, rows = 4 if filters <= 4 else LISTED_MR
         bint part = filters < rows or columns < half
         real* target = &whole[0] if part else z
         Py_ssize_t step = half if part else ldz
     if rows == 4:
-        paired_body(a, b, depth, place, kc, target, step, bias, 4, unused)
+        paired_body(a, b, depth, place, kc, target, step, bias, bounds, 4, unused)
     else:
-        paired_body(a, b, depth, place, kc, target, step, bias, _MR, unused)
+        paired_body(a, b, depth, place, kc, target, step, bias, bounds, LISTED_MR, unused)
     if part:
         for i in range(filters):
             memcpy(z + i * ldz, &whole[i * half], columns * sizeof(real))
@@ -503,76 +614,91 @@ cdef void paired_tile(
 
 cdef inline void lone_sums(
     const real* a,          # IN   [kc][MR] filters
-    const real* x,          # IN   [pixels][kc][MR], each cell MR times
+    const real* x,          # IN   [kc][pixels]
     Py_ssize_t kc,
-    real* lanes,            # OUT  [pixels][LONE_VECTORS * VL]
-    const int pixels,       # constants: how many, and the sums of each lane that take turns
-    const int turns,
+    real* sums,             # OUT  [pixels][vectors * VL]
+    const int pixels,       # constants: how many, and
+    const int vectors,      # of filters
     vec* unused,
 ) noexcept nogil:
-    # Vectors along filters: a few pixels that are left over would waste most of a tile. LONE_VECTORS of them hold whole
-    # depths of a panel, so that a lane belongs to the same filter at every step; several sums take turns, as an addition
-    # to the same one would wait for the last.
+    # Vectors along filters: a few pixels that are left over would waste most of a tile. Depths take turns with several sums,
+    # as an addition to the same one would wait for the last.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), span = LONE_VECTORS * VL, depths = span // _MR, k = 0, p, t, v
-        vec[MOST_LONE] acc
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), turns = ceil_div(LONE_SUMS, pixels * vectors), k = 0, p, t, v
+        vec[2 * LONE_SUMS] acc
         vec filters
-    for v in range(turns * pixels * LONE_VECTORS):
+    for v in range(turns * pixels * vectors):
         fill(&acc[v], <real> 0)
-    while k + turns * depths <= kc:
+    while k + turns <= kc:
         for t in range(turns):
-            for v in range(LONE_VECTORS):
-                filters = (<const vec*> (a + k * _MR + t * span + v * VL))[0]
+            for v in range(vectors):
+                filters = (<const vec*> (a + t * _MR + v * VL))[0]
                 for p in range(pixels):
-                    acc[(t * pixels + p) * LONE_VECTORS + v] = (
-                        acc[(t * pixels + p) * LONE_VECTORS + v]
-                        + filters * (<const vec*> (x + (p * kc + k) * _MR + t * span + v * VL))[0]
+                    acc[(t * pixels + p) * vectors + v] = vfma_at(
+                        acc[(t * pixels + p) * vectors + v], x + t * pixels + p, filters
                     )
-        k += turns * depths
+        a += turns * _MR
+        x += turns * pixels
+        k += turns
     for t in range(1, turns):
-        for v in range(pixels * LONE_VECTORS):
-            acc[v] = acc[v] + acc[t * pixels * LONE_VECTORS + v]
-    for p in range(pixels):
-        for v in range(LONE_VECTORS):
-            (<vec*> (lanes + p * span + v * VL))[0] = acc[p * LONE_VECTORS + v]
-        for t in range(k * _MR, kc * _MR):
-            v = p * span + t % _MR
-            lanes[v] = lanes[v] + a[t] * x[p * kc * _MR + t]
+        for v in range(pixels * vectors):
+            acc[v] = acc[v] + acc[t * pixels * vectors + v]
+    while k < kc:
+        for v in range(vectors):
+            filters = (<const vec*> (a + v * VL))[0]
+            for p in range(pixels):
+                acc[p * vectors + v] = vfma_at(acc[p * vectors + v], x + p, filters)
+        a += _MR
+        x += pixels
+        k += 1
+    for v in range(pixels * vectors):
+        (<vec*> (sums + v * VL))[0] = acc[v]
 
 
 cdef void lone_tile(
-    const real* a,          # IN   [kc][MR] filters
-    const real* x,          # IN   [pixels][kc][MR]
+    const real* a,          # IN   [kc][MR] filters; of the last panel may be read what fills a vector up
+    const real* x,          # IN   [kc][pixels]
     Py_ssize_t kc,
     real* c,                # IN/OUT pixels of ``filters`` maps, ldc apart
     Py_ssize_t ldc,
     bint accumulate,
     Finish finish,
     const real* bias,
+    const real* bounds,
     Py_ssize_t filters,
     Py_ssize_t pixels,      # at most VL / LONE
     vec* unused,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t span = LONE_VECTORS * (sizeof(vec) // sizeof(real)), i, j, p
-        real[MOST_LONE * VL_FLOAT] lanes
-        real total
-    if pixels == 1:
-        lone_sums(a, x, kc, &lanes[0], 1, MOST_LONE // LONE_VECTORS, unused)
-    elif pixels == 2:
-        lone_sums(a, x, kc, &lanes[0], 2, MOST_LONE // (2 * LONE_VECTORS), unused)
-    elif pixels == 3 and LONE_VECTORS == 1:
-        lone_sums(a, x, kc, &lanes[0], 3, 2, unused)
-    elif LONE_VECTORS == 1:
-        lone_sums(a, x, kc, &lanes[0], 4, 2, unused)
-    for i in range(filters):
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), i, p
+        real[MOST_LONE * LONE_SPAN] sums
+        vec low, high
+        vec* sum
+    if real is float:
+        if pixels == 1:
+            lone_sums(a, x, kc, &sums[0], 1, LONE_SPAN // VL_FLOAT, unused)
+        elif pixels == 2:
+            lone_sums(a, x, kc, &sums[0], 2, LONE_SPAN // VL_FLOAT, unused)
+        elif pixels == 3 and VL_FLOAT == 16:
+            lone_sums(a, x, kc, &sums[0], 3, LONE_SPAN // VL_FLOAT, unused)
+        elif VL_FLOAT == 16:
+            lone_sums(a, x, kc, &sums[0], 4, LONE_SPAN // VL_FLOAT, unused)
+    elif pixels == 1:
+        lone_sums(a, x, kc, &sums[0], 1, LONE_SPAN // _VL_DOUBLE, unused)
+    elif VL_FLOAT == 16:
+        lone_sums(a, x, kc, &sums[0], 2, LONE_SPAN // _VL_DOUBLE, unused)
+    if accumulate:
+        for i in range(filters):
+            for p in range(pixels):
+                sums[p * LONE_SPAN + i] = sums[p * LONE_SPAN + i] + c[i * ldc + p]
+    if finish != KEEP:
+        fill(&low, bounds[0])
+        fill(&high, bounds[1])
         for p in range(pixels):
-            total = c[i * ldc + p] if accumulate else 0
-            for j in range(span // _MR):
-                total += lanes[p * span + i + j * _MR]
-            if finish != KEEP:
-                total = clamp(total + bias[i], bias[_MR], bias[_MR + 1])
-            c[i * ldc + p] = total
+            for i in range(LONE_SPAN // VL):
+                sum = <vec*> &sums[p * LONE_SPAN + i * VL]
+                sum[0] = vmin(high, vmax(low, sum[0] + (<const vec*> (bias + i * VL))[0]))
+    store_filters(&sums[0], c, pixels, filters, LONE_SPAN, ldc, False, unused)
 
 
 # -------------------------------------------------------------------------------------------- packing the columns
@@ -635,20 +761,18 @@ cdef inline void copy_every_other(
         j = min(j + VL, count - VL)
 
 
-cdef void spread(
+cdef void gather(
     const real* columns,        # IN   (kc) rows of pixels, ldb apart
     Py_ssize_t ldb,
-    real* lone,                 # OUT  [pixels][kc][MR]
+    real* lone,                 # OUT  [kc][pixels]
     Py_ssize_t kc,
     Py_ssize_t pixels,
 ) noexcept nogil:
-    """The columns of ``pixels`` pixels as `lone_tile` reads them: each cell MR times."""
-    cdef Py_ssize_t p, k, i
-    for p in range(pixels):
-        for k in range(kc):
-            for i in range(_MR):
-                lone[i] = columns[k * ldb + p]
-            lone += _MR
+    """The columns of ``pixels`` pixels one after the other: where they stand each depth has a line of the cache for itself."""
+    cdef Py_ssize_t k, p
+    for k in range(kc):
+        for p in range(pixels):
+            lone[k * pixels + p] = columns[k * ldb + p]
 
 
 cdef void copy_rows(
@@ -786,7 +910,9 @@ cdef void pack_block(
                 vectors += 1
             done += length
             p += length
-        if vectors == 2:
+        if vectors == 1:
+            pack_panel(copied, depth, packed, kc, &run_from[0], &run_to[0], 1, unused)
+        elif vectors == 2:
             pack_panel(copied, depth, packed, kc, &run_from[0], &run_to[0], 2, unused)
         elif vectors == 3:
             pack_panel(copied, depth, packed, kc, &run_from[0], &run_to[0], 3, unused)
@@ -1006,7 +1132,7 @@ def interleave(
 def packed_weight_size(const int64_t[::1] geometry):
     """Elements of a packed weight: [G][block of K][panel][kc][MR], the last panel of a group filled up with zeros."""
     cdef Blocking b = blocking(&geometry[0], 1)
-    return geometry[GEO_G] * b.panels * b.K * _MR
+    return geometry[GEO_G] * b.panels * b.K * _MR + LONE_SPAN - _MR  # whose last vector of filters is read whole
 
 
 cdef inline void transpose_filters(
@@ -1160,8 +1286,9 @@ cdef void conv2d_paired_block(
         Py_ssize_t[2] place
         const real* a
         real* z
-        real[_MR * VL_FLOAT + 2] shifts      # a panel's bias, then the bounds of the clamp
-    shifts[_MR * (VL // 2)], shifts[_MR * (VL // 2) + 1] = low, high
+        Py_ssize_t half = VL // 2
+        real[_MR * VL_FLOAT] shifts      # a panel's bias, VL / 2 times
+        real[2] bounds = [low, high]
     copy_block(
         input + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW], scratch, depth, b, geometry, 0, b.K, 2 * row_from,
         2 * row_to, unused,
@@ -1171,16 +1298,19 @@ cdef void conv2d_paired_block(
         filters = panel_start(b, panel + 1) - first
         a = packed + (g * b.panels + panel) * b.K * _MR
         z = pooled + (ng * b.OCG + first) * plane
-        for i in range(_MR * (VL // 2)):
-            shifts[i] = bias[g * b.OCG + first + i // (VL // 2)] if i < filters * (VL // 2) and bias != NULL else 0
+        for i in range(_MR * half):
+            shifts[i] = bias[g * b.OCG + first + i // half] if i < filters * half and bias != NULL else 0
         for row in range(row_from, row_to):
             for j in range(ceil_div(2 * OW, VL)):
                 place[0] = 2 * (row - row_from) * below + min(j * VL, last)
                 place[1] = place[0] + below
-                paired_tile(
-                    a, scratch, depth, place, b.K, z + row * OW + min(j * (VL // 2), OW - columns), plane, shifts, filters,
-                    columns, unused,
-                )
+                i = 0
+                while i < filters:
+                    paired_tile(
+                        a + i, scratch, depth, place, b.K, z + i * plane + row * OW + min(j * half, OW - columns), plane,
+                        shifts + i * half, bounds, min(filters - i, LISTED_MR), columns, unused,
+                    )
+                    i += LISTED_MR
 
 
 cdef void conv2d_block(
@@ -1204,30 +1334,33 @@ cdef void conv2d_block(
 ) noexcept nogil:
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G]
-        Py_ssize_t p_from, pixels, lone, cells, ldc, k_block, k_from, kc, panel, kept, j, q, i, first, filters
-        Py_ssize_t head = 0, whole, b_step, row, oc_from = panel_start(b, panel_from)
+        Py_ssize_t p_from, pixels, lone, cells, ldc, k_block, k_from, kc, panel, panels, kept, j, q, i, first, filters
+        Py_ssize_t head = 0, tiles, run, run_from, run_to, whole, b_step, row, oc_from = panel_start(b, panel_from)
         Py_ssize_t pooled_from, pooled_to, row_from, row_to, carried, carry_from, rows_to_carry
         Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
         const real* image = input + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
         const real* a
-        const real* x
-        const real* source        # of the cells of a tile
+        const real* x             # of a flat problem, this block's cells
+        const real* y
+        const real* source        # of the cells of a run
         Py_ssize_t[_KC] depth
-        Py_ssize_t[MOST_PLACES + _NV] place      # a last part of a tile reads places for a whole one
+        Py_ssize_t[MOST_PLACES + LISTED_NV] place      # a last part of a tile reads places for a whole one
         Py_ssize_t[MOST_PLACES] to
         Py_ssize_t in_row = ceil_div(b.OW, VL), ldb
         real* copied = scratch
         real* b_block = scratch + b.copy_elements
-        real* lone_block = b_block + b.b_elements
-        real* c_block = lone_block + b.lone_elements
+        real* lone_cells = b_block + b.b_elements
+        real* c_block = lone_cells + b.lone_elements
         real* ring = c_block + b.c_elements
-        real* carry = ring + b.ring_elements      # [filter][carried_rows][OW]
+        real* shifts = ring + b.ring_elements     # [panel][MR] bias
+        real* carry = shifts + b.shift_elements   # [filter][carried_rows][OW]
+        const real* shift
+        real[2] bounds = [low, high]
         real* c                   # this block's pixels of filter oc_from
         real* map
         real* above
         Finish finish
-        real[_MR + 2] shifts      # a panel's bias, then the bounds of the clamp
         bint accumulate, last
 
     if b.pooled_rows:
@@ -1261,91 +1394,126 @@ cdef void conv2d_block(
             q = min(j % in_row * VL, b.OW - VL)
             place[j] = j // in_row * geometry[GEO_STRIDE_H] * b.row_width + q
             to[j] = j // in_row * b.OW + q
-        for j in range(_NV):
+        for j in range(LISTED_NV):
             place[cells // VL + j] = 0
-    shifts[_MR], shifts[_MR + 1] = low, high
+    tiles = ceil_div(cells, NR)
+    run = tiles if b.by_rows or b.pooled_rows else b.run // NR
+    for panel in range(panel_from, panel_to):
+        first = panel_start(b, panel)
+        filters = panel_start(b, panel + 1) - first
+        for i in range(_MR):
+            shifts[(panel - panel_from) * _MR + i] = bias[g * b.OCG + first + i] if i < filters and bias != NULL else 0
     for k_block in range(b.k_blocks):                                                      # loop 1: blocks of K
         k_from = k_block * b.kc
         kc = min(b.K - k_from, b.kc)
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] and not b.pooled_rows)
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < INFINITY else RAISE if low > -INFINITY else SHIFT
+        if b.flat:
+            x = image + k_from * b.P + p_from
+            if b.in_place and kc > 0:
+                pack_flat(x + pixels // NR * NR, b_block, kc, pixels % NR, b.P, unused)
+        elif kc > 0 and pixels + lone > 0:
+            copy_block(
+                image, copied, depth, b, geometry, k_from, kc, p_from // b.OW, (p_from + pixels + lone - 1) // b.OW + 1,
+                unused,
+            )
+            if not b.by_rows:
+                pack_block(copied, depth, b_block, b, geometry, kc, p_from, pixels + lone, unused)
         if b.in_place:
-            source, ldb, b_step = image + k_from * b.P + p_from, b.P, NR
+            ldb, b_step = b.P, NR
         else:
-            source, ldb, b_step = b_block, NR, NR * kc
-        if kc > 0 and pixels + lone > 0:
-            if b.flat:
-                x = image + k_from * b.P + p_from
-                if b.in_place:
-                    pack_flat(x + pixels // NR * NR, b_block, kc, pixels % NR, b.P, unused)
-                else:
-                    pack_flat(x, b_block, kc, pixels, b.P, unused)
-                spread(x + pixels, b.P, lone_block, kc, lone)
-            else:
-                copy_block(
-                    image, copied, depth, b, geometry, k_from, kc, p_from // b.OW,
-                    (p_from + pixels + lone - 1) // b.OW + 1, unused,
-                )
-                if not b.by_rows:
-                    pack_block(copied, depth, b_block, b, geometry, kc, p_from, pixels + lone, unused)
-                    spread(b_block + pixels // NR * NR * kc + pixels % NR, NR, lone_block, kc, lone)
-        for panel in range(panel_from, panel_to):                                          # loop 2: filters
-            first = panel_start(b, panel)
-            filters = panel_start(b, panel + 1) - first
-            kept = first - oc_from if b.kept_panels > 1 or not b.pooled_rows else 0
-            a = packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR
-            if last:
-                for i in range(_MR):
-                    shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias != NULL else 0
-            map = c + kept * ldc
-            if head and block == 0:
+            ldb, b_step = NR, NR * kc
+        if head and block == 0:
+            for panel in range(panel_from, panel_to):
+                first = panel_start(b, panel)
                 edge_tile(
-                    a, image + k_from * b.P, b.P, kc, map - head, ldc, accumulate, finish, shifts, filters, head, unused
+                    packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR, image + k_from * b.P, b.P, kc,
+                    c + (first - oc_from) * ldc - head, ldc, accumulate, finish, shifts + (panel - panel_from) * _MR, bounds,
+                    panel_start(b, panel + 1) - first, head, unused,
                 )
-            # Whole tiles of a panel run in one call, the rest tile by tile
-            whole = 0
-            if not b.by_panel and (filters == _MR or filters == 4 or (filters == 2 and not b.by_rows)):
-                whole = cells // NR
-            if whole and b.by_rows:
-                listed_tiles(a, copied, depth, place, kc, map, ldc, to, finish, shifts, filters, _NV, whole, unused)
-            elif whole and filters < _MR:
-                part_tiles(
-                    a, source, ldb, b_step, kc, map, ldc, accumulate, finish, shifts, filters, _NV, whole, unused
-                )
-            elif whole:
-                whole_tiles(a, source, ldb, b_step, kc, map, ldc, accumulate, finish, shifts, whole, unused)
-            for j in range(whole, ceil_div(cells, NR)):                                    # loop 3: pixels
-                q = j * NR
+        run_from = 0
+        while True:                                                                        # loop 2: runs of B panels
+            run_to = min(run_from + run, tiles)
+            if b.in_place:
+                source = x + run_from * NR
+            elif b.flat:
+                source = b_block
+                pack_flat(x + run_from * NR, b_block, kc, min(pixels - run_from * NR, b.run), b.P, unused)
+            else:
+                source = b_block + run_from * b_step
+            panel = panel_from
+            while panel < panel_to:                                                        # loop 3: filters
+                first = panel_start(b, panel)
+                filters = panel_start(b, panel + 1) - first
+                shift = shifts + (panel - panel_from) * _MR
+                kept = first - oc_from if b.kept_panels > 1 or not b.pooled_rows else 0
+                a = packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR
+                map = c + kept * ldc
+                # Whole tiles of a panel, or of a run of one panel those of all whole panels, run in one call, the rest tile
+                # by tile
+                q = run_from * NR
+                panels = 1
+                whole = max(min(run_to, cells // NR), run_from)
                 if b.by_rows:
-                    listed_tiles(
-                        a, copied, depth, place + j * _NV, kc, map, ldc, to + j * _NV, finish, shifts, filters,
-                        min(cells - q, NR) // VL, 1, unused,
+                    listed_panel(
+                        a, copied, depth, place, kc, map, ldc, to, finish, shift, bounds, filters, cells // VL, unused
                     )
-                    continue
-                x, row = source + j * b_step, ldb
-                if b.in_place and q + NR > cells and cells % VL:  # nothing past the caller's array may be read
-                    x, row = b_block, NR
-                if b.by_panel:  # no row of the maps is written in one go: the hardware does not fetch it ahead
+                    whole = run_to
+                elif filters < _MR and height(filters) == filters:
+                    part_tiles(
+                        a, source, ldb, b_step, kc, map + q, ldc, accumulate, finish, shift, bounds, filters, _NV,
+                        whole - run_from, unused,
+                    )
+                elif filters == _MR and _NV == 1 and b.in_place and panel == panel_from:
+                    first_tiles(
+                        a, source, ldb, b_step, kc, map + q, ldc, accumulate, finish, shift, bounds, whole - run_from, b.run,
+                        unused,
+                    )
+                elif filters == _MR:
+                    if run == 1 and whole > run_from and kc > 0 and not b.pooled_rows:
+                        panels = max(min(panel_to, b.OCG // _MR - (b.lent > 0)) - panel, 1)
+                    whole_tiles(
+                        a, source, ldb, b_step, kc, map + q, ldc, accumulate, finish, shift, bounds, whole - run_from, panels,
+                        unused,
+                    )
+                else:
+                    whole = run_from
+                for j in range(whole, run_to):                                             # loop 4: pixels
+                    q = j * NR
+                    y, row = source + (j - run_from) * b_step, ldb
+                    if b.in_place and q + NR > cells and cells % VL:  # nothing past the caller's array may be read
+                        y, row = b_block, NR
+                    some_tile(
+                        a, y, row, kc, map + q, ldc, accumulate, finish, shift, bounds, filters, min(cells - q, NR), unused
+                    )
+                if last and b.pooled_rows:
                     for i in range(filters):
-                        prefetch(map + q + i * ldc)
-                some_tile(
-                    a, x, row, kc, map + q, ldc, accumulate, finish, shifts, filters, min(cells - q, NR), unused
+                        map = c_block + (kept + i) * ldc
+                        above = carry + (first - oc_from + i) * b.carried_rows * b.OW
+                        q = (ng * b.OCG + first + i) * plane
+                        memcpy(map, above, carried * b.OW * sizeof(real))
+                        max_pool_rows(
+                            <const real*> map, row_from, pooled_from, pooled_to, pooled + q,
+                            indices + q if indices != NULL else NULL, ring, geometry, unused,
+                        )
+                        memcpy(above, map + (carry_from - row_from) * b.OW, rows_to_carry * b.OW * sizeof(real))
+                panel += panels
+            run_from = run_to
+            if run_to == tiles:
+                break
+        if lone:
+            if b.flat:
+                gather(x + pixels, b.P, lone_cells, kc, lone)
+            else:
+                gather(b_block + pixels // NR * b_step + pixels % NR, NR, lone_cells, kc, lone)
+            for panel in range(panel_from, panel_to):
+                first = panel_start(b, panel)
+                lone_tile(
+                    packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR, lone_cells, kc,
+                    c + (first - oc_from) * ldc + pixels, ldc, accumulate, finish, shifts + (panel - panel_from) * _MR, bounds,
+                    panel_start(b, panel + 1) - first, lone, unused,
                 )
-            if lone:
-                map = c + kept * ldc + pixels
-                lone_tile(a, lone_block, kc, map, ldc, accumulate, finish, shifts, filters, lone, unused)
-            if last and b.pooled_rows:
-                for i in range(filters):
-                    map = c_block + (kept + i) * ldc
-                    above = carry + (first - oc_from + i) * b.carried_rows * b.OW
-                    q = (ng * b.OCG + first + i) * plane
-                    memcpy(map, above, carried * b.OW * sizeof(real))
-                    max_pool_rows(
-                        <const real*> map, row_from, pooled_from, pooled_to, pooled + q,
-                        indices + q if indices != NULL else NULL, ring, geometry, unused,
-                    )
-                    memcpy(above, map + (carry_from - row_from) * b.OW, rows_to_carry * b.OW * sizeof(real))
 
 
 cdef void conv2d_of(const Operands* o, real low, real high, int n_threads, vec* unused) noexcept:
@@ -1466,7 +1634,7 @@ cdef void conv2d_grad_input_task(
             memcpy(packed + oc * NR, source + oc * b.P + p_from, pixels * sizeof(real))
         for j in range(t.tiles):
             whole_tiles(
-                a + j * b.OCG * _MR, packed, NR, 0, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, 1, unused
+                a + j * b.OCG * _MR, packed, NR, 0, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, NULL, 1, 1, unused
             )
         for c in range(channels):
             for tap in range(b.T):
@@ -1556,17 +1724,17 @@ cdef struct Outer:
 cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     cdef:
         Outer o
-        Py_ssize_t NR = _NV * VL, N = geometry[GEO_N], G = geometry[GEO_G], x_image, y_image
+        Py_ssize_t NR = _OUTER_NV * VL, N = geometry[GEO_N], G = geometry[GEO_G], x_image, y_image
     o.OH = 1 if b.flat else b.OH
     o.OW = b.P if b.flat else b.OW
     o.rows = (o.OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
     o.row_width = b.P if b.flat else b.row_width
     o.filters = ceil_div(b.OCG, VL) * VL
     o.panels = ceil_div(o.filters, NR)
-    o.tile_blocks = ceil_div(ceil_div(b.K, _MR), TASK_TILES)
+    o.tile_blocks = ceil_div(ceil_div(b.K, _OUTER_MR), TASK_TILES)
     o.task_panels = TASK_PANELS if G * o.tile_blocks >= FEW_TASKS else 1
     o.panel_blocks = ceil_div(o.panels, o.task_panels)
-    o.c_elements = TASK_TILES * _MR * o.task_panels * NR
+    o.c_elements = TASK_TILES * _OUTER_MR * o.task_panels * NR
     o.kept_elements = G * o.tile_blocks * o.panel_blocks * o.c_elements
     x_image = geometry[GEO_IC] * o.rows * o.row_width
     y_image = G * b.P * o.filters
@@ -1608,7 +1776,7 @@ cdef void lay_out_task(
     # The first images * IC tasks copy a channel (of flat problems there are none), the others turn one panel of filters of
     # one image: 4 (or 2) pixels of VL filters at once.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, quad = 16 // sizeof(real)
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _OUTER_NV * VL, quad = 16 // sizeof(real)
         Py_ssize_t copies = 0 if b.flat else images * geometry[GEO_IC]
         Py_ssize_t image, panel, width, p, j, vector, first, filters, square, squares
         vec[4] z
@@ -1656,7 +1824,7 @@ cdef inline void outer_row(
     while True:
         for k in range(AHEAD):
             prefetch(ahead[k] + column)
-            add_outer(acc, at, column + k, y + k * nv * VL, _MR, nv, _NV)
+            add_outer(acc, at, column + k, y + k * nv * VL, _OUTER_MR, nv, _OUTER_NV)
             if column + k + 1 == end:
                 return
         y += AHEAD * nv * VL
@@ -1680,20 +1848,20 @@ cdef void outer_tile(
     vec* unused,
 ) noexcept nogil:
     cdef:
-        vec[_MR * _NV] acc
-        const real* at[_MR]
+        vec[_OUTER_MR * _OUTER_NV] acc
+        const real* at[_OUTER_MR]
         Py_ssize_t image, row, i, j, moved, VL = sizeof(vec) // sizeof(real)
-    for i in range(_MR):
+    for i in range(_OUTER_MR):
         at[i] = cells[i]
         for j in range(nv):
-            fill(&acc[i * _NV + j], <real> 0)
+            fill(&acc[i * _OUTER_NV + j], <real> 0)
     for image in range(images):
         for row in range(rows):
             moved = image * x_image + row * x_step
             outer_row(at, moved, moved + columns, ahead, y + image * y_image + row * y_step, &acc[0], nv)
-    for i in range(_MR):
+    for i in range(_OUTER_MR):
         for j in range(nv):
-            (<vec*> (c + i * ldc + j * VL))[0] = (<vec*> (c + i * ldc + j * VL))[0] + acc[i * _NV + j]
+            (<vec*> (c + i * ldc + j * VL))[0] = (<vec*> (c + i * ldc + j * VL))[0] + acc[i * _OUTER_NV + j]
 
 
 cdef void conv2d_grad_weight_task(
@@ -1711,26 +1879,26 @@ cdef void conv2d_grad_weight_task(
     vec* unused,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, G = geometry[GEO_G], IC = geometry[GEO_IC]
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _OUTER_NV * VL, G = geometry[GEO_G], IC = geometry[GEO_IC]
         Py_ssize_t KW = geometry[GEO_KW], stride_w = geometry[GEO_STRIDE_W], dil_w = geometry[GEO_DIL_W]
         Py_ssize_t panel_from = task % o.panel_blocks * o.task_panels
-        Py_ssize_t k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * _MR
+        Py_ssize_t k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * _OUTER_MR
         Py_ssize_t g = task // o.panel_blocks // o.tile_blocks
-        Py_ssize_t panel_to = min(panel_from + o.task_panels, o.panels), rows_of_k = min(TASK_TILES * _MR, b.K - k_from)
+        Py_ssize_t panel_to = min(panel_from + o.task_panels, o.panels), rows_of_k = min(TASK_TILES * _OUTER_MR, b.K - k_from)
         Py_ssize_t ldc = o.task_panels * NR, tall = max(CHAIN_PIXELS // max(o.OW, 1), 1), wide = max(min(o.OW, CHAIN_PIXELS), 1)
         Py_ssize_t many = max(CHAIN_PIXELS // max(b.P, 1), 1), x_image = IC * o.rows * o.row_width, y_image = G * b.P * o.filters
         Py_ssize_t block_of_images, row_block, column_block, n, images, oh, ow, rows, columns, panel, width, y_step
         Py_ssize_t tile_index, i, k, tap, x_step = geometry[GEO_STRIDE_H] * o.row_width
         const real* x
         const real* y
-        const real* cells[_MR]
+        const real* cells[_OUTER_MR]
         const real* ahead[AHEAD]
-        Py_ssize_t[TASK_TILES * _MR] places   # of each row's first cell in an image
+        Py_ssize_t[TASK_TILES * _OUTER_MR] places   # of each row's first cell in an image
         real* c
 
     if begin:
         memset(block, 0, o.c_elements * sizeof(real))
-    for i in range(TASK_TILES * _MR):
+    for i in range(TASK_TILES * _OUTER_MR):
         k = k_from + min(i, rows_of_k - 1)    # past the end: the last row again
         tap = k % b.T
         places[i] = (k // b.T * o.rows + tap // KW * geometry[GEO_DIL_H]) * o.row_width
@@ -1749,16 +1917,16 @@ cdef void conv2d_grad_weight_task(
                     width = min(o.filters - panel * NR, NR)
                     y = turned + (n * G + g) * b.P * o.filters + panel * NR * b.P + (oh * o.OW + ow) * width
                     y_step = o.OW * width
-                    for tile_index in range(ceil_div(rows_of_k, _MR)):           # tiles of MR rows of K
-                        for i in range(_MR):
-                            cells[i] = x + places[tile_index * _MR + i] + oh * x_step + ow
+                    for tile_index in range(ceil_div(rows_of_k, _OUTER_MR)):           # tiles of MR rows of K
+                        for i in range(_OUTER_MR):
+                            cells[i] = x + places[tile_index * _OUTER_MR + i] + oh * x_step + ow
                         for i in range(AHEAD):
-                            k = min((tile_index + 1) * _MR + i % _MR, TASK_TILES * _MR - 1)
+                            k = min((tile_index + 1) * _OUTER_MR + i % _OUTER_MR, TASK_TILES * _OUTER_MR - 1)
                             ahead[i] = x + places[k] + oh * x_step + ow
-                        c = block + tile_index * _MR * ldc + (panel - panel_from) * NR
+                        c = block + tile_index * _OUTER_MR * ldc + (panel - panel_from) * NR
                         if width == NR:
                             outer_tile(
-                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, _NV, unused
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, _OUTER_NV, unused
                             )
                         elif width == VL:
                             outer_tile(
