@@ -139,7 +139,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
             b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
         if b.by_rows:  # of vectors for whole tiles
             rows = (IN_PLACE_CELLS // (b.ICG * b.row_width) - (KH - 1) * dil_h - 1) // stride_h + 1
-            b.NB = max(min(max(rows // _NV * _NV, _NV), MOST_PIXELS // b.OW, b.OH), 1) * b.OW
+            b.NB = max(min(max(rows // LISTED_NV * LISTED_NV, LISTED_NV), MOST_PIXELS // b.OW, b.OH), 1) * b.OW
         else:
             b.NB = ceil_div(ceil_div(b.P, max(ceil_div(b.P, b.NB), 1)), NR) * NR
         b.blocks = ceil_div(b.P, max(b.NB, 1))

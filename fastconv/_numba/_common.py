@@ -6,13 +6,20 @@ from fastconv._numba._jit import helper, shared
 from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT, get, put
 from fastconv._numba._straight import straight
 
-# Of a matrix product, MR broadcast cells x NV vectors: MR * NV accumulators, NV vectors and one broadcast must fit into
-# the registers, 16 of them up to AVX2, 32 with AVX-512.
-MR, NV = (8, 3) if VL_FLOAT == 16 else (6, 2)
-# The same where vectors run along filters, whose number more often divides by two vectors than by three.
+# Of a matrix product, MR filters x NV vectors of pixels: MR * NV accumulators, NV vectors and one broadcast must fit into
+# the registers, 16 of them up to AVX2, 32 with AVX-512, whose products broadcast from memory by themselves; a single vector
+# then makes the panel of cells that stays in the first-level cache a narrow one.
+MR, NV = (16, 1) if VL_FLOAT == 16 else (6, 2)
+# The tile of a gradient of the weight.
+OUTER_MR, OUTER_NV = (8, 3) if VL_FLOAT == 16 else (MR, NV)
+# Of tiles whose places are listed.
+LISTED_MR, LISTED_NV = (8, 3) if VL_FLOAT == 16 else (MR, NV)
+# Where vectors run along filters, whose number more often divides by two vectors than by three.
 WINOGRAD_MR, WINOGRAD_NV = (12, 2) if VL_FLOAT == 16 else (MR, NV)
-# Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core.
-DEPTHS = min(4, VL_DOUBLE)
+# Of a tile in one turn of its loop, which leaves room to decode for who else runs on the core; of one, each instruction
+# reads at steps short enough for the hardware to fetch ahead.
+DEPTHS = 1 if VL_FLOAT == 16 else min(4, VL_DOUBLE)
+LISTED_DEPTHS = 4  # where there is nothing to fetch
 CACHE_LINE = 64  # bytes
 LINE = 16  # elements of a cache line, of float64 of two
 

@@ -7,8 +7,9 @@ exists only as packed blocks of NB pixels by KC rows, in the scratch memory of o
     task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
            the other, of which each takes over the last rows of the one before; windows of 2x2 are pooled in registers
     loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
-    loop 2 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
-    loop 3 over panels of NV*VL pixels
+    loop 2 over runs of B panels: with AVX-512 those that stay in the first-level cache, else all of a block
+    loop 3 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
+    loop 4 over the panels of NV*VL pixels of a run
     tile   MR x NV accumulators in registers, vectors along pixels, so that results are stored as NCHW
 
 Below the arrays of a task everything is an address (see _simd.py): ``dtype`` is the element type, ``size`` its bytes.
@@ -19,7 +20,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import CACHE_LINE, DEPTHS, MR, NV, ceil_div, clamp, lines, read_words
+from fastconv._numba._common import (
+    CACHE_LINE, DEPTHS, LISTED_DEPTHS, LISTED_MR, LISTED_NV, MR, NV, OUTER_MR, OUTER_NV, ceil_div, clamp, lines, read_words,
+)  # fmt: skip
 from fastconv._numba._direct_simd import every_other, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
@@ -42,8 +45,8 @@ from fastconv._problem import (
 KC = 256
 # Of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
 BLOCK_PIXELS = 384 if VL_FLOAT == 16 else 192
-# The fewest vectors of filters that hold whole depths of a panel, MR filters each.
-LONE_VECTORS = 1 if MR == 8 else 3
+# Of a block, those that all filters meet before the next ones: half a first-level cache or all.
+RUN_CELLS = 8192 if VL_FLOAT == 16 else 1 << 30
 # Of a flat problem: with more, cells are read often enough to be worth packing.
 IN_PLACE_FILTERS = 2048 if VL_FLOAT == 16 else 128
 # Of more channels, a panel's cells push each other out of the first-level cache where they lie a plane apart.
@@ -57,25 +60,28 @@ IDLE = 8  # filters are split into chunks where threads would wait 1/IDLE of the
 IN_PLACE_CELLS = 32 * BLOCK_PIXELS  # of a block that is read in place, or of its copied rows: a first-level cache
 SPARE = 16  # tiles of whole rows may waste 1/SPARE of their lanes
 MOST_PLACES = 2048  # >= vectors of such a block
-HEADED = 32  # vectors of a plane whose first pixels are worth a tile, so that no other vector lies in two lines
+# Vectors of a plane whose first pixels are worth a tile, so that no other vector lies in two lines.
+HEADED = 64 if VL_FLOAT == 16 else 32
 LONE = 4  # pixels past the last whole vector are computed apart if they fill 1/LONE of a vector at most
-MOST_LONE = 8  # sums of such vectors at a time
+MOST_LONE = 4  # >= VL / LONE
+LONE_SUMS = 8  # of such vectors at a time, at least: one addition waits for another
+LONE_SPAN = ceil_div(MR, VL_FLOAT) * VL_FLOAT  # MR filled up to whole vectors
+FEW_VECTORS = 4  # at least, of a tile of four filters or fewer: as many chains of additions
 ALIASED = 1024  # pixels: cells of planes so far apart share the sets of a first-level cache; of so many
 ALIASED_DEPTH = 32  # channels they push each other out, and
 ALIASED_FILTERS = 16  # read them often enough to pay for packing
 MOST_VECTORS = 64  # >= NV * VL + 1: copies that one row of a B panel may take
-TILE_ELEMENTS = MR * NV * VL_FLOAT
-LONE_ELEMENTS = MOST_LONE * VL_FLOAT
-LONE_TURNS, LONE_TURNS_OF_2 = MOST_LONE // LONE_VECTORS, MOST_LONE // (2 * LONE_VECTORS)
+TILE_ELEMENTS, LISTED_ELEMENTS = MR * NV * VL_FLOAT, LISTED_MR * LISTED_NV * VL_FLOAT
+LONE_ELEMENTS = MOST_LONE * LONE_SPAN
 INDEX_BYTES = 8
-PLACES = MOST_PLACES + NV  # a last part of a tile reads places for a whole one
+PLACES = MOST_PLACES + LISTED_NV  # a last part of a tile reads places for a whole one
 CHAIN_PIXELS = 392  # pixels summed in registers before they are added to the block: a panel of filters stays in the
 # first-level cache meanwhile
 CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level cache; more if the blocks of results,
 # which are read and written for every chunk, are larger
 TASK_TILES = 8  # tiles of MR rows of K in a task, and
 TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
-TASK_ROWS = TASK_TILES * MR
+TASK_ROWS = TASK_TILES * OUTER_MR
 AHEAD = 8  # places to fetch from, in turns: a line is as many cells of float64, and MR is no more
 FEW_TASKS = 4  # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
@@ -87,7 +93,7 @@ Blocking = namedtuple(
     "Blocking",
     "ICG OCG T K OH OW P "  # T taps of one channel; a flat 1x1 problem has one row of P pixels
     "flat in_place "  # in place: tiles read the image, packed is only what ends inside a vector
-    "by_panel "  # a panel of pixels is packed for all filters
+    "run "  # pixels that all filters meet before the next ones, in whole panels
     "NB blocks strip strips "  # pixels of a block, blocks of an image and of a task, tasks of an image
     "pooled_rows carried_rows "  # of a fused pool per block; of the maps, that two blocks' windows share
     "by_rows "  # vectors of a tile lie in one row each: read from the copied rows
@@ -95,7 +101,7 @@ Blocking = namedtuple(
     "kc k_blocks panels chunks chunk_panels kept_panels "
     "lent "  # filters that the last panel takes from the one before
     "phases phase_width row_width rows channels "  # of the copied input
-    "copy_elements b_elements lone_elements c_elements ring_elements elements",  # scratch of a worker
+    "copy_elements b_elements lone_elements c_elements ring_elements shift_elements elements",  # scratch of a worker
 )
 
 
@@ -146,8 +152,8 @@ def blocking(geometry, n_threads):
     k_blocks = max(ceil_div(K, kc), 1)
     deep = kc > IN_PLACE_DEPTH and OCG >= CHUNK_FILTERS
     aliased = P % ALIASED == 0 and kc >= ALIASED_DEPTH and OCG >= ALIASED_FILTERS
-    by_panel = int(flat > 0 and few_filters and (deep or aliased))
-    in_place = int(flat > 0 and few_filters and by_panel == 0)
+    by_panel = flat > 0 and few_filters and (deep or aliased)
+    in_place = int(flat > 0 and few_filters and not by_panel)
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
     phases = stride_w
@@ -175,15 +181,13 @@ def blocking(geometry, n_threads):
             strip = max(min(ceil_div(images * blocks, THREAD_TASKS * n_threads), blocks), 1)
     else:
         NB = BLOCK_PIXELS
-        if in_place > 0:
+        if in_place > 0 and RUN_CELLS > IN_PLACE_CELLS:
             NB = min(max(IN_PLACE_CELLS // kc // NR, 1) * NR, BLOCK_PIXELS)
-        elif by_panel > 0:  # it stays in the first-level cache, their weight in the second
-            NB = NR
         elif flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
             NB = max(NB, min(KC * BLOCK_PIXELS // kc, MOST_PIXELS))
         if by_rows > 0:  # of vectors for whole tiles
             rows = (IN_PLACE_CELLS // (ICG * row_width) - (KH - 1) * dil_h - 1) // stride_h + 1
-            NB = max(min(max(rows // NV * NV, NV), MOST_PIXELS // OW, OH), 1) * OW
+            NB = max(min(max(rows // LISTED_NV * LISTED_NV, LISTED_NV), MOST_PIXELS // OW, OH), 1) * OW
         else:
             NB = ceil_div(ceil_div(P, max(ceil_div(P, NB), 1)), NR) * NR
         blocks = ceil_div(P, max(NB, 1))
@@ -199,6 +203,12 @@ def blocking(geometry, n_threads):
     elif n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
         chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), OCG // CHUNK_FILTERS), 1)
     chunk_panels = ceil_div(panels, chunks)
+    # The cells of a run stay in the first-level cache. Of a pool and of rows it is a block: RUN_CELLS says for which else
+    run = NB
+    if by_panel:
+        run = NR
+    elif pooled_rows == 0 and by_rows == 0:
+        run = max(min(RUN_CELLS // (kc + MR), NB) // NR, 1) * NR
 
     rows = 0
     channels = 0
@@ -207,18 +217,19 @@ def blocking(geometry, n_threads):
         rows = (min(OH, ceil_div(NB, max(OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
         channels = min(ceil_div(kc - 1, max(T, 1)) + 1, max(ICG, 1))
         copy_elements = lines(channels * rows * row_width + VL_FLOAT)
-    b_elements = lines(kc * (NR if in_place > 0 else 0 if by_rows > 0 else NB) + VL_FLOAT)
-    lone_elements = lines(VL_FLOAT // LONE * kc * MR)
+    b_elements = lines(kc * (NR if in_place > 0 else 0 if by_rows > 0 else run if flat > 0 else NB) + VL_FLOAT)
+    lone_elements = lines(VL_FLOAT // LONE * kc)
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     kept_panels = 1 if k_blocks == 1 else chunk_panels
     c_elements = lines(kept_panels * MR * NB if pooled_rows > 0 else 0)
     ring_elements = lines(pool_ring_size(geometry))
-    elements = copy_elements + b_elements + lone_elements + c_elements + ring_elements
+    shift_elements = lines(chunk_panels * MR + LONE_SPAN)
+    elements = copy_elements + b_elements + lone_elements + c_elements + ring_elements + shift_elements
     elements += lines(chunk_panels * MR * carried_rows * OW)
     return Blocking(
-        ICG, OCG, T, K, OH, OW, P, flat, in_place, by_panel, NB, blocks, strip, strips, pooled_rows, carried_rows, by_rows,
+        ICG, OCG, T, K, OH, OW, P, flat, in_place, run, NB, blocks, strip, strips, pooled_rows, carried_rows, by_rows,
         paired, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels,
-        copy_elements, b_elements, lone_elements, c_elements, ring_elements, elements,
+        copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements, elements,
     )  # fmt: skip
 
 
@@ -246,15 +257,15 @@ Outer = namedtuple(
 
 
 def outer(b, geometry, VL):
-    NR, N, G = NV * VL, geometry[GEO_N], geometry[GEO_G]
+    NR, N, G = OUTER_NV * VL, geometry[GEO_N], geometry[GEO_G]
     OH, OW, row_width = (1, b.P, b.P) if b.flat else (b.OH, b.OW, b.row_width)
     rows = (OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
     filters = ceil_div(b.OCG, VL) * VL
     panels = ceil_div(filters, NR)
-    tile_blocks = ceil_div(ceil_div(b.K, MR), TASK_TILES)
+    tile_blocks = ceil_div(ceil_div(b.K, OUTER_MR), TASK_TILES)
     task_panels = TASK_PANELS if G * tile_blocks >= FEW_TASKS else 1
     panel_blocks = ceil_div(panels, task_panels)
-    c_elements = TASK_TILES * MR * task_panels * NR
+    c_elements = TASK_TILES * OUTER_MR * task_panels * NR
     kept_elements = G * tile_blocks * panel_blocks * c_elements
     x_image, y_image = geometry[GEO_IC] * rows * row_width, G * b.P * filters
     images = max(min(max(CHUNK_ELEMENTS, kept_elements) // max(x_image + y_image, 1), N), 1)
@@ -334,18 +345,20 @@ def no_sums(dtype, rows, nv):
 
 
 @straight
-def places_of(place, dtype, nv, listed):
-    return [get(place, j, np.int64) if listed else j * lanes(dtype) for j in range(nv)]
+def places_of(place, apart, nv, listed):
+    return [get(place, j, np.int64) if listed else j * apart for j in range(nv)]
 
 
 @straight
-def add_products(acc, filters, ahead, cells, ldb, depth, at, dtype, depths, listed):
+def add_products(acc, filters, next_panel, cells, ldb, depth, at, dtype, depths, listed, ahead, fetched):
     size = itemsize(dtype)
-    for k in range(ceil_div(depths * MR * 8, CACHE_LINE)):  # in bytes of float64
-        prefetch(ahead + k * CACHE_LINE)
+    for k in range(ceil_div(depths * MR * size, CACHE_LINE)):
+        prefetch(filters + next_panel + k * CACHE_LINE)
     for k in range(depths):
         row = cells + (get(depth, k, np.int64) if listed else k * ldb) * size
         x = [load(row, place, dtype) for place in at]
+        if fetched:
+            prefetch(row + ahead)
         for i, sums in enumerate(acc):
             filter = broadcast(get(filters, k * MR + i, dtype))
             acc[i] = [fma(filter, cell, total) for cell, total in zip(x, sums, strict=True)]
@@ -400,8 +413,9 @@ def store_pooled(acc, c, ldc, bias, low, high, dtype):
 @helper
 def tile(
     a,  # IN   [kc][MR] filters
-    b,  # IN   vector j of depth k at k * ldb + j * VL, or where
+    b,  # IN   vector j of depth k at k * ldb + j * apart, or where
     ldb,
+    apart,
     depth,  # IN   these say: depth[k]
     place,  # IN              + place[j]
     kc,
@@ -413,38 +427,45 @@ def tile(
     bias,  # IN   (MR,)
     low,
     high,
-    tiles,  # one beside the other,
-    b_step,  # whose pixels lie so far apart in b
+    tiles,  # one beside the other, whose pixels lie so far apart in b,
+    b_step,
+    panels,  # or one below the other, of so many panels of filters
+    ahead,  # bytes: so far to the right cells are fetched,
     dtype,
     rows,  # filters and
     nv,  # vectors of pixels in use; literals, as are
+    depths,  # those of one turn
+    fetched,  # where that is asked for
     listed,  # places are listed
     paired,  # pixels of two rows of the map, one below the other: c are VL / 2 pooled pixels, bias is [MR][VL / 2]
 ):
-    # MR * NV independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
+    # rows * nv independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one
     # broadcast filter stay in registers.
     outlined()
     size = itemsize(dtype)
     next_panel = kc * MR * size  # of filters
-    for _ in range(tiles):
-        filters, cells, depths, left = a, b, depth, kc
-        acc, at = no_sums(dtype, rows, nv), places_of(place, dtype, nv, listed)
-        while left >= DEPTHS:
+    a_step, bias_step, c_step = 0, 0, nv * lanes(dtype) * size
+    if panels > 1:
+        a_step, bias_step, b_step, c_step = next_panel, MR * size, 0, MR * ldc * size
+    for _ in range(tiles * panels):
+        filters, cells, turn, left = a, b, depth, kc
+        acc, at = no_sums(dtype, rows, nv), places_of(place, apart, nv, listed)
+        while left >= depths:
             rolled()
-            acc = add_products(acc, filters, filters + next_panel, cells, ldb, depths, at, dtype, DEPTHS, listed)
-            filters += DEPTHS * MR * size
-            left -= DEPTHS
+            acc = add_products(acc, filters, next_panel, cells, ldb, turn, at, dtype, depths, listed, ahead, fetched)
+            filters += depths * MR * size
+            left -= depths
             if listed:
-                depths += DEPTHS * INDEX_BYTES
+                turn += depths * INDEX_BYTES
             else:
-                cells += DEPTHS * ldb * size
+                cells += depths * ldb * size
         while left > 0:
             rolled()
-            acc = add_products(acc, filters, filters + next_panel, cells, ldb, depths, at, dtype, 1, listed)
+            acc = add_products(acc, filters, next_panel, cells, ldb, turn, at, dtype, 1, listed, ahead, fetched)
             filters += MR * size
             left -= 1
             if listed:
-                depths += INDEX_BYTES
+                turn += INDEX_BYTES
             else:
                 cells += ldb * size
         if paired:
@@ -458,36 +479,94 @@ def tile(
                 acc = raise_to(acc, low)
             if finish == CLAMP:
                 acc = lower_to(acc, high)
-            store_rows(acc, c, ldc, places_of(to, dtype, nv, listed))
+            store_rows(acc, c, ldc, places_of(to, lanes(dtype), nv, listed))
         if listed:
-            place += NV * INDEX_BYTES
-            to += NV * INDEX_BYTES
+            place += nv * INDEX_BYTES
+            to += nv * INDEX_BYTES
         else:
-            b += b_step * size
-            c += nv * lanes(dtype) * size
+            a += a_step
+            b += b_step * (nv // NV) * size
+            c += c_step
+            bias += bias_step
 
 
 @helper
-def plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, rows, nv):
-    """A tile whose places are not listed."""
+def plain_tile(
+    a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, dtype, rows, nv, fetched
+):
+    """A tile whose places are not listed. Of a panel of one vector, a tile of several reads several panels."""
+    apart = b_step if NV == 1 else lanes(dtype)
     tile(
-        a, b, ldb, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, tiles, b_step, dtype, rows, nv, False, False
+        a, b, ldb, apart, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, dtype, rows,
+        nv, DEPTHS, fetched, False, False,
+    )  # fmt: skip
+
+
+@helper
+def whole_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, dtype):
+    plain_tile(
+        a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, 0, dtype, MR, NV, False
+    )  # fmt: skip
+
+
+@helper
+def first_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, ahead, dtype):
+    """`whole_tiles` of the first filters to meet a run that is read in place: no hardware fetches along channels."""
+    plain_tile(
+        a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, ahead, dtype, MR, NV, True
+    )  # fmt: skip
+
+
+@helper
+def height(filters):
+    """Rows of the smallest tile that holds so many filters."""
+    if filters <= 4:
+        return filters if NV == 1 else 2 if filters <= 2 else 4
+    if MR > 8 and filters <= 8:
+        return 8
+    return 12 if MR > 12 and filters <= 12 else MR
+
+
+@helper
+def some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, rows, nv):
+    plain_tile(
+        a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, 0, dtype, rows, nv, False
     )  # fmt: skip
 
 
 @helper
 def part_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, nv, tiles, dtype):
-    """Tiles of MR rows of nv vectors, or of 2 or 4 rows of NV vectors; what lies outside costs nothing then."""
-    if rows == 2:
-        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 2, NV)
+    """A tile of MR rows of nv vectors, or tiles of fewer rows, a `height`, of NV vectors; what lies outside costs nothing."""
+    few = tiles * NV // FEW_VECTORS
+    done = few * (FEW_VECTORS // NV)
+    if NV == 1 and rows <= 4 and few > 0:
+        if rows == 1:
+            some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, few, b_step, dtype, 1, FEW_VECTORS)
+        elif rows == 2:
+            some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, few, b_step, dtype, 2, FEW_VECTORS)
+        elif rows == 3:
+            some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, few, b_step, dtype, 3, FEW_VECTORS)
+        else:
+            some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, few, b_step, dtype, 4, FEW_VECTORS)
+        b += done * b_step * itemsize(dtype)
+        c += done * NV * lanes(dtype) * itemsize(dtype)
+        tiles -= done
+    if NV == 1 and rows == 1:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 1, NV)
+    elif rows == 2:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 2, NV)
+    elif NV == 1 and rows == 3:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 3, NV)
     elif rows == 4:
-        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 4, NV)
-    elif nv == 1:
-        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, MR, 1)
-    elif nv == 2 and NV > 2:
-        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, MR, 2)
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 4, NV)
+    elif MR > 8 and rows == 8:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 8, NV)
+    elif MR > 12 and rows == 12:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 12, NV)
+    elif NV > 1 and nv == 1:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, MR, 1)
     else:
-        plain_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, MR, NV)
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, 1, 0, dtype, MR, NV)
 
 
 @helper
@@ -495,13 +574,14 @@ def edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
     """A tile of which only ``filters`` x ``pixels`` exist: computed whole beside c, copied in part."""
     outlined()
     VL, size = lanes(dtype), itemsize(dtype)
-    NR = NV * VL
+    NR, nv = NV * VL, ceil_div(pixels, VL)
+    rows = height(filters) if nv == NV else MR
     memory = local(TILE_ELEMENTS, dtype)
     whole = address(memory)
     if accumulate:
         for i in range(filters):
             copy(whole + i * NR * size, c + i * ldc * size, pixels * size)
-    part_tiles(a, b, ldb, 0, kc, whole, NR, accumulate, finish, bias, low, high, MR, ceil_div(pixels, VL), 1, dtype)
+    part_tiles(a, b, ldb, 0, kc, whole, NR, accumulate, finish, bias, low, high, rows, nv, 1, dtype)
     for i in range(filters):
         copy(c + i * ldc * size, whole + i * NR * size, pixels * size)
 
@@ -510,125 +590,168 @@ def edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
 def some_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype):
     """A tile of ``filters`` x ``pixels``, at most MR and NV * VL."""
     VL = lanes(dtype)
-    few = pixels == NV * VL and (filters == 2 or filters == 4)
-    if few or (filters == MR and pixels % VL == 0):
+    if (pixels == NV * VL and height(filters) == filters) or (filters == MR and pixels % VL == 0):
         part_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels // VL, 1, dtype)
     else:
         edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype)
 
 
 @helper
+def listed_rows(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, tiles, dtype, rows, nv):
+    """A tile whose places are listed."""
+    tile(
+        a, b, 0, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, tiles, 0, 1, 0, dtype, rows, nv,
+        LISTED_DEPTHS, False, True, False,
+    )  # fmt: skip
+
+
+@helper
 def listed_tiles(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, filters, nv, tiles, dtype):
-    """Tiles of at most MR filters and NV vectors whose places are listed; a part of one is alone, and computed beside c."""
-    VL, size, no = lanes(dtype), itemsize(dtype), False
-    rows = 4 if filters <= 4 else MR
-    if filters == MR and nv == NV:
-        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, tiles, 0, dtype, MR, NV, True, False)
-    elif filters == MR and nv == 1:
-        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, 1, 0, dtype, MR, 1, True, False)
-    elif filters == MR and NV > 2:
-        tile(a, b, 0, depth, place, kc, c, ldc, to, no, finish, bias, low, high, 1, 0, dtype, MR, 2, True, False)
+    """Tiles of at most LISTED_MR filters and LISTED_NV vectors whose places are listed; a part of one is alone."""
+    VL, size = lanes(dtype), itemsize(dtype)
+    rows = 4 if filters <= 4 else LISTED_MR
+    if filters == LISTED_MR and nv == LISTED_NV:
+        listed_rows(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, tiles, dtype, LISTED_MR, LISTED_NV)
+    elif filters == LISTED_MR and nv == 1:
+        listed_rows(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, 1, dtype, LISTED_MR, 1)
+    elif filters == LISTED_MR and LISTED_NV > 2:
+        listed_rows(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, 1, dtype, LISTED_MR, 2)
     else:
-        part = filters < rows or nv < NV
-        memory, places = local(TILE_ELEMENTS, dtype), local(NV, np.int64)
-        whole = address(memory)
-        target, step, beside = whole if part else c, NV * VL if part else ldc, address(places) if part else to
-        for j in range(NV):
+        part = filters < rows or nv < LISTED_NV
+        memory, places = local(LISTED_ELEMENTS, dtype), local(LISTED_NV, np.int64)
+        whole = address(memory)  # computed beside c
+        target, step, beside = whole if part else c, LISTED_NV * VL if part else ldc, address(places) if part else to
+        for j in range(LISTED_NV):
             places[j] = j * VL
         if rows == 4:
-            tile(
-                a, b, 0, depth, place, kc, target, step, beside, no, finish, bias, low, high, tiles, 0, dtype, 4, NV, True, no
+            listed_rows(
+                a, b, depth, place, kc, target, step, beside, finish, bias, low, high, tiles, dtype, 4, LISTED_NV
             )  # fmt: skip
         else:
-            tile(
-                a, b, 0, depth, place, kc, target, step, beside, no, finish, bias, low, high, 1, 0, dtype, MR, NV, True, no
+            listed_rows(
+                a, b, depth, place, kc, target, step, beside, finish, bias, low, high, 1, dtype, LISTED_MR, LISTED_NV
             )  # fmt: skip
         for i in range(filters if part else 0):
             for j in range(nv):
-                source = whole + (i * NV + j) * VL * size
+                source = whole + (i * LISTED_NV + j) * VL * size
                 copy(c + (i * ldc + get(to, j, np.int64)) * size, source, VL * size)
 
 
 @helper
+def listed_panel(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, filters, vectors, dtype):
+    """All vectors of a panel of filters: whole tiles run in one call, the rest tile by tile."""
+    outlined()
+    size, i = itemsize(dtype), 0
+    while i < filters:
+        rows, j = min(filters - i, LISTED_MR), 0
+        if rows == LISTED_MR or rows == 4:
+            j = vectors // LISTED_NV * LISTED_NV
+            listed_tiles(
+                a + i * size, b, depth, place, kc, c + i * ldc * size, ldc, to, finish, bias + i * size, low, high, rows,
+                LISTED_NV, j // LISTED_NV, dtype,
+            )  # fmt: skip
+        while j < vectors:
+            listed_tiles(
+                a + i * size, b, depth, place + j * INDEX_BYTES, kc, c + i * ldc * size, ldc, to + j * INDEX_BYTES, finish,
+                bias + i * size, low, high, rows, min(vectors - j, LISTED_NV), 1, dtype,
+            )  # fmt: skip
+            j += LISTED_NV
+        i += LISTED_MR
+
+
+@helper
+def paired_rows(a, b, depth, place, kc, z, ldz, bias, low, high, dtype, rows):
+    tile(
+        a, b, 0, 0, depth, place, kc, z, ldz, 0, False, CLAMP, bias, low, high, 1, 0, 1, 0, dtype, rows, 2, LISTED_DEPTHS,
+        False, True, True,
+    )  # fmt: skip
+
+
+@helper
 def paired_tile(a, b, depth, place, kc, z, ldz, bias, low, high, filters, columns, dtype):
-    """Half a vector of pooled pixels of at most MR filters, or the first ``columns``: a part is computed beside z."""
+    """Half a vector of pooled pixels of at most LISTED_MR filters, or the first ``columns``: a part is computed beside z."""
     VL, size = lanes(dtype), itemsize(dtype)
-    half, rows = VL // 2, 4 if filters <= 4 else MR
-    memory = local(TILE_ELEMENTS, dtype)
+    half, rows = VL // 2, 4 if filters <= 4 else LISTED_MR
+    memory = local(LISTED_ELEMENTS, dtype)
     whole = address(memory)
     part = filters < rows or columns < half
     target, step = whole if part else z, half if part else ldz
     if rows == 4:
-        tile(
-            a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, 1, 0, dtype, 4, 2, True, True
-        )  # fmt: skip
+        paired_rows(a, b, depth, place, kc, target, step, bias, low, high, dtype, 4)
     else:
-        tile(
-            a, b, 0, depth, place, kc, target, step, 0, False, CLAMP, bias, low, high, 1, 0, dtype, MR, 2, True, True
-        )  # fmt: skip
+        paired_rows(a, b, depth, place, kc, target, step, bias, low, high, dtype, LISTED_MR)
     if part:
         for i in range(filters):
             copy(z + i * ldz * size, whole + i * half * size, columns * size)
 
 
-@straight
-def no_lone_sums(dtype, pixels, turns):
-    return [[[broadcast(dtype.type(0))] * LONE_VECTORS] * pixels] * turns
+# Sums of left-over pixels are [turn][pixel][vector of filters].
 
 
 @straight
-def add_lone_products(acc, a, x, kc, k, dtype):
-    VL = lanes(dtype)
+def no_lone_sums(dtype, pixels):
+    vectors = LONE_SPAN // lanes(dtype)
+    return [[[broadcast(dtype.type(0))] * vectors] * pixels] * ceil_div(LONE_SUMS, pixels * vectors)
+
+
+@straight
+def add_lone_products(acc, a, x, dtype):
     for t, sums in enumerate(acc):
-        for v in range(LONE_VECTORS):
-            at = (t * LONE_VECTORS + v) * VL
-            filters = load(a, k * MR + at, dtype)
+        for v in range(len(sums[0])):
+            filters = load(a, t * MR + v * lanes(dtype), dtype)
             for p, total in enumerate(sums):
-                total[v] = fma(filters, load(x, (p * kc + k) * MR + at, dtype), total[v])
+                total[v] = fma(broadcast(get(x, t * len(sums) + p, dtype)), filters, total[v])
     return acc
 
 
 @straight
+def add_turns(acc):
+    first, *others = acc
+    for sums in others:
+        first = [[v + w for v, w in zip(*pair, strict=True)] for pair in zip(first, sums, strict=True)]
+    return [first]
+
+
+@straight
 def store_lone_sums(acc, sums, dtype):
-    VL = lanes(dtype)
     for p, total in enumerate(acc[0]):
-        for v in range(LONE_VECTORS):
-            for others in acc[1:]:
-                total[v] = total[v] + others[p][v]
-            store(sums, (p * LONE_VECTORS + v) * VL, total[v])
+        for v, each in enumerate(total):
+            store(sums, p * LONE_SPAN + v * lanes(dtype), each)
 
 
 @helper
 def lone_sums(
     a,  # IN   [kc][MR] filters
-    x,  # IN   [pixels][kc][MR], each cell MR times
+    x,  # IN   [kc][pixels]
     kc,
-    sums,  # OUT  [pixels][LONE_VECTORS * VL]
+    sums,  # OUT  [pixels][LONE_SPAN]
     dtype,
-    pixels,  # literals: how many, and the sums of each lane that take turns
-    turns,
+    pixels,  # a literal
 ):
-    # Vectors along filters: a few pixels that are left over would waste most of a tile. LONE_VECTORS of them hold whole
-    # depths of a panel, so that a lane belongs to the same filter at every step; several sums take turns, as an addition
-    # to the same one would wait for the last.
+    # Vectors along filters: a few pixels that are left over would waste most of a tile. Depths take turns with several sums,
+    # as an addition to the same one would wait for the last.
     outlined()
-    span = LONE_VECTORS * lanes(dtype)
-    depths, k = span // MR, 0
-    acc = no_lone_sums(dtype, pixels, turns)
-    while k + turns * depths <= kc:
-        acc = add_lone_products(acc, a, x, kc, k, dtype)
-        k += turns * depths
-    store_lone_sums(acc, sums, dtype)
-    for p in range(pixels):
-        for i in range(k * MR, kc * MR):
-            at = p * span + i % MR
-            put(sums, at, get(sums, at, dtype) + get(a, i, dtype) * get(x, p * kc * MR + i, dtype))
+    size, k = itemsize(dtype), 0
+    turns = ceil_div(LONE_SUMS, pixels * (LONE_SPAN // lanes(dtype)))
+    acc = no_lone_sums(dtype, pixels)
+    while k + turns <= kc:
+        acc = add_lone_products(acc, a, x, dtype)
+        a += turns * MR * size
+        x += turns * pixels * size
+        k += turns
+    rest = add_turns(acc)
+    while k < kc:
+        rest = add_lone_products(rest, a, x, dtype)
+        a += MR * size
+        x += pixels * size
+        k += 1
+    store_lone_sums(rest, sums, dtype)
 
 
 @helper
 def lone_tile(
-    a,  # IN   [kc][MR] filters
-    x,  # IN   [pixels][kc][MR]
+    a,  # IN   [kc][MR] filters; of the last panel may be read what fills a vector up
+    x,  # IN   [kc][pixels]
     kc,
     c,  # IN/OUT pixels of ``filters`` maps, ldc apart
     ldc,
@@ -642,25 +765,26 @@ def lone_tile(
     dtype,
 ):
     outlined()
-    span = LONE_VECTORS * lanes(dtype)
     memory = local(LONE_ELEMENTS, dtype)
     sums = address(memory)
     if pixels == 1:
-        lone_sums(a, x, kc, sums, dtype, 1, LONE_TURNS)
+        lone_sums(a, x, kc, sums, dtype, 1)
     elif pixels == 2:
-        lone_sums(a, x, kc, sums, dtype, 2, LONE_TURNS_OF_2)
-    elif LONE_VECTORS == 1 and pixels == 3:
-        lone_sums(a, x, kc, sums, dtype, 3, 2)
-    elif LONE_VECTORS == 1:
-        lone_sums(a, x, kc, sums, dtype, 4, 2)
-    for i in range(filters):
+        lone_sums(a, x, kc, sums, dtype, 2)
+    elif VL_FLOAT == 16 and pixels == 3:
+        lone_sums(a, x, kc, sums, dtype, 3)
+    elif VL_FLOAT == 16:
+        lone_sums(a, x, kc, sums, dtype, 4)
+    if accumulate:
+        for i in range(filters):
+            for p in range(pixels):
+                memory[p * LONE_SPAN + i] += get(c, i * ldc + p, dtype)
+    if finish != KEEP:
         for p in range(pixels):
-            total = get(c, i * ldc + p, dtype) if accumulate else dtype.type(0)
-            for j in range(span // MR):
-                total += memory[p * span + i + j * MR]
-            if finish != KEEP:
-                total = clamp(total + get(bias, i, dtype), low, high)
-            put(c, i * ldc + p, total)
+            for i in range(0, LONE_SPAN, lanes(dtype)):
+                v = load(sums, p * LONE_SPAN + i, dtype) + load(bias, i, dtype)
+                store(sums, p * LONE_SPAN + i, vmin(broadcast(high), vmax(broadcast(low), v)))
+    store_filters(sums, c, pixels, filters, LONE_SPAN, ldc, False, dtype)
 
 
 # -------------------------------------------------------------------------------------------- packing the columns
@@ -699,23 +823,19 @@ def meets_tap(place, taps, stride, dil):
 
 
 @helper
-def spread(
+def gather(
     columns,  # IN   (kc) rows of pixels, ldb apart
     ldb,
-    lone,  # OUT  [pixels][kc][MR]
+    lone,  # OUT  [kc][pixels]
     kc,
     pixels,
     dtype,
 ):
-    """The columns of ``pixels`` pixels as `lone_tile` reads them: each cell MR times."""
+    """The columns of ``pixels`` pixels one after the other: where they stand each depth has a line of the cache for itself."""
     outlined()
-    size = itemsize(dtype)
-    for p in range(pixels):
-        for k in range(kc):
-            cell = get(columns, k * ldb + p, dtype)
-            for i in range(MR):
-                put(lone, i, cell)
-            lone += MR * size
+    for k in range(kc):
+        for p in range(pixels):
+            put(lone, k * pixels + p, get(columns, k * ldb + p, dtype))
 
 
 @helper
@@ -907,7 +1027,9 @@ def pack_block(
             if ow == b.OW:
                 ow = 0
                 oh += 1
-        if vectors == 2:
+        if vectors == 1:
+            pack_panel(copied, depth, packed, kc, run_from, run_to, dtype, 1)
+        elif vectors == 2:
             pack_panel(copied, depth, packed, kc, run_from, run_to, dtype, 2)
         elif vectors == 3:
             pack_panel(copied, depth, packed, kc, run_from, run_to, dtype, 3)
@@ -1067,7 +1189,7 @@ def interleave(parts, output, workspace, geometry, n_threads):
 def packed_weight_size(geometry):
     """Elements of a packed weight: [G][block of K][panel][kc][MR], the last panel of a group filled up with zeros."""
     b = plan_of(geometry).blocking
-    return int(geometry[GEO_G]) * b.panels * b.K * MR
+    return int(geometry[GEO_G]) * b.panels * b.K * MR + LONE_SPAN - MR  # whose last vector of filters is read whole
 
 
 @straight
@@ -1178,12 +1300,11 @@ def conv2d_block(
     image = address(input) + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
     copied = scratch
     b_block = scratch + b.copy_elements * size
-    lone_block = b_block + b.b_elements * size
-    c_block = lone_block + b.lone_elements * size
+    lone_cells = b_block + b.b_elements * size
+    c_block = lone_cells + b.lone_elements * size
     ring = c_block + b.c_elements * size
-    carry = ring + b.ring_elements * size  # [filter][carried_rows][OW]
-    shifts = local(MR, dtype)
-    shift = address(shifts)
+    shifts = ring + b.ring_elements * size  # [panel][MR] bias
+    carry = shifts + b.shift_elements * size  # [filter][carried_rows][OW]
 
     oc_from, head = panel_start(b, panel_from), 0
     # c: this block's pixels of filter oc_from
@@ -1221,8 +1342,16 @@ def conv2d_block(
             q = min(j % in_row * VL, b.OW - VL)
             place[j] = j // in_row * geometry[GEO_STRIDE_H] * b.row_width + q
             to[j] = j // in_row * b.OW + q
-        for j in range(NV):
+        for j in range(LISTED_NV):
             place[cells // VL + j] = 0
+    tiles = ceil_div(cells, NR)
+    run = tiles if b.by_rows > 0 or b.pooled_rows > 0 else b.run // NR
+    for panel in range(panel_from, panel_to):
+        first = panel_start(b, panel)
+        filters = panel_start(b, panel + 1) - first
+        for i in range(MR):
+            shift = bias[g * b.OCG + first + i] if i < filters and bias.size > 0 else zero
+            put(shifts, (panel - panel_from) * MR + i, shift)
 
     for k_block in range(b.k_blocks):  # loop 1: blocks of K
         k_from = k_block * b.kc
@@ -1230,102 +1359,111 @@ def conv2d_block(
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0)
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < np.inf else RAISE if low > -np.inf else SHIFT
-        source, ldb, b_step = b_block, NR, NR * kc  # of the cells of a tile
+        x = image + (k_from * b.P + p_from) * size  # of a flat problem, this block's cells
+        if b.flat > 0:
+            if b.in_place > 0 and kc > 0:
+                pack_flat(x + pixels // NR * NR * size, b_block, kc, pixels % NR, b.P, dtype)
+        elif kc > 0 and pixels + lone > 0:
+            oh_from, oh_to = p_from // b.OW, (p_from + pixels + lone - 1) // b.OW + 1
+            copy_block(image, copied, depth, b, geometry, k_from, kc, oh_from, oh_to, dtype)
+            if b.by_rows == 0:
+                pack_block(copied, depth, b_block, b, geometry, kc, p_from, pixels + lone, dtype)
+        ldb, b_step = NR, NR * kc
         if b.in_place > 0:
-            source, ldb, b_step = image + (k_from * b.P + p_from) * size, b.P, NR
-        if kc > 0 and pixels + lone > 0:
-            if b.flat > 0:
-                x = image + (k_from * b.P + p_from) * size
-                if b.in_place > 0:
-                    pack_flat(x + pixels // NR * NR * size, b_block, kc, pixels % NR, b.P, dtype)
-                else:
-                    pack_flat(x, b_block, kc, pixels, b.P, dtype)
-                spread(x + pixels * size, b.P, lone_block, kc, lone, dtype)
-            else:
-                oh_from, oh_to = p_from // b.OW, (p_from + pixels + lone - 1) // b.OW + 1
-                copy_block(image, copied, depth, b, geometry, k_from, kc, oh_from, oh_to, dtype)
-                if b.by_rows == 0:
-                    pack_block(copied, depth, b_block, b, geometry, kc, p_from, pixels + lone, dtype)
-                    x = b_block + (pixels // NR * NR * kc + pixels % NR) * size
-                    spread(x, NR, lone_block, kc, lone, dtype)
-        for panel in range(panel_from, panel_to):  # loop 2: filters
-            first = panel_start(b, panel)
-            filters = panel_start(b, panel + 1) - first
-            kept = first - oc_from if b.kept_panels > 1 or b.pooled_rows == 0 else 0
-            a = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
-            if last:
-                for i in range(MR):
-                    shifts[i] = bias[g * b.OCG + first + i] if i < filters and bias.size > 0 else zero
-            map = c + kept * ldc * size
-            if head > 0 and block == 0:
+            ldb, b_step = b.P, NR
+        if head > 0 and block == 0:
+            for panel in range(panel_from, panel_to):
+                first = panel_start(b, panel)
                 edge_tile(
-                    a, image + k_from * b.P * size, b.P, kc, map - head * size, ldc, accumulate, finish, shift, low, high,
-                    filters, head, dtype,
+                    address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size, image + k_from * b.P * size,
+                    b.P, kc, c + ((first - oc_from) * ldc - head) * size, ldc, accumulate, finish,
+                    shifts + (panel - panel_from) * MR * size, low, high, panel_start(b, panel + 1) - first, head, dtype,
                 )  # fmt: skip
-            # Whole tiles of a panel run in one call, the rest tile by tile
-            whole = 0
-            if b.by_panel == 0 and (filters == MR or filters == 4 or (filters == 2 and b.by_rows == 0)):
-                whole = cells // NR
-            if whole > 0 and b.by_rows > 0:
-                listed_tiles(
-                    a, copied, address(depth), places, kc, map, ldc, targets, finish, shift, low, high, filters, NV, whole,
-                    dtype,
-                )  # fmt: skip
-            elif whole > 0 and filters < MR:
-                part_tiles(
-                    a,
-                    source,
-                    ldb,
-                    b_step,
-                    kc,
-                    map,
-                    ldc,
-                    accumulate,
-                    finish,
-                    shift,
-                    low,
-                    high,
-                    filters,
-                    NV,
-                    whole,
-                    dtype,
-                )
-            elif whole > 0:
-                plain_tile(
-                    a, source, ldb, kc, map, ldc, accumulate, finish, shift, low, high, whole, b_step, dtype, MR, NV
-                )  # fmt: skip
-            for j in range(whole, ceil_div(cells, NR)):  # loop 3: pixels
-                q = j * NR
-                there = min(cells - q, NR)
+        run_from = 0
+        while True:  # loop 2: runs of B panels
+            run_to = min(run_from + run, tiles)
+            source = b_block  # of the cells of a run
+            if b.in_place > 0:
+                source = x + run_from * NR * size
+            elif b.flat > 0:
+                pack_flat(x + run_from * NR * size, b_block, kc, min(pixels - run_from * NR, b.run), b.P, dtype)
+            else:
+                source += run_from * b_step * size
+            panel = panel_from
+            while panel < panel_to:  # loop 3: filters
+                first = panel_start(b, panel)
+                filters = panel_start(b, panel + 1) - first
+                shift = shifts + (panel - panel_from) * MR * size
+                kept = first - oc_from if b.kept_panels > 1 or b.pooled_rows == 0 else 0
+                a = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
+                map = c + kept * ldc * size
+                # Whole tiles of a panel, or of a run of one panel those of all whole panels, run in one call, the rest tile
+                # by tile
+                target = map + run_from * NR * size
+                panels = 1
+                whole = max(min(run_to, cells // NR), run_from)
                 if b.by_rows > 0:
-                    listed_tiles(
-                        a, copied, address(depth), places + j * NV * INDEX_BYTES, kc, map, ldc, targets + j * NV * INDEX_BYTES,
-                        finish, shift, low, high, filters, there // VL, 1, dtype,
+                    listed_panel(
+                        a, copied, address(depth), places, kc, map, ldc, targets, finish, shift, low, high, filters,
+                        cells // VL, dtype,
                     )  # fmt: skip
-                    continue
-                x, row = source + j * b_step * size, ldb
-                if b.in_place > 0 and q + NR > cells and cells % VL > 0:  # nothing past the caller's array may be read
-                    x, row = b_block, NR
-                if b.by_panel > 0:  # no row of the maps is written in one go: the hardware does not fetch it ahead
+                    whole = run_to
+                elif filters < MR and height(filters) == filters:
+                    part_tiles(
+                        a, source, ldb, b_step, kc, target, ldc, accumulate, finish, shift, low, high, filters, NV,
+                        whole - run_from, dtype,
+                    )  # fmt: skip
+                elif NV == 1 and filters == MR and b.in_place > 0 and panel == panel_from:
+                    first_tiles(
+                        a, source, ldb, b_step, kc, target, ldc, accumulate, finish, shift, low, high, whole - run_from,
+                        b.run * size, dtype,
+                    )  # fmt: skip
+                elif filters == MR:
+                    if run == 1 and whole > run_from and kc > 0 and b.pooled_rows == 0:
+                        panels = max(min(panel_to, b.OCG // MR - int(b.lent > 0)) - panel, 1)
+                    whole_tiles(
+                        a, source, ldb, b_step, kc, target, ldc, accumulate, finish, shift, low, high, whole - run_from,
+                        panels, dtype,
+                    )  # fmt: skip
+                else:
+                    whole = run_from
+                for j in range(whole, run_to):  # loop 4: pixels
+                    q = j * NR
+                    y, row = source + (j - run_from) * b_step * size, ldb
+                    if b.in_place > 0 and q + NR > cells and cells % VL > 0:  # nothing past the caller's array may be read
+                        y, row = b_block, NR
+                    some_tile(
+                        a, y, row, kc, map + q * size, ldc, accumulate, finish, shift, low, high, filters,
+                        min(cells - q, NR), dtype,
+                    )  # fmt: skip
+                if last and b.pooled_rows > 0:
                     for i in range(filters):
-                        prefetch(map + (q + i * ldc) * size)
-                some_tile(
-                    a, x, row, kc, map + q * size, ldc, accumulate, finish, shift, low, high, filters, there, dtype
-                )
-            if lone > 0:
-                map = c + (kept * ldc + pixels) * size
-                lone_tile(a, lone_block, kc, map, ldc, accumulate, finish, shift, low, high, filters, lone, dtype)
-            if last and b.pooled_rows > 0:
-                for i in range(filters):
-                    map = c_block + (kept + i) * ldc * size
-                    above = carry + (first - oc_from + i) * b.carried_rows * b.OW * size
-                    q = (ng * b.OCG + first + i) * plane
-                    copy(map, above, carried * b.OW * size)
-                    max_pool_rows(
-                        map, row_from, pooled_from, pooled_to, address(pooled) + q * size,
-                        address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0, ring, geometry, dtype,
-                    )  # fmt: skip
-                    copy(above, map + (carry_from - row_from) * b.OW * size, rows_to_carry * b.OW * size)
+                        map = c_block + (kept + i) * ldc * size
+                        above = carry + (first - oc_from + i) * b.carried_rows * b.OW * size
+                        q = (ng * b.OCG + first + i) * plane
+                        copy(map, above, carried * b.OW * size)
+                        max_pool_rows(
+                            map, row_from, pooled_from, pooled_to, address(pooled) + q * size,
+                            address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0, ring, geometry, dtype,
+                        )  # fmt: skip
+                        copy(above, map + (carry_from - row_from) * b.OW * size, rows_to_carry * b.OW * size)
+                panel += panels
+            run_from = run_to
+            if run_to == tiles:
+                break
+        if lone > 0:
+            if b.flat > 0:
+                gather(x + pixels * size, b.P, lone_cells, kc, lone, dtype)
+            else:
+                y = b_block + (pixels // NR * b_step + pixels % NR) * size
+                gather(y, NR, lone_cells, kc, lone, dtype)
+            for panel in range(panel_from, panel_to):
+                first = panel_start(b, panel)
+                lone_tile(
+                    address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size, lone_cells, kc,
+                    c + ((first - oc_from) * ldc + pixels) * size, ldc, accumulate, finish,
+                    shifts + (panel - panel_from) * MR * size, low, high, panel_start(b, panel + 1) - first, lone, dtype,
+                )  # fmt: skip
 
 
 @helper
@@ -1369,10 +1507,11 @@ def conv2d_paired_block(
                 place[0] = 2 * (row - row_from) * below + min(j * VL, last_column)
                 place[1] = place[0] + below
                 at = z + (row * OW + min(j * half, OW - columns)) * size
-                paired_tile(
-                    a, scratch, address(depth), address(place), b.K, at, plane, address(shifts), low, high, filters, columns,
-                    dtype,
-                )  # fmt: skip
+                for i in range(0, filters, LISTED_MR):
+                    paired_tile(
+                        a + i * size, scratch, address(depth), address(place), b.K, at + i * plane * size, plane,
+                        address(shifts) + i * half * size, low, high, min(filters - i, LISTED_MR), columns, dtype,
+                    )  # fmt: skip
 
 
 @task
@@ -1495,9 +1634,9 @@ def conv2d_grad_input_task(
         for oc in range(b.OCG):
             copy(packed + oc * NR * size, source + (oc * b.P + p_from) * size, pixels * size)
         for j in range(t.tiles):
-            plain_tile(
-                a + j * b.OCG * MR * size, packed, NR, b.OCG, columns + j * MR * NR * size, NR, False, KEEP, packed, low, high,
-                1, 0, dtype, MR, NV,
+            whole_tiles(
+                a + j * b.OCG * MR * size, packed, NR, 0, b.OCG, columns + j * MR * NR * size, NR, False, KEEP, packed, low,
+                high, 1, 1, dtype,
             )  # fmt: skip
         for c in range(channels):
             plane = image + c * IH * IW * size
@@ -1536,7 +1675,7 @@ def conv2d_grad_input(grad_output, weight, bias, act_min, act_max, grad_input, w
 
 
 # grad_weight^T (K x OCG) = cols (K x P) @ grad_output^T (P x OCG), summed over images: vectors along filters, cells of
-# the copied input broadcast from MR places at once, so that no column is packed. Operands of a chunk of images are laid
+# the copied input broadcast from OUTER_MR places at once, so that no column is packed. Operands of a chunk of images are laid
 # out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
 # problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
 def conv2d_grad_weight_workspace(geometry, n_workers):
@@ -1587,7 +1726,7 @@ def lay_out_task(
     # of one image.
     dtype = input.dtype
     VL, size = lanes(dtype), itemsize(dtype)
-    NR = NV * VL
+    NR = OUTER_NV * VL
     b, o = blocking_in(words), outer_in(words)
     first = chunk * o.images
     copies = 0 if b.flat else min(o.images, geometry[GEO_N] - first) * geometry[GEO_IC]
@@ -1628,7 +1767,7 @@ def prefetch_ahead(ahead, moved, dtype):
 
 @helper
 def outer_tile(
-    cells,  # IN   MR places in the copied input: the first pixel's cell of MR rows of K
+    cells,  # IN   OUTER_MR places in the copied input: the first pixel's cell of OUTER_MR rows of K
     ahead,  # IN   AHEAD places that the next tile reads
     y,  # IN   [rows * columns][nv * VL] filters, y_step apart from row to row
     images,
@@ -1638,16 +1777,16 @@ def outer_tile(
     x_step,  # from one row of cells to the next
     y_image,
     y_step,
-    c,  # IN/OUT  MR rows of filters, ldc apart
+    c,  # IN/OUT  OUTER_MR rows of filters, ldc apart
     ldc,
     dtype,
     nv,  # a literal
 ):
-    # The same registers as `tile`, and MR places that one index moves from, a cell a step. MR rows are too many for the
+    # The same registers as `tile`, and OUTER_MR places that one index moves from, a cell a step. OUTER_MR rows are too many for the
     # hardware to fetch ahead: each step fetches a line of one of the next tile's.
     outlined()
     VL, size = lanes(dtype), itemsize(dtype)
-    acc, at = no_sums(dtype, MR, nv), listed_places(cells, MR)
+    acc, at = no_sums(dtype, OUTER_MR, nv), listed_places(cells, OUTER_MR)
     for image in range(images):
         for row in range(rows):
             moved = image * x_image + row * x_step
@@ -1670,7 +1809,7 @@ def outer_tile(
                 moved += 1
                 left -= 1
     acc = add_rows(acc, c, ldc, dtype)
-    store_rows(acc, c, ldc, places_of(c, dtype, nv, False))
+    store_rows(acc, c, ldc, places_of(c, lanes(dtype), nv, False))
 
 
 @task
@@ -1686,13 +1825,13 @@ def conv2d_grad_weight_task(
 ):
     dtype = grad_weight.dtype
     VL, size = lanes(dtype), itemsize(dtype)
-    NR, G, IC = NV * VL, geometry[GEO_G], geometry[GEO_IC]
+    NR, G, IC = OUTER_NV * VL, geometry[GEO_G], geometry[GEO_IC]
     b, o = blocking_in(words), outer_in(words)
     KW, stride_w, dil_h, dil_w = geometry[GEO_KW], geometry[GEO_STRIDE_W], geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     panel_from = task % o.panel_blocks * o.task_panels
-    k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * MR
+    k_from = task // o.panel_blocks % o.tile_blocks * TASK_TILES * OUTER_MR
     g = task // o.panel_blocks // o.tile_blocks
-    panel_to, rows_of_k = min(panel_from + o.task_panels, o.panels), min(TASK_TILES * MR, b.K - k_from)
+    panel_to, rows_of_k = min(panel_from + o.task_panels, o.panels), min(TASK_TILES * OUTER_MR, b.K - k_from)
     ldc, tall, wide = o.task_panels * NR, max(CHAIN_PIXELS // max(o.OW, 1), 1), max(min(o.OW, CHAIN_PIXELS), 1)
     many, x_image, y_image = max(CHAIN_PIXELS // max(b.P, 1), 1), IC * o.rows * o.row_width, G * b.P * o.filters
     chunk_images = min(o.images, geometry[GEO_N] - chunk * o.images)
@@ -1702,14 +1841,14 @@ def conv2d_grad_weight_task(
         copied = address(input) + chunk * o.images * x_image * size
     block = turned + (o.y_elements + (task if o.kept_elements > 0 else worker) * o.c_elements) * size
     # places: of each row's first cell in an image
-    cell_places, line_places, places = local(MR, np.int64), local(AHEAD, np.int64), local(TASK_ROWS, np.int64)
+    cell_places, line_places, places = local(OUTER_MR, np.int64), local(AHEAD, np.int64), local(TASK_ROWS, np.int64)
     cells, ahead = address(cell_places), address(line_places)
 
-    tiles = ceil_div(rows_of_k, MR)
+    tiles = ceil_div(rows_of_k, OUTER_MR)
     if chunk == 0:
-        clear(block, tiles * MR * ldc * size)
+        clear(block, tiles * OUTER_MR * ldc * size)
     channel, kh, kw = k_from // b.T, k_from % b.T // KW, k_from % KW
-    for i in range(min((tiles + 1) * MR, TASK_ROWS)):  # those of the tiles, and what the last one fetches
+    for i in range(min((tiles + 1) * OUTER_MR, TASK_ROWS)):  # those of the tiles, and what the last one fetches
         place = (channel * o.rows + kh * dil_h) * o.row_width
         places[i] = place + column_of_tap(kw * dil_w, stride_w, b)
         if i < rows_of_k - 1:  # past the end: the last row again
@@ -1736,16 +1875,16 @@ def conv2d_grad_weight_task(
                     y = turned + (n * G + g) * b.P * o.filters * size
                     y += (panel * NR * b.P + (oh * o.OW + ow) * width) * size
                     y_step = o.OW * width
-                    for tile_index in range(tiles):  # tiles of MR rows of K
-                        for i in range(MR):
-                            cell_places[i] = x + (places[tile_index * MR + i] + oh * x_step + ow) * size
+                    for tile_index in range(tiles):  # tiles of OUTER_MR rows of K
+                        for i in range(OUTER_MR):
+                            cell_places[i] = x + (places[tile_index * OUTER_MR + i] + oh * x_step + ow) * size
                         for i in range(AHEAD):
-                            k = min((tile_index + 1) * MR + i % MR, TASK_ROWS - 1)
+                            k = min((tile_index + 1) * OUTER_MR + i % OUTER_MR, TASK_ROWS - 1)
                             line_places[i] = x + (places[k] + oh * x_step + ow) * size
-                        c = block + (tile_index * MR * ldc + (panel - panel_from) * NR) * size
+                        c = block + (tile_index * OUTER_MR * ldc + (panel - panel_from) * NR) * size
                         if width == NR:
                             outer_tile(
-                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype, NV
+                                cells, ahead, y, images, rows, columns, x_image, x_step, y_image, y_step, c, ldc, dtype, OUTER_NV
                             )  # fmt: skip
                         elif width == VL:
                             outer_tile(
