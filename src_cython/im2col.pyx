@@ -24,7 +24,8 @@ from common cimport (
     add_outer, ceil_div, clamp, fill, int64_t, lines, opaque, operands, prefetch, real, start, vec, vd, vf, vfma, vfma_at, vmax,
     vmin,
 )
-from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LISTED_DEPTHS, LISTED_MR, LISTED_NV, LONE_SPAN, RUN_CELLS
+from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_SPAN, RUN_CELLS
+from common cimport LISTED_DEPTHS, LISTED_MR, LISTED_NV
 from common cimport MR as _MR, NV as _NV, OUTER_MR as _OUTER_MR, OUTER_NV as _OUTER_NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, store_lanes, transpose
@@ -69,7 +70,8 @@ cdef struct Blocking:
     Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels, kept_panels
     Py_ssize_t lent                             # filters that the last panel takes from the one before
     Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input
-    Py_ssize_t copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements, elements    # scratch of a worker
+    Py_ssize_t copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements  # scratch of a worker,
+    Py_ssize_t elements                                                                             # in all
 
 
 cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept nogil:
@@ -350,15 +352,25 @@ cdef inline void tile_body(
             bias += bias_step
 
 
+cdef inline void plain_body(
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, const bint accumulate,
+    const Finish finish, const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles,
+    Py_ssize_t b_step, Py_ssize_t panels, Py_ssize_t ahead, const bint fetched, vec* unused,
+) noexcept nogil:
+    """`tile_body` whose places are not listed."""
+    tile_body(
+        a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, finish, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead,
+        fetched, unused,
+    )
+
+
 cdef inline void tile(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
-    const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles, Py_ssize_t b_step, Py_ssize_t panels, Py_ssize_t ahead,
-    const bint fetched, vec* unused,
+    const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles, Py_ssize_t b_step,
+    Py_ssize_t panels, Py_ssize_t ahead, const bint fetched, vec* unused,
 ) noexcept nogil:
-    """`tile_body` with constants for its flags."""
-    cdef:
-        Py_ssize_t i, j
-        Py_ssize_t* no = NULL     # places
+    """`plain_body` with constants for its flags."""
+    cdef Py_ssize_t i, j
     if kc == 0:  # no input channels: the bias is all there is
         for i in range(rows):
             for j in range(tiles * nv * <Py_ssize_t> (sizeof(vec) // sizeof(real))):
@@ -368,36 +380,36 @@ cdef inline void tile(
                     c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bounds[0], bounds[1])
     elif accumulate:
         if finish == KEEP:
-            tile_body(
-                a, b, ldb, no, no, kc, c, ldc, no, True, KEEP, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+            plain_body(
+                a, b, ldb, kc, c, ldc, True, KEEP, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
             )
         elif finish == CLAMP:
-            tile_body(
-                a, b, ldb, no, no, kc, c, ldc, no, True, CLAMP, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+            plain_body(
+                a, b, ldb, kc, c, ldc, True, CLAMP, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
             )
         elif finish == RAISE:
-            tile_body(
-                a, b, ldb, no, no, kc, c, ldc, no, True, RAISE, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+            plain_body(
+                a, b, ldb, kc, c, ldc, True, RAISE, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
             )
         else:
-            tile_body(
-                a, b, ldb, no, no, kc, c, ldc, no, True, SHIFT, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+            plain_body(
+                a, b, ldb, kc, c, ldc, True, SHIFT, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
             )
     elif finish == KEEP:
-        tile_body(
-            a, b, ldb, no, no, kc, c, ldc, no, False, KEEP, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+        plain_body(
+            a, b, ldb, kc, c, ldc, False, KEEP, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
         )
     elif finish == CLAMP:
-        tile_body(
-            a, b, ldb, no, no, kc, c, ldc, no, False, CLAMP, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+        plain_body(
+            a, b, ldb, kc, c, ldc, False, CLAMP, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
         )
     elif finish == RAISE:
-        tile_body(
-            a, b, ldb, no, no, kc, c, ldc, no, False, RAISE, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+        plain_body(
+            a, b, ldb, kc, c, ldc, False, RAISE, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
         )
     else:
-        tile_body(
-            a, b, ldb, no, no, kc, c, ldc, no, False, SHIFT, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead, fetched, unused
+        plain_body(
+            a, b, ldb, kc, c, ldc, False, SHIFT, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
         )
 
 
@@ -496,14 +508,19 @@ cdef inline void some_tile(
 
 cdef inline void listed_body(
     const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* c, Py_ssize_t ldc,
-    const Py_ssize_t* to, const Finish finish, const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles, vec* unused,
+    const Py_ssize_t* to, const Finish finish, const real* bias, const real* bounds, const int rows, const int nv,
+    Py_ssize_t tiles, vec* unused,
 ) noexcept nogil:
-    tile_body(a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, bounds, rows, nv, True, tiles, 0, 1, 0, False, unused)
+    """`tile_body` whose places are listed."""
+    tile_body(
+        a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, bounds, rows, nv, True, tiles, 0, 1, 0, False, unused
+    )
 
 
 cdef void listed_tiles(
     const real* a, const real* b, const Py_ssize_t* depth, const Py_ssize_t* place, Py_ssize_t kc, real* c, Py_ssize_t ldc,
-    const Py_ssize_t* to, Finish finish, const real* bias, const real* bounds, Py_ssize_t filters, Py_ssize_t nv, Py_ssize_t tiles, vec* unused,
+    const Py_ssize_t* to, Finish finish, const real* bias, const real* bounds, Py_ssize_t filters, Py_ssize_t nv,
+    Py_ssize_t tiles, vec* unused,
 ) noexcept nogil:
     """Tiles of at most LISTED_MR filters and LISTED_NV vectors whose places are listed; a part of one is alone."""
     cdef:

@@ -1430,7 +1430,9 @@ def conv2d_block(
                 for j in range(whole, run_to):  # loop 4: pixels
                     q = j * NR
                     y, row = source + (j - run_from) * b_step * size, ldb
-                    if b.in_place > 0 and q + NR > cells and cells % VL > 0:  # nothing past the caller's array may be read
+                    if (
+                        b.in_place > 0 and q + NR > cells and cells % VL > 0
+                    ):  # nothing past the caller's array may be read
                         y, row = b_block, NR
                     some_tile(
                         a, y, row, kc, map + q * size, ldc, accumulate, finish, shift, low, high, filters,
