@@ -302,7 +302,7 @@ def _conv(
         function, x.shape, w.shape, x.dtype.char, bias_shape, packed,
         stride if type(stride) is int else _freeze(stride), padding if type(padding) is int else _freeze(padding),
         dilation if type(dilation) is int else _freeze(dilation), groups if type(groups) is int else _freeze(groups),
-        padding_mode, activation if activation is None else _freeze(activation), algorithm, backend,
+        padding_mode, activation if activation is None or type(activation) is str else _freeze(activation), algorithm, backend,
         _backends.settings(),
     )  # fmt: skip
     try:
@@ -318,15 +318,18 @@ def _conv(
         plain and axes == 2 and x.ndim == 4
         and x.flags.carray and (packed or w.flags.carray) and (b is None or b.flags.carray)
     )  # fmt: skip
-    if packed:
-        w = weight.packed_for(plan)
     if as_they_are:  # what `_run` does for arrays that kernels can read and write as they are
         if out is None:
-            return plan(x, w, b)
-        check_out(function, out, plan.output_shape, plan.problem.dtype, (x, w, b))
-        if kernel_ready(out):
-            plan(x, w, b, out=out)
-            return out
+            result = np.empty(plan.output_shape, x.dtype)
+        else:
+            result = out
+            check_out(function, out, plan.output_shape, problem.dtype, (x, w, b))
+            as_they_are = kernel_ready(out)
+    if packed:
+        w = weight.packed_for(plan)
+    if as_they_are:
+        plan.run((x, w, plan.no_bias if b is None else b), (result,))
+        return result
     operands = ((x, problem.input_shape), (w, w.shape if packed else problem.weight_shape), (b, (problem.OC,)))
     return _run(function, plan, operands, _result_shape(plan, x.ndim, axes), out)
 
