@@ -69,7 +69,8 @@ cdef struct Blocking:
     bint paired                                 # tiles pool by themselves: where indices are not wanted
     Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels, kept_panels
     Py_ssize_t lent                             # filters that the last panel takes from the one before
-    Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input
+    Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input; rows of the input from one copied
+    Py_ssize_t row_skip, row_step               # row to the next, copied rows from one row of the map to the next
     Py_ssize_t copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements  # scratch of a worker,
     Py_ssize_t elements                                                                             # in all
 
@@ -110,8 +111,11 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     )
     b.in_place = b.flat and few_filters and not by_panel
 
-    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
-    b.phases = stride_w
+    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells; those that no tap of a kernel of
+    # one row or column meets are left out
+    b.row_skip = stride_h if KH == 1 else 1
+    b.row_step = stride_h // b.row_skip
+    b.phases = stride_w if KW > 1 else 1
     b.phase_width = lines(b.OW + ((KW - 1) * dil_w) // stride_w + 1)
     b.row_width = b.phases * b.phase_width
     # Pixels in equal blocks of whole panels, or of whole rows, which a fused pool wants too
@@ -140,7 +144,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         elif not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
             b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
         if b.by_rows:  # of vectors for whole tiles
-            rows = (IN_PLACE_CELLS // (b.ICG * b.row_width) - (KH - 1) * dil_h - 1) // stride_h + 1
+            rows = (IN_PLACE_CELLS // (b.ICG * b.row_width) - (KH - 1) * dil_h - 1) // b.row_step + 1
             b.NB = max(min(max(rows // LISTED_NV * LISTED_NV, LISTED_NV), MOST_PIXELS // b.OW, b.OH), 1) * b.OW
         else:
             b.NB = ceil_div(ceil_div(b.P, max(ceil_div(b.P, b.NB), 1)), NR) * NR
@@ -166,7 +170,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     b.channels = 0
     b.copy_elements = 0
     if not b.flat:
-        b.rows = (min(b.OH, ceil_div(b.NB, max(b.OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
+        b.rows = (min(b.OH, ceil_div(b.NB, max(b.OW, 1)) + 1) - 1) * b.row_step + (KH - 1) * dil_h + 1
         b.channels = min(ceil_div(b.kc - 1, b.T) + 1, max(b.ICG, 1))
         b.copy_elements = lines(b.channels * b.rows * b.row_width + VL_FLOAT)
     b.b_elements = lines(b.kc * (NR if b.in_place else 0 if b.by_rows else b.run if b.flat else b.NB) + VL_FLOAT)
@@ -817,9 +821,9 @@ cdef void copy_rows(
         first = min(max(ceil_div(-left, stride_w), 0), width) if left < 0 else 0
         last = min(max(ceil_div(IW - left, stride_w), first), width) if left < IW else first
         for row in range(rows):
-            if not meets_tap(row, KH, stride_h, dil_h):  # rows between the taps of a strided kernel are never read
+            if not meets_tap(row * b.row_skip, KH, stride_h, dil_h):  # rows between the taps of a strided kernel are never read
                 continue
-            ih = first_row + row
+            ih = first_row + row * b.row_skip
             target = copied + row * b.row_width + phase * width
             if ih < 0 or ih >= IH:
                 memset(target, 0, width * sizeof(real))
@@ -872,7 +876,7 @@ cdef void copy_block(
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], k, kh, kw
         Py_ssize_t c, c_from = k_from // b.T, c_to = (k_from + kc - 1) // b.T + 1
-        Py_ssize_t rows = (oh_to - 1 - oh_from) * stride_h + (KH - 1) * dil_h + 1
+        Py_ssize_t rows = (oh_to - 1 - oh_from) * b.row_step + (KH - 1) * dil_h + 1
     for c in range(c_from, c_to):
         copy_rows(
             image + c * IHW, copied + (c - c_from) * b.rows * b.row_width, b, geometry,
@@ -909,7 +913,7 @@ cdef void pack_block(
     # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
     # what a vector writes past its run is overwritten by the next run or row, or lies in the slack behind the block.
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, row = geometry[GEO_STRIDE_H] * b.row_width
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, row = b.row_step * b.row_width
         Py_ssize_t[MOST_VECTORS] run_to
         Py_ssize_t[MOST_VECTORS] run_from
         Py_ssize_t oh_from = p_from // b.OW, vectors, panel, p, oh, ow, length, done, k, j
@@ -1298,7 +1302,7 @@ cdef void conv2d_paired_block(
         Py_ssize_t VL = sizeof(vec) // sizeof(real), g = ng % geometry[GEO_G], OW = geometry[GEO_POOL_OW]
         Py_ssize_t row_from = block * b.pooled_rows, row_to = min(row_from + b.pooled_rows, geometry[GEO_POOL_OH])
         Py_ssize_t plane = geometry[GEO_POOL_OH] * OW, columns = min(VL // 2, OW), panel, first, filters, i, row, j
-        Py_ssize_t below = geometry[GEO_STRIDE_H] * b.row_width, last = max(2 * OW - VL, 0)   # row, column
+        Py_ssize_t below = b.row_step * b.row_width, last = max(2 * OW - VL, 0)   # row, column
         Py_ssize_t[_KC] depth
         Py_ssize_t[2] place
         const real* a
@@ -1409,7 +1413,7 @@ cdef void conv2d_block(
         cells = pixels // b.OW * in_row * VL
         for j in range(cells // VL):
             q = min(j % in_row * VL, b.OW - VL)
-            place[j] = j // in_row * geometry[GEO_STRIDE_H] * b.row_width + q
+            place[j] = j // in_row * b.row_step * b.row_width + q
             to[j] = j // in_row * b.OW + q
         for j in range(LISTED_NV):
             place[cells // VL + j] = 0
@@ -1744,7 +1748,7 @@ cdef Outer outer(const Blocking* b, const int64_t* geometry, Py_ssize_t VL) noex
         Py_ssize_t NR = _OUTER_NV * VL, N = geometry[GEO_N], G = geometry[GEO_G], x_image, y_image
     o.OH = 1 if b.flat else b.OH
     o.OW = b.P if b.flat else b.OW
-    o.rows = (o.OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
+    o.rows = (o.OH - 1) * b.row_step + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
     o.row_width = b.P if b.flat else b.row_width
     o.filters = ceil_div(b.OCG, VL) * VL
     o.panels = ceil_div(o.filters, NR)
@@ -1905,7 +1909,7 @@ cdef void conv2d_grad_weight_task(
         Py_ssize_t ldc = o.task_panels * NR, tall = max(CHAIN_PIXELS // max(o.OW, 1), 1), wide = max(min(o.OW, CHAIN_PIXELS), 1)
         Py_ssize_t many = max(CHAIN_PIXELS // max(b.P, 1), 1), x_image = IC * o.rows * o.row_width, y_image = G * b.P * o.filters
         Py_ssize_t block_of_images, row_block, column_block, n, images, oh, ow, rows, columns, panel, width, y_step
-        Py_ssize_t tile_index, i, k, tap, x_step = geometry[GEO_STRIDE_H] * o.row_width
+        Py_ssize_t tile_index, i, k, tap, x_step = b.row_step * o.row_width
         const real* x
         const real* y
         const real* cells[_OUTER_MR]

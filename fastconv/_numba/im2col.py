@@ -100,7 +100,8 @@ Blocking = namedtuple(
     "paired "  # tiles pool by themselves: where indices are not wanted
     "kc k_blocks panels chunks chunk_panels kept_panels "
     "lent "  # filters that the last panel takes from the one before
-    "phases phase_width row_width rows channels "  # of the copied input
+    "phases phase_width row_width rows channels "  # of the copied input; rows of the input from one copied row to the next,
+    "row_skip row_step "  # copied rows from one row of the map to the next
     "copy_elements b_elements lone_elements c_elements ring_elements shift_elements elements",  # scratch of a worker
 )
 
@@ -155,8 +156,11 @@ def blocking(geometry, n_threads):
     by_panel = flat > 0 and few_filters and (deep or aliased)
     in_place = int(flat > 0 and few_filters and not by_panel)
 
-    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells
-    phases = stride_w
+    # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells; those that no tap of a kernel of
+    # one row or column meets are left out
+    row_skip = stride_h if KH == 1 else 1
+    row_step = stride_h // row_skip
+    phases = stride_w if KW > 1 else 1
     phase_width = lines(OW + ((KW - 1) * dil_w) // stride_w + 1)
     row_width = phases * phase_width
 
@@ -186,7 +190,7 @@ def blocking(geometry, n_threads):
         elif flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
             NB = max(NB, min(KC * BLOCK_PIXELS // kc, MOST_PIXELS))
         if by_rows > 0:  # of vectors for whole tiles
-            rows = (IN_PLACE_CELLS // (ICG * row_width) - (KH - 1) * dil_h - 1) // stride_h + 1
+            rows = (IN_PLACE_CELLS // (ICG * row_width) - (KH - 1) * dil_h - 1) // row_step + 1
             NB = max(min(max(rows // LISTED_NV * LISTED_NV, LISTED_NV), MOST_PIXELS // OW, OH), 1) * OW
         else:
             NB = ceil_div(ceil_div(P, max(ceil_div(P, NB), 1)), NR) * NR
@@ -214,7 +218,7 @@ def blocking(geometry, n_threads):
     channels = 0
     copy_elements = 0
     if flat == 0:
-        rows = (min(OH, ceil_div(NB, max(OW, 1)) + 1) - 1) * stride_h + (KH - 1) * dil_h + 1
+        rows = (min(OH, ceil_div(NB, max(OW, 1)) + 1) - 1) * row_step + (KH - 1) * dil_h + 1
         channels = min(ceil_div(kc - 1, max(T, 1)) + 1, max(ICG, 1))
         copy_elements = lines(channels * rows * row_width + VL_FLOAT)
     b_elements = lines(kc * (NR if in_place > 0 else 0 if by_rows > 0 else run if flat > 0 else NB) + VL_FLOAT)
@@ -229,7 +233,7 @@ def blocking(geometry, n_threads):
     return Blocking(
         ICG, OCG, T, K, OH, OW, P, flat, in_place, run, NB, blocks, strip, strips, pooled_rows, carried_rows, by_rows,
         paired, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels,
-        copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements, elements,
+        row_skip, row_step, copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements, elements,
     )  # fmt: skip
 
 
@@ -259,7 +263,7 @@ Outer = namedtuple(
 def outer(b, geometry, VL):
     NR, N, G = OUTER_NV * VL, geometry[GEO_N], geometry[GEO_G]
     OH, OW, row_width = (1, b.P, b.P) if b.flat else (b.OH, b.OW, b.row_width)
-    rows = (OH - 1) * geometry[GEO_STRIDE_H] + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
+    rows = (OH - 1) * b.row_step + (geometry[GEO_KH] - 1) * geometry[GEO_DIL_H] + 1
     filters = ceil_div(b.OCG, VL) * VL
     panels = ceil_div(filters, NR)
     tile_blocks = ceil_div(ceil_div(b.K, OUTER_MR), TASK_TILES)
@@ -862,9 +866,11 @@ def copy_rows(
         first = min(max(ceil_div(-left, stride_w), 0), width) if left < 0 else 0
         last = min(max(ceil_div(IW - left, stride_w), first), width) if left < IW else first
         for row in range(rows):
-            if not meets_tap(row, KH, stride_h, dil_h):  # rows between the taps of a strided kernel are never read
+            if not meets_tap(
+                row * b.row_skip, KH, stride_h, dil_h
+            ):  # rows between the taps of a strided kernel are never read
                 continue
-            ih = first_row + row
+            ih = first_row + row * b.row_skip
             target = copied + (row * b.row_width + phase * width) * size
             if ih < 0 or ih >= IH:
                 clear(target, width * size)
@@ -971,7 +977,7 @@ def copy_block(
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     c_from, c_to = k_from // b.T, (k_from + kc - 1) // b.T + 1
-    rows = (oh_to - 1 - oh_from) * stride_h + (KH - 1) * dil_h + 1
+    rows = (oh_to - 1 - oh_from) * b.row_step + (KH - 1) * dil_h + 1
     for c in range(c_from, c_to):
         copy_rows(
             image + c * IHW * size, copied + (c - c_from) * b.rows * b.row_width * size, b, geometry,
@@ -1009,7 +1015,7 @@ def pack_block(
     # A row of a panel is one run of cells per output row it crosses. Each run is written by whole vectors, in order:
     # what a vector writes past its run is overwritten by the next run or row, or lies in the slack behind the block.
     VL, size = lanes(dtype), itemsize(dtype)
-    NR, row = NV * VL, geometry[GEO_STRIDE_H] * b.row_width
+    NR, row = NV * VL, b.row_step * b.row_width
     run_to, run_from = local(MOST_VECTORS, np.int64), local(MOST_VECTORS, np.int64)
     oh, ow, left = np.int64(0), p_from % b.OW, pixels
     for _ in range(ceil_div(pixels, NR)):
@@ -1340,7 +1346,7 @@ def conv2d_block(
         cells = pixels // b.OW * in_row * VL
         for j in range(cells // VL):
             q = min(j % in_row * VL, b.OW - VL)
-            place[j] = j // in_row * geometry[GEO_STRIDE_H] * b.row_width + q
+            place[j] = j // in_row * b.row_step * b.row_width + q
             to[j] = j // in_row * b.OW + q
         for j in range(LISTED_NV):
             place[cells // VL + j] = 0
@@ -1493,7 +1499,7 @@ def conv2d_paired_block(
     row_from = block * b.pooled_rows
     row_to = min(row_from + b.pooled_rows, geometry[GEO_POOL_OH])
     plane, columns = geometry[GEO_POOL_OH] * OW, min(half, OW)
-    below, last_column = geometry[GEO_STRIDE_H] * b.row_width, max(2 * OW - VL, 0)
+    below, last_column = b.row_step * b.row_width, max(2 * OW - VL, 0)
     depth, place, shifts = local(KC, np.int64), local(2, np.int64), local(TILE_ELEMENTS, dtype)
     image = address(input) + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW] * size
     copy_block(image, scratch, depth, b, geometry, 0, b.K, 2 * row_from, 2 * row_to, dtype)
@@ -1861,7 +1867,7 @@ def conv2d_grad_weight_task(
                 if kh == geometry[GEO_KH]:
                     kh = 0
                     channel += 1
-    x_step = geometry[GEO_STRIDE_H] * o.row_width
+    x_step = b.row_step * o.row_width
     for block_of_images in range(ceil_div(chunk_images, many)):
         n = block_of_images * many
         images = min(many, chunk_images - n)
