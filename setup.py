@@ -29,11 +29,10 @@ if platform.machine().lower() not in ("x86_64", "amd64"):
     ISAS = {"baseline": ISAS["baseline"]}
 
 # One fast-maths policy: contraction yes, but NaN, Inf, signed zeros and the order of sums stay as written. What is called
-# inline is inlined (simd.h), nothing else: a tile that the compiler merges with its caller loses its registers, as do sums
-# that it fills with zeros by a call of memset.
+# inline is inlined (simd.h), nothing else: a tile that the compiler merges with its caller loses its registers.
 FLAGS = [
     "-O3", "-g0", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-inline",
-    "-fno-tree-loop-distribute-patterns", "-Wno-unused-function",
+    "-Wno-unused-function",
 ]  # fmt: skip
 
 CHECKED = os.environ.get("FASTCONV_BOUNDSCHECK") == "1"
@@ -47,8 +46,8 @@ DIRECTIVES = {
 }
 
 
-def openmp_flags() -> list[str]:
-    """Flags that compile and link an OpenMP program here; none if the compiler has no OpenMP."""
+def accepted(flag: str, program: str = "int main(void) { return 0; }") -> list[str]:
+    """``flag`` if ``program`` compiles and links with it here, else none."""
     from setuptools._distutils.ccompiler import new_compiler
     from setuptools._distutils.errors import CompileError, LinkError
     from setuptools._distutils.sysconfig import customize_compiler
@@ -57,13 +56,13 @@ def openmp_flags() -> list[str]:
     customize_compiler(compiler)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
-        source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+        source.write_text(program + "\n")
         try:
-            objects = compiler.compile([str(source)], output_dir=folder, extra_postargs=["-fopenmp"])
-            compiler.link_executable(objects, "probe", output_dir=folder, extra_postargs=["-fopenmp"])
+            objects = compiler.compile([str(source)], output_dir=folder, extra_postargs=[flag])
+            compiler.link_executable(objects, "probe", output_dir=folder, extra_postargs=[flag])
         except (CompileError, LinkError):
             return []
-    return ["-fopenmp"]
+    return [flag]
 
 
 class BuildKernels(build_ext):
@@ -106,7 +105,9 @@ def own_source(name: str, source: str) -> str:
 
 def extensions() -> list[Extension]:
     """All compiled modules."""
-    openmp = openmp_flags()
+    openmp = accepted("-fopenmp", "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }")
+    # GCC would fill a tile's sums with zeros by a call of memset, which takes them out of their registers; Clang has no such flag
+    optimisation = [*FLAGS, *accepted("-fno-tree-loop-distribute-patterns")]
     link = [*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp  # -s: no symbols
 
     def extension(name: str, stem: str, flags: Sequence[str] = (), macros: Sequence[tuple[str, str]] = ()) -> Extension:
@@ -115,7 +116,7 @@ def extensions() -> list[Extension]:
             [f"src_cython/{stem}.pyx"],
             include_dirs=["src_cython"],
             depends=["setup.py", *HEADERS],
-            extra_compile_args=[*FLAGS, *flags, *openmp],
+            extra_compile_args=[*optimisation, *flags, *openmp],
             extra_link_args=link,
             define_macros=list(macros),
         )

@@ -82,7 +82,7 @@ class Plan:
         self._kernels, self._step, self._notes = kernels, step, notes
         self._run = step.run
         self._dtype, self._dtype_name = np.dtype(problem.dtype), problem.dtype
-        self.no_bias = np.empty(0, self._dtype)
+        self._no_bias = np.empty(0, self._dtype)
         self._parallel = problem.macs >= (SMALL_POOL if op in pool.OPS else SMALL_WORK)
         self._elements = {1: step.workspace(1)}  # of workspace, by number of threads
         if op in ("forward", *pool.OPS):
@@ -118,7 +118,7 @@ class Plan:
     ) -> np.ndarray:
         """Run on checked arrays: C-contiguous, of the problem's shapes and dtype; a bias of None is none."""
         if operands[-1] is None:
-            operands = (*operands[:-1], self.no_bias)
+            operands = (*operands[:-1], self._no_bias)
         if out is None:
             out = np.empty(self.output_shape, self._dtype)
         self.run(operands, (out,), workspace)  # type: ignore[arg-type]  # None can only come last
@@ -355,7 +355,7 @@ def tune(
     for name, plan in plans.items():
         weight = plan.pack(w) if packed else w
         operands: tuple[np.ndarray, ...] = {"forward": (x, weight), "grad_input": (g, w), "grad_weight": (x, g)}[op]
-        operands += (plan.no_bias,) if op != "grad_weight" else ()
+        operands += (plan._no_bias,) if op != "grad_weight" else ()
         outputs = [np.empty(plan.output_shape, dtype)]
         if problem.pool is not None and op == "forward":
             outputs.append(NO_INDICES)

@@ -328,7 +328,7 @@ def _conv(
     if packed:
         w = weight.packed_for(plan)
     if as_they_are:
-        plan.run((x, w, plan.no_bias if b is None else b), (result,))
+        plan.run((x, w, NO_BIAS[problem.dtype] if b is None else b), (result,))
         return result
     operands = ((x, problem.input_shape), (w, w.shape if packed else problem.weight_shape), (b, (problem.OC,)))
     return _run(function, plan, operands, _result_shape(plan, x.ndim, axes), out)

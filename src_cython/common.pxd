@@ -28,7 +28,6 @@ cdef extern from "simd.h" nogil:
         BLOCK_PIXELS
         RUN_CELLS
         IN_PLACE_FILTERS
-        IN_PLACE_DEPTH
         HEADED
     vf vmax_f(vf a, vf b)
     vd vmax_d(vd a, vd b)

@@ -24,7 +24,7 @@ from common cimport (
     add_outer, ceil_div, clamp, fill, int64_t, lines, opaque, operands, prefetch, real, start, vec, vd, vf, vfma, vfma_at, vmax,
     vmin,
 )
-from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_DEPTH, IN_PLACE_FILTERS, LONE_SPAN, RUN_CELLS
+from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_FILTERS, LONE_SPAN, RUN_CELLS
 from common cimport LISTED_DEPTHS, LISTED_MR, LISTED_NV
 from common cimport MR as _MR, NV as _NV, OUTER_MR as _OUTER_MR, OUTER_NV as _OUTER_NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
@@ -47,7 +47,8 @@ cdef enum:
     LONE_SUMS = 8              # of such vectors at a time, at least: one addition waits for another
     FEW_VECTORS = 4            # at least, of a tile of four filters or fewer: as many chains of additions
     MOST_LONE = 4              # >= VL / LONE
-    ALIASED = 1024             # pixels: cells of planes so far apart share the sets of a first-level cache; of so many
+    IN_PLACE_DEPTH = 159       # of more channels, a panel's cells push each other out of a first-level cache where they lie
+    ALIASED = 1024             # a plane apart; pixels: cells of planes so far apart share its sets; of so many
     ALIASED_DEPTH = 32         # channels they push each other out, and
     ALIASED_FILTERS = 16       # read them often enough to pay for packing
     MOST_VECTORS = 64          # >= NV * VL + 1: copies that one row of a B panel may take
@@ -96,7 +97,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         and b.OH == geometry[GEO_IH] and b.OW == geometry[GEO_IW]
     )
     b.panels = ceil_div(b.OCG, _MR)
-    b.lent = 2 if b.OCG % _MR == 2 and b.panels > 1 else 0
+    b.lent = 2 if _NV > 1 and b.OCG % _MR == 2 and b.panels > 1 else 0
 
     # K in equal blocks, of whole channels where a channel fits
     b.k_blocks = max(ceil_div(b.K, _KC), 1)
@@ -105,7 +106,8 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.kc = ceil_div(b.kc, b.T) * b.T
     b.kc = max(b.kc, 1)
     b.k_blocks = max(ceil_div(b.K, b.kc), 1)
-    by_panel = b.flat and few_filters and (
+    # A panel of one vector is so narrow that its cells may be read in place, fetched ahead by the first filters to meet them
+    by_panel = _NV > 1 and b.flat and few_filters and (
         (b.kc > IN_PLACE_DEPTH and b.OCG >= CHUNK_FILTERS)
         or (b.P % ALIASED == 0 and b.kc >= ALIASED_DEPTH and b.OCG >= ALIASED_FILTERS)
     )
@@ -139,8 +141,10 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
             b.strip = max(min(ceil_div(images * b.blocks, THREAD_TASKS * n_threads), b.blocks), 1)
     else:
         b.NB = BLOCK_PIXELS
-        if b.in_place and RUN_CELLS > IN_PLACE_CELLS:
+        if b.in_place and _NV > 1:  # all filters meet it: it stays in the first-level cache
             b.NB = min(max(IN_PLACE_CELLS // b.kc // NR, 1) * NR, BLOCK_PIXELS)
+        elif b.flat and n_threads > 1:  # runs of pixels share nothing: as many blocks as threads want
+            b.NB = min(ceil_div(ceil_div(b.P * images, THREAD_TASKS * n_threads), NR) * NR, BLOCK_PIXELS)
         elif not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
             b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
         if b.by_rows:  # of vectors for whole tiles
@@ -213,7 +217,7 @@ cdef inline bint is_finite(const real* bias, Py_ssize_t OC) noexcept nogil:
 
 
 cdef inline Py_ssize_t panel_start(const Blocking* b, Py_ssize_t panel) noexcept nogil:
-    """The first filter of a panel. A last one of two would be too few FMA chains: the one before lends it two more."""
+    """The first filter of a panel. Of few vectors a last one of two has too few FMA chains: the one before lends it two."""
     return min(panel * _MR, b.OCG) - (b.lent if panel == b.panels - 1 else 0)
 
 
@@ -470,9 +474,9 @@ cdef void part_tiles(
     elif rows == 4:
         tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 4, _NV, tiles, b_step, 1, 0, False, unused)
     elif rows == 8 and _MR > 8:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 8, _NV, tiles, b_step, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, min(8, _MR), _NV, tiles, b_step, 1, 0, False, unused)
     elif rows == 12 and _MR > 12:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 12, _NV, tiles, b_step, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, min(12, _MR), _NV, tiles, b_step, 1, 0, False, unused)
     elif nv == 1 and _NV > 1:
         tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, 1, 1, 0, 1, 0, False, unused)
     else:
@@ -500,12 +504,10 @@ cdef inline void some_tile(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
     const real* bias, const real* bounds, Py_ssize_t filters, Py_ssize_t pixels, vec* unused,
 ) noexcept nogil:
-    """A tile of ``filters`` x ``pixels``, at most MR and NV * VL."""
+    """A tile of ``filters`` x ``pixels``, one of them no extent of whole tiles."""
     cdef Py_ssize_t VL = sizeof(vec) // sizeof(real)
-    if pixels == _NV * VL and filters == _MR:
-        whole_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, bounds, 1, 1, unused)
-    elif (pixels == _NV * VL and height(filters) == filters) or (filters == _MR and pixels % VL == 0):
-        part_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, bounds, filters, pixels // VL, 1, unused)
+    if _NV > 1 and filters == _MR and pixels % VL == 0:
+        part_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, bounds, _MR, pixels // VL, 1, unused)
     else:
         edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, filters, pixels, unused)
 
@@ -1718,7 +1720,7 @@ def conv2d_grad_input(
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
 
 # grad_weight^T (K x OCG) = cols (K x P) @ grad_output^T (P x OCG), summed over images: vectors along filters, cells of
-# the copied input broadcast from MR places at once, so that no column is packed. Operands of a chunk of images are laid
+# the copied input broadcast from OUTER_MR places at once, so that no column is packed. Operands of a chunk of images are laid
 # out (first driver); then each task owns a block of K rows and of filters and adds images and pixels in order. Flat 1x1
 # problems read the input in place, as one row of P cells; images of few pixels are summed several at once.
 cdef enum:
@@ -1728,9 +1730,9 @@ cdef enum:
     # Operands of a chunk stay in the third-level cache; more if the blocks of results are larger, which are read and
     # written for every chunk
     CHUNK_ELEMENTS = 1 << 20
-    TASK_TILES = 8          # tiles of MR rows of K in a task, and
+    TASK_TILES = 8          # tiles of OUTER_MR rows of K in a task, and
     TASK_PANELS = 4         # panels of filters: its block of results stays in the first-level cache
-    AHEAD = 8               # places to fetch from, in turns: a line is as many cells of float64, and MR is no more
+    AHEAD = 8               # places to fetch from, in turns: a line is as many cells of float64, and OUTER_MR is no more
     FEW_TASKS = 4           # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 
@@ -1831,16 +1833,16 @@ cdef void lay_out_task(
 
 
 cdef inline void outer_row(
-    const real** at,          # IN   MR places, from which
+    const real** at,          # IN   OUTER_MR places, from which
     Py_ssize_t column,        # ... cells are read from this one
     Py_ssize_t end,           # ... up to, not including, this one: at least one
     const real** ahead,       # IN   AHEAD places that the next tile reads
     const real* y,            # IN   [columns][nv * VL] filters
-    vec* acc,                 # INOUT [MR][NV]
+    vec* acc,                 # INOUT [OUTER_MR][OUTER_NV]
     const int nv,             # a constant at each call
 ) noexcept nogil:
-    # The same registers as `tile_sums`, and MR places that one index moves from, a cell a step. MR rows are too many for the
-    # hardware to fetch ahead: each step fetches a line of one of the next tile's.
+    # Registers as in `tile_sums`, and OUTER_MR places that one index moves from, a cell a step. OUTER_MR rows are too many for
+    # the hardware to fetch ahead: each step fetches a line of one of the next tile's.
     cdef Py_ssize_t k, VL = sizeof(vec) // sizeof(real)
     while True:
         for k in range(AHEAD):
@@ -1853,7 +1855,7 @@ cdef inline void outer_row(
 
 
 cdef void outer_tile(
-    const real** cells,       # IN   MR places in the copied input: the first pixel's cell of MR rows of K
+    const real** cells,       # IN   OUTER_MR places in the copied input: the first pixel's cell of OUTER_MR rows of K
     const real** ahead,       # IN   AHEAD places that the next tile reads
     const real* y,            # IN   [rows * columns][nv * VL] filters, y_step apart from row to row
     Py_ssize_t images,
@@ -1863,7 +1865,7 @@ cdef void outer_tile(
     Py_ssize_t x_step,        # from one row of cells to the next
     Py_ssize_t y_image,
     Py_ssize_t y_step,
-    real* c,                  # IN/OUT  MR rows of filters, ldc apart
+    real* c,                  # IN/OUT  OUTER_MR rows of filters, ldc apart
     Py_ssize_t ldc,
     int nv,                   # a constant at each call
     vec* unused,
@@ -1938,7 +1940,7 @@ cdef void conv2d_grad_weight_task(
                     width = min(o.filters - panel * NR, NR)
                     y = turned + (n * G + g) * b.P * o.filters + panel * NR * b.P + (oh * o.OW + ow) * width
                     y_step = o.OW * width
-                    for tile_index in range(ceil_div(rows_of_k, _OUTER_MR)):           # tiles of MR rows of K
+                    for tile_index in range(ceil_div(rows_of_k, _OUTER_MR)):           # tiles of OUTER_MR rows of K
                         for i in range(_OUTER_MR):
                             cells[i] = x + places[tile_index * _OUTER_MR + i] + oh * x_step + ow
                         for i in range(AHEAD):

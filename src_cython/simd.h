@@ -22,26 +22,25 @@
 typedef float vf __attribute__((vector_size(FASTCONV_VL * 4), aligned(4), may_alias));
 typedef double vd __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_alias));
 
-/* GEMM tile: MR filters x NV vectors of pixels. MR * NV accumulators, NV vectors of pixels and one
-   broadcast must fit into the registers: 16 of them up to AVX2, 32 with AVX-512, whose products broadcast from memory by
-   themselves; a single vector then makes the panel of cells that stays in the first-level cache a narrow one. OUTER_MR,
-   OUTER_NV: the tile of a gradient of the weight. WINOGRAD_MR, WINOGRAD_NV: vectors run along
-   filters, whose number more often divides by two vectors than by three. LISTED_MR, LISTED_NV: of tiles whose places are listed. LONE_SPAN: MR filled up to whole vectors.
-   DEPTHS: of a tile in one turn of its loop, which leaves room to decode for who else runs on the core; of one, each
-   instruction reads at steps short enough for the hardware to fetch ahead. LISTED_DEPTHS: where there is nothing to fetch. BLOCK_PIXELS, a multiple of every
-   NV * VL: of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
-   RUN_CELLS: of a block, those that all filters meet before the next ones, half a first-level cache or all.
-   IN_PLACE_FILTERS: with more of them, cells are read often enough to be worth packing; IN_PLACE_DEPTH: of more
-   channels, a panel's cells push each other out of the first-level cache where they lie a plane apart. HEADED: vectors of a
-   plane whose first pixels are worth a tile, so that no other vector lies in two lines. */
+/* GEMM tile: MR filters x NV vectors of pixels. MR * NV accumulators, NV vectors of pixels and one broadcast must fit into the
+   registers: 16 of them up to AVX2, 32 with AVX-512, whose products broadcast from memory by themselves; a single vector then
+   makes the panel of cells that stays in the first-level cache a narrow one. OUTER_MR, OUTER_NV: the tile of a gradient of the
+   weight. LISTED_MR, LISTED_NV: of tiles whose places are listed. WINOGRAD_MR, WINOGRAD_NV: where vectors run along filters,
+   whose number more often divides by two vectors than by three. LONE_SPAN: MR filled up to whole vectors. DEPTHS: of a tile in
+   one turn of its loop, which leaves room to decode for who else runs on the core; of one, each instruction reads at steps
+   short enough for the hardware to fetch ahead. LISTED_DEPTHS: where there is nothing to fetch. BLOCK_PIXELS, a multiple of
+   every NV * VL: of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
+   RUN_CELLS: of a block, float32 cells that all filters meet before the next ones and results of a panel of filters: a
+   first-level cache of them, or all. IN_PLACE_FILTERS: with more of them, cells are read often enough to be worth packing.
+   HEADED: vectors of a plane whose first pixels are worth a tile, so that no other vector lies in two lines. */
 #if FASTCONV_VL == 16
-enum { VL_FLOAT = 16, VL_DOUBLE = 8, MR = 16, NV = 1, LISTED_MR = 8, LISTED_NV = 3, DEPTHS = 1, BLOCK_PIXELS = 384 };
-enum { OUTER_MR = 8, OUTER_NV = 3, WINOGRAD_MR = 12, WINOGRAD_NV = 2 };
-enum { IN_PLACE_FILTERS = 2048, IN_PLACE_DEPTH = 256, HEADED = 64, RUN_CELLS = 8192 };
+enum { VL_FLOAT = 16, VL_DOUBLE = 8, MR = 16, NV = 1, DEPTHS = 1, BLOCK_PIXELS = 384 };
+enum { LISTED_MR = 8, LISTED_NV = 3, OUTER_MR = 8, OUTER_NV = 3, WINOGRAD_MR = 12, WINOGRAD_NV = 2 };
+enum { IN_PLACE_FILTERS = 2048, HEADED = 64, RUN_CELLS = 8192 };
 #else
-enum { VL_FLOAT = FASTCONV_VL, VL_DOUBLE = FASTCONV_VL / 2, MR = 6, NV = 2, LISTED_MR = MR, LISTED_NV = NV, DEPTHS = 4, BLOCK_PIXELS = 192 };
-enum { OUTER_MR = MR, OUTER_NV = NV, WINOGRAD_MR = MR, WINOGRAD_NV = NV };
-enum { IN_PLACE_FILTERS = 128, IN_PLACE_DEPTH = 159, HEADED = 32, RUN_CELLS = 1 << 30 };
+enum { VL_FLOAT = FASTCONV_VL, VL_DOUBLE = FASTCONV_VL / 2, MR = 6, NV = 2, DEPTHS = 4, BLOCK_PIXELS = 192 };
+enum { LISTED_MR = MR, LISTED_NV = NV, OUTER_MR = MR, OUTER_NV = NV, WINOGRAD_MR = MR, WINOGRAD_NV = NV };
+enum { IN_PLACE_FILTERS = 128, HEADED = 32, RUN_CELLS = 1 << 30 };
 #endif
 enum { LISTED_DEPTHS = 4, LONE_SPAN = (MR + VL_FLOAT - 1) / VL_FLOAT * VL_FLOAT };
 

@@ -1,7 +1,8 @@
 """Named problems that reach every edge of the kernels' loops, and random ones. Append-only: names are stable.
 
-Tile extents in use: MR = 6 or 8 filters; NR = 4, 8, 16, 24 or 48 pixels; of Winograd's products 6 or 12 tiles and 4, 8, 16
-or 32 filters; vectors of 2 to 16 elements; depth blocks KC of about 384. Each is met at one less, exactly, and one more.
+Tile extents in use: MR = 6, 8 or 16 filters, of fewer 1 to 4, 8 and 12; NR = 4, 8, 16, 24 or 48 pixels; of Winograd's
+products 6 or 12 tiles and 4, 8, 16 or 32 filters; vectors of 2 to 16 elements; depth blocks KC of about 384. Each is met
+at one less, exactly, and one more.
 """
 
 from __future__ import annotations
@@ -131,6 +132,16 @@ CASES = [
     Conv("depthwise-columns-stride2", 2, 2, 9, 63, 2, 3, 3, stride=2, padding=1, groups=2, double=True),
     Conv("depthwise-one-row", 3, 2, 1, 9, 2, 3, 3, padding=1, groups=2),
     *(Conv(f"tiles-{n}", 1, 17, 4, 4 * n, n + 20, 3, 3, padding=1, double=n == 12) for n in (11, 12, 13)),
+    # Runs of pixels that all filters meet, panels of filters in one call; a plane whose first pixels lie before a cache line
+    Conv("runs-20-40", 1, 20, 15, 17, 40, 1, 1, double=True),
+    Conv("panels-252-34", 1, 252, 2, 9, 34, 1, 1, double=True),
+    Conv("panels-28x9-33", 1, 28, 3, 6, 33, 3, 3, padding=1),
+    Conv("headed-28x40", 1, 6, 28, 40, 21, 1, 1, double=True),
+    *(Conv(f"few-filters-{n}", 1, 9, 9, 12, n, 1, 1, double=n in (1, 3)) for n in (1, 2, 3, 4)),
+    *(Conv(f"filters-{n}", 1, 3, 5, 14, n, 2, 2) for n in (18, 28, 31, 33)),
+    Conv("one-row-strided", 2, 3, 9, 40, 5, 1, 3, stride=2, padding=1, double=True),
+    Conv("one-column-strided", 1, 3, 40, 9, 5, 3, 1, stride=(3, 2), padding=1),
+    Conv("1x1-strided-padded", 2, 6, 13, 37, 21, 1, 1, stride=(2, 3), padding=1),
 ]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two problems of one name"

@@ -18,7 +18,7 @@ def refusal(problem: ConvProblem, op: str) -> str | None:
 def cost(problem: ConvProblem, op: str, *, packed: bool = False) -> float:
     """Estimated nanoseconds on one thread.
 
-    About 40 multiply-adds a ns in whole tiles of 8 filters and 16 pixels of an image; packing the columns costs a copy
+    About 40 multiply-adds a ns, taken as if tiles had 8 filters and 16 pixels of an image; packing the columns costs a copy
     of them, packing the weight about 2 ns for each 8 of its elements, unless it is ``packed``.
     """
     filters = -(-problem.OCG // 8) * 8 * problem.G

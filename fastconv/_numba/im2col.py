@@ -45,12 +45,13 @@ from fastconv._problem import (
 KC = 256
 # Of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
 BLOCK_PIXELS = 384 if VL_FLOAT == 16 else 192
-# Of a block, those that all filters meet before the next ones: half a first-level cache or all.
+# Of a block, float32 cells that all filters meet before the next ones and results of a panel of filters: a first-level cache
+# of them, or all.
 RUN_CELLS = 8192 if VL_FLOAT == 16 else 1 << 30
 # Of a flat problem: with more, cells are read often enough to be worth packing.
 IN_PLACE_FILTERS = 2048 if VL_FLOAT == 16 else 128
-# Of more channels, a panel's cells push each other out of the first-level cache where they lie a plane apart.
-IN_PLACE_DEPTH = 256 if VL_FLOAT == 16 else 159
+# Of more channels, a panel's cells push each other out of a first-level cache where they lie a plane apart.
+IN_PLACE_DEPTH = 159
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
 MOST_PIXELS = 1536  # of a block
 FEW_WEIGHTS = 16384  # that one thread packs before a second one is there
@@ -79,10 +80,10 @@ CHAIN_PIXELS = 392  # pixels summed in registers before they are added to the bl
 # first-level cache meanwhile
 CHUNK_ELEMENTS = 1 << 20  # of a chunk's operands: they stay in the third-level cache; more if the blocks of results,
 # which are read and written for every chunk, are larger
-TASK_TILES = 8  # tiles of MR rows of K in a task, and
+TASK_TILES = 8  # tiles of OUTER_MR rows of K in a task, and
 TASK_PANELS = 4  # panels of filters: its block of results stays in the first-level cache
 TASK_ROWS = TASK_TILES * OUTER_MR
-AHEAD = 8  # places to fetch from, in turns: a line is as many cells of float64, and MR is no more
+AHEAD = 8  # places to fetch from, in turns: a line is as many cells of float64, and OUTER_MR is no more
 FEW_TASKS = 4  # of fewer a task has one panel: first layers, of few channels, make work for several threads
 
 # What a tile does with its sums: store them, as K goes on; add the bias; raise to the lower bound as well; clamp.
@@ -142,7 +143,7 @@ def blocking(geometry, n_threads):
     )  # fmt: skip
     few_filters = OCG <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0
     panels = ceil_div(OCG, MR)
-    lent = 2 if OCG % MR == 2 and panels > 1 else 0
+    lent = 2 if NV > 1 and OCG % MR == 2 and panels > 1 else 0
 
     # K in equal blocks, of whole channels where a channel fits
     k_blocks = max(ceil_div(K, KC), 1)
@@ -153,7 +154,8 @@ def blocking(geometry, n_threads):
     k_blocks = max(ceil_div(K, kc), 1)
     deep = kc > IN_PLACE_DEPTH and OCG >= CHUNK_FILTERS
     aliased = P % ALIASED == 0 and kc >= ALIASED_DEPTH and OCG >= ALIASED_FILTERS
-    by_panel = flat > 0 and few_filters and (deep or aliased)
+    # A panel of one vector is so narrow that its cells may be read in place, fetched ahead by the first filters to meet them
+    by_panel = NV > 1 and flat > 0 and few_filters and (deep or aliased)
     in_place = int(flat > 0 and few_filters and not by_panel)
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells; those that no tap of a kernel of
@@ -185,8 +187,10 @@ def blocking(geometry, n_threads):
             strip = max(min(ceil_div(images * blocks, THREAD_TASKS * n_threads), blocks), 1)
     else:
         NB = BLOCK_PIXELS
-        if in_place > 0 and RUN_CELLS > IN_PLACE_CELLS:
+        if in_place > 0 and NV > 1:  # all filters meet it: it stays in the first-level cache
             NB = min(max(IN_PLACE_CELLS // kc // NR, 1) * NR, BLOCK_PIXELS)
+        elif flat > 0 and n_threads > 1:  # runs of pixels share nothing: as many blocks as threads want
+            NB = min(ceil_div(ceil_div(P * images, THREAD_TASKS * n_threads), NR) * NR, BLOCK_PIXELS)
         elif flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
             NB = max(NB, min(KC * BLOCK_PIXELS // kc, MOST_PIXELS))
         if by_rows > 0:  # of vectors for whole tiles
@@ -333,7 +337,7 @@ def is_finite(bias):
 
 @helper
 def panel_start(b, panel):
-    """The first filter of a panel. A last one of two would be too few FMA chains: the one before lends it two more."""
+    """The first filter of a panel. Of few vectors a last one of two has too few FMA chains: the one before lends it two."""
     return min(panel * MR, b.OCG) - (b.lent if panel == b.panels - 1 else 0)
 
 
@@ -592,10 +596,10 @@ def edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
 
 @helper
 def some_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype):
-    """A tile of ``filters`` x ``pixels``, at most MR and NV * VL."""
+    """A tile of ``filters`` x ``pixels``, one of them no extent of whole tiles."""
     VL = lanes(dtype)
-    if (pixels == NV * VL and height(filters) == filters) or (filters == MR and pixels % VL == 0):
-        part_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels // VL, 1, dtype)
+    if NV > 1 and filters == MR and pixels % VL == 0:
+        part_tiles(a, b, ldb, 0, kc, c, ldc, accumulate, finish, bias, low, high, MR, pixels // VL, 1, dtype)
     else:
         edge_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filters, pixels, dtype)
 
@@ -1790,7 +1794,7 @@ def outer_tile(
     dtype,
     nv,  # a literal
 ):
-    # The same registers as `tile`, and OUTER_MR places that one index moves from, a cell a step. OUTER_MR rows are too many for the
+    # Registers as of `tile`, and OUTER_MR places that one index moves from, a cell a step. OUTER_MR rows are too many for the
     # hardware to fetch ahead: each step fetches a line of one of the next tile's.
     outlined()
     VL, size = lanes(dtype), itemsize(dtype)
