@@ -70,8 +70,9 @@ cdef struct Blocking:
     bint paired                                 # tiles pool by themselves: where indices are not wanted
     Py_ssize_t kc, k_blocks, panels, chunks, chunk_panels, kept_panels
     Py_ssize_t lent                             # filters that the last panel takes from the one before
-    Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input; rows of the input from one copied
-    Py_ssize_t row_skip, row_step               # row to the next, copied rows from one row of the map to the next
+    Py_ssize_t phases, phase_width, row_width, rows, channels     # of the copied input
+    Py_ssize_t row_skip                         # rows of the input from one copied row to the next
+    Py_ssize_t row_step                         # copied rows from one row of the map to the next
     Py_ssize_t copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements  # scratch of a worker,
     Py_ssize_t elements                                                                             # in all
 
@@ -362,14 +363,30 @@ cdef inline void tile_body(
 
 cdef inline void plain_body(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, const bint accumulate,
-    const Finish finish, const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles,
+    Finish finish, const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles,
     Py_ssize_t b_step, Py_ssize_t panels, Py_ssize_t ahead, const bint fetched, vec* unused,
 ) noexcept nogil:
-    """`tile_body` whose places are not listed."""
-    tile_body(
-        a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, finish, bias, bounds, rows, nv, False, tiles, b_step, panels, ahead,
-        fetched, unused,
-    )
+    """`tile_body` whose places are not listed, with a constant for what it does with its sums."""
+    if finish == KEEP:
+        tile_body(
+            a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, KEEP, bias, bounds, rows, nv, False, tiles, b_step, panels,
+            ahead, fetched, unused,
+        )
+    elif finish == CLAMP:
+        tile_body(
+            a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, CLAMP, bias, bounds, rows, nv, False, tiles, b_step, panels,
+            ahead, fetched, unused,
+        )
+    elif finish == RAISE:
+        tile_body(
+            a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, RAISE, bias, bounds, rows, nv, False, tiles, b_step, panels,
+            ahead, fetched, unused,
+        )
+    else:
+        tile_body(
+            a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, SHIFT, bias, bounds, rows, nv, False, tiles, b_step, panels,
+            ahead, fetched, unused,
+        )
 
 
 cdef inline void tile(
@@ -377,7 +394,7 @@ cdef inline void tile(
     const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles, Py_ssize_t b_step,
     Py_ssize_t panels, Py_ssize_t ahead, const bint fetched, vec* unused,
 ) noexcept nogil:
-    """`plain_body` with constants for its flags."""
+    """`plain_body` with a constant for its flag."""
     cdef Py_ssize_t i, j
     if kc == 0:  # no input channels: the bias is all there is
         for i in range(rows):
@@ -387,37 +404,12 @@ cdef inline void tile(
                 if finish != KEEP:
                     c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bounds[0], bounds[1])
     elif accumulate:
-        if finish == KEEP:
-            plain_body(
-                a, b, ldb, kc, c, ldc, True, KEEP, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
-            )
-        elif finish == CLAMP:
-            plain_body(
-                a, b, ldb, kc, c, ldc, True, CLAMP, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
-            )
-        elif finish == RAISE:
-            plain_body(
-                a, b, ldb, kc, c, ldc, True, RAISE, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
-            )
-        else:
-            plain_body(
-                a, b, ldb, kc, c, ldc, True, SHIFT, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
-            )
-    elif finish == KEEP:
         plain_body(
-            a, b, ldb, kc, c, ldc, False, KEEP, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
-        )
-    elif finish == CLAMP:
-        plain_body(
-            a, b, ldb, kc, c, ldc, False, CLAMP, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
-        )
-    elif finish == RAISE:
-        plain_body(
-            a, b, ldb, kc, c, ldc, False, RAISE, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
+            a, b, ldb, kc, c, ldc, True, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
         )
     else:
         plain_body(
-            a, b, ldb, kc, c, ldc, False, SHIFT, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
+            a, b, ldb, kc, c, ldc, False, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
         )
 
 
@@ -445,6 +437,21 @@ cdef inline Py_ssize_t height(Py_ssize_t filters) noexcept nogil:
     return 12 if _MR > 12 and filters <= 12 else _MR
 
 
+cdef inline void low_tiles(
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
+    Finish finish, const real* bias, const real* bounds, Py_ssize_t rows, const int nv, Py_ssize_t tiles, vec* unused,
+) noexcept nogil:
+    """Tiles of at most four rows, a `height`."""
+    if rows == 1 and _NV == 1:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 1, nv, tiles, b_step, 1, 0, False, unused)
+    elif rows == 2:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 2, nv, tiles, b_step, 1, 0, False, unused)
+    elif rows == 3 and _NV == 1:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 3, nv, tiles, b_step, 1, 0, False, unused)
+    else:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 4, nv, tiles, b_step, 1, 0, False, unused)
+
+
 cdef void part_tiles(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
     Finish finish, const real* bias, const real* bounds, Py_ssize_t rows, Py_ssize_t nv, Py_ssize_t tiles, vec* unused,
@@ -454,25 +461,12 @@ cdef void part_tiles(
     if finish != KEEP:
         finish = CLAMP
     if _NV == 1 and rows <= 4 and few:
-        if rows == 1:
-            tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 1, FEW_VECTORS, few, b_step, 1, 0, False, unused)
-        elif rows == 2:
-            tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 2, FEW_VECTORS, few, b_step, 1, 0, False, unused)
-        elif rows == 3:
-            tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 3, FEW_VECTORS, few, b_step, 1, 0, False, unused)
-        else:
-            tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 4, FEW_VECTORS, few, b_step, 1, 0, False, unused)
+        low_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, rows, FEW_VECTORS, few, unused)
         b += done * b_step
         c += done * _NV * VL
         tiles -= done
-    if rows == 1 and _NV == 1:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 1, _NV, tiles, b_step, 1, 0, False, unused)
-    elif rows == 2:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 2, _NV, tiles, b_step, 1, 0, False, unused)
-    elif rows == 3 and _NV == 1:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 3, _NV, tiles, b_step, 1, 0, False, unused)
-    elif rows == 4:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 4, _NV, tiles, b_step, 1, 0, False, unused)
+    if rows <= 4:
+        low_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, rows, _NV, tiles, unused)
     elif rows == 8 and _MR > 8:
         tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, min(8, _MR), _NV, tiles, b_step, 1, 0, False, unused)
     elif rows == 12 and _MR > 12:
@@ -1363,6 +1357,7 @@ cdef void conv2d_block(
         Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
         const real* image = input + ng * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
+        const real* weights       # all panels of a block of K
         const real* a
         const real* x             # of a flat problem, this block's cells
         const real* y
@@ -1429,6 +1424,7 @@ cdef void conv2d_block(
     for k_block in range(b.k_blocks):                                                      # loop 1: blocks of K
         k_from = k_block * b.kc
         kc = min(b.K - k_from, b.kc)
+        weights = packed + (g * b.K + k_from) * b.panels * _MR
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] and not b.pooled_rows)
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < INFINITY else RAISE if low > -INFINITY else SHIFT
@@ -1451,7 +1447,7 @@ cdef void conv2d_block(
             for panel in range(panel_from, panel_to):
                 first = panel_start(b, panel)
                 edge_tile(
-                    packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR, image + k_from * b.P, b.P, kc,
+                    weights + panel * kc * _MR, image + k_from * b.P, b.P, kc,
                     c + (first - oc_from) * ldc - head, ldc, accumulate, finish, shifts + (panel - panel_from) * _MR, bounds,
                     panel_start(b, panel + 1) - first, head, unused,
                 )
@@ -1471,7 +1467,7 @@ cdef void conv2d_block(
                 filters = panel_start(b, panel + 1) - first
                 shift = shifts + (panel - panel_from) * _MR
                 kept = first - oc_from if b.kept_panels > 1 or not b.pooled_rows else 0
-                a = packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR
+                a = weights + panel * kc * _MR
                 map = c + kept * ldc
                 # Whole tiles of a panel, or of a run of one panel those of all whole panels, run in one call, the rest tile
                 # by tile
@@ -1533,7 +1529,7 @@ cdef void conv2d_block(
             for panel in range(panel_from, panel_to):
                 first = panel_start(b, panel)
                 lone_tile(
-                    packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR, lone_cells, kc,
+                    weights + panel * kc * _MR, lone_cells, kc,
                     c + (first - oc_from) * ldc + pixels, ldc, accumulate, finish, shifts + (panel - panel_from) * _MR, bounds,
                     panel_start(b, panel + 1) - first, lone, unused,
                 )

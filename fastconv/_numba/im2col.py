@@ -101,8 +101,9 @@ Blocking = namedtuple(
     "paired "  # tiles pool by themselves: where indices are not wanted
     "kc k_blocks panels chunks chunk_panels kept_panels "
     "lent "  # filters that the last panel takes from the one before
-    "phases phase_width row_width rows channels "  # of the copied input; rows of the input from one copied row to the next,
-    "row_skip row_step "  # copied rows from one row of the map to the next
+    "phases phase_width row_width rows channels "  # of the copied input
+    "row_skip "  # rows of the input from one copied row to the next
+    "row_step "  # copied rows from one row of the map to the next
     "copy_elements b_elements lone_elements c_elements ring_elements shift_elements elements",  # scratch of a worker
 )
 
@@ -543,30 +544,30 @@ def some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles,
 
 
 @helper
+def low_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, tiles, dtype, nv):
+    """Tiles of at most four rows, a `height`."""
+    if NV == 1 and rows == 1:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 1, nv)
+    elif rows == 2:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 2, nv)
+    elif NV == 1 and rows == 3:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 3, nv)
+    else:
+        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 4, nv)
+
+
+@helper
 def part_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, nv, tiles, dtype):
     """A tile of MR rows of nv vectors, or tiles of fewer rows, a `height`, of NV vectors; what lies outside costs nothing."""
     few = tiles * NV // FEW_VECTORS
     done = few * (FEW_VECTORS // NV)
     if NV == 1 and rows <= 4 and few > 0:
-        if rows == 1:
-            some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, few, b_step, dtype, 1, FEW_VECTORS)
-        elif rows == 2:
-            some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, few, b_step, dtype, 2, FEW_VECTORS)
-        elif rows == 3:
-            some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, few, b_step, dtype, 3, FEW_VECTORS)
-        else:
-            some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, few, b_step, dtype, 4, FEW_VECTORS)
+        low_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, few, dtype, FEW_VECTORS)
         b += done * b_step * itemsize(dtype)
         c += done * NV * lanes(dtype) * itemsize(dtype)
         tiles -= done
-    if NV == 1 and rows == 1:
-        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 1, NV)
-    elif rows == 2:
-        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 2, NV)
-    elif NV == 1 and rows == 3:
-        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 3, NV)
-    elif rows == 4:
-        some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 4, NV)
+    if rows <= 4:
+        low_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, tiles, dtype, NV)
     elif MR > 8 and rows == 8:
         some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 8, NV)
     elif MR > 12 and rows == 12:
@@ -870,9 +871,8 @@ def copy_rows(
         first = min(max(ceil_div(-left, stride_w), 0), width) if left < 0 else 0
         last = min(max(ceil_div(IW - left, stride_w), first), width) if left < IW else first
         for row in range(rows):
-            if not meets_tap(
-                row * b.row_skip, KH, stride_h, dil_h
-            ):  # rows between the taps of a strided kernel are never read
+            # Rows between the taps of a strided kernel are never read
+            if not meets_tap(row * b.row_skip, KH, stride_h, dil_h):
                 continue
             ih = first_row + row * b.row_skip
             target = copied + (row * b.row_width + phase * width) * size
@@ -1366,6 +1366,7 @@ def conv2d_block(
     for k_block in range(b.k_blocks):  # loop 1: blocks of K
         k_from = k_block * b.kc
         kc = min(b.K - k_from, b.kc)
+        weights = address(packed) + (g * b.K + k_from) * b.panels * MR * size  # all panels of a block of K
         accumulate = k_from > 0 or (geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0)
         last = k_block == b.k_blocks - 1
         finish = KEEP if not last else CLAMP if high < np.inf else RAISE if low > -np.inf else SHIFT
@@ -1385,7 +1386,7 @@ def conv2d_block(
             for panel in range(panel_from, panel_to):
                 first = panel_start(b, panel)
                 edge_tile(
-                    address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size, image + k_from * b.P * size,
+                    weights + panel * kc * MR * size, image + k_from * b.P * size,
                     b.P, kc, c + ((first - oc_from) * ldc - head) * size, ldc, accumulate, finish,
                     shifts + (panel - panel_from) * MR * size, low, high, panel_start(b, panel + 1) - first, head, dtype,
                 )  # fmt: skip
@@ -1405,7 +1406,7 @@ def conv2d_block(
                 filters = panel_start(b, panel + 1) - first
                 shift = shifts + (panel - panel_from) * MR * size
                 kept = first - oc_from if b.kept_panels > 1 or b.pooled_rows == 0 else 0
-                a = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
+                a = weights + panel * kc * MR * size
                 map = c + kept * ldc * size
                 # Whole tiles of a panel, or of a run of one panel those of all whole panels, run in one call, the rest tile
                 # by tile
@@ -1440,9 +1441,8 @@ def conv2d_block(
                 for j in range(whole, run_to):  # loop 4: pixels
                     q = j * NR
                     y, row = source + (j - run_from) * b_step * size, ldb
-                    if (
-                        b.in_place > 0 and q + NR > cells and cells % VL > 0
-                    ):  # nothing past the caller's array may be read
+                    # Nothing past the caller's array may be read
+                    if b.in_place > 0 and q + NR > cells and cells % VL > 0:
                         y, row = b_block, NR
                     some_tile(
                         a, y, row, kc, map + q * size, ldc, accumulate, finish, shift, low, high, filters,
@@ -1472,7 +1472,7 @@ def conv2d_block(
             for panel in range(panel_from, panel_to):
                 first = panel_start(b, panel)
                 lone_tile(
-                    address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size, lone_cells, kc,
+                    weights + panel * kc * MR * size, lone_cells, kc,
                     c + ((first - oc_from) * ldc + pixels) * size, ldc, accumulate, finish,
                     shifts + (panel - panel_from) * MR * size, low, high, panel_start(b, panel + 1) - first, lone, dtype,
                 )  # fmt: skip
