@@ -128,8 +128,8 @@ class Plan:
         self, operands: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...], workspace: np.ndarray | None = None
     ) -> None:
         """Run on checked arrays, into ``outputs``."""
-        n_workers = _threads.workers() if self._parallel else 1
-        elements = self._elements.get(n_workers) or self._workspace_elements(n_workers)
+        n_workers = self._workers()
+        elements = self._workspace_elements(n_workers)
         if workspace is None:
             space = _arena.workspace(elements, self._dtype_name)
         else:
