@@ -28,7 +28,9 @@ cdef extern from "simd.h" nogil:
         BLOCK_PIXELS
         RUN_CELLS
         IN_PLACE_FILTERS
+        TRIPLE_RUN_CELLS
         HEADED
+    bint loads_are_scarce()
     vf vmax_f(vf a, vf b)
     vd vmax_d(vd a, vd b)
     vf vmin_f(vf a, vf b)

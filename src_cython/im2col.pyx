@@ -25,7 +25,7 @@ from common cimport (
     vmin,
 )
 from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_FILTERS, LONE_SPAN, RUN_CELLS
-from common cimport LISTED_DEPTHS, LISTED_MR, LISTED_NV
+from common cimport LISTED_DEPTHS, LISTED_MR, LISTED_NV, TRIPLE_RUN_CELLS, loads_are_scarce
 from common cimport MR as _MR, NV as _NV, OUTER_MR as _OUTER_MR, OUTER_NV as _OUTER_NV, VL_DOUBLE as _VL_DOUBLE
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, store_lanes, transpose
@@ -48,6 +48,10 @@ cdef enum:
     FEW_VECTORS = 4            # at least, of a tile of four filters or fewer: as many chains of additions
     MOST_LONE = 4              # >= VL / LONE
     IN_PLACE_DEPTH = 159       # of more channels, a panel's cells push each other out of a first-level cache where they lie
+    NEAR_CELLS = 1 << 19       # of an image in a second-level cache of two MB: deep columns are worth packing for
+    NEAR_FILTERS = 32          # so many filters; from further away,
+    SHORT_DEPTH = 64           # and not so short,
+    MANY_FILTERS = 128         # for more than so many
     ALIASED = 1024             # a plane apart; pixels: cells of planes so far apart share its sets; of so many
     ALIASED_DEPTH = 32         # channels they push each other out, and
     ALIASED_FILTERS = 16       # read them often enough to pay for packing
@@ -58,6 +62,7 @@ cdef enum Finish:
     KEEP, SHIFT, RAISE, CLAMP
 
 KC = _KC
+cdef bint TRIPLE = loads_are_scarce()      # tiles of LISTED_MR x LISTED_NV before those of MR x NV
 
 
 cdef struct Blocking:
@@ -84,7 +89,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], images = geometry[GEO_N] * G, rows, tasks
-        bint few_filters = geometry[GEO_OC] // G <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0, by_panel
+        bint few_filters = geometry[GEO_OC] // G <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0, by_panel, worth
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
     b.T = KH * KW
@@ -112,7 +117,11 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         (b.kc > IN_PLACE_DEPTH and b.OCG >= CHUNK_FILTERS)
         or (b.P % ALIASED == 0 and b.kc >= ALIASED_DEPTH and b.OCG >= ALIASED_FILTERS)
     )
-    b.in_place = b.flat and few_filters and not by_panel
+    worth = TRIPLE and (
+        (b.kc > IN_PLACE_DEPTH and b.OCG >= NEAR_FILTERS and b.P * b.ICG <= NEAR_CELLS)
+        or (b.kc > SHORT_DEPTH and b.OCG > MANY_FILTERS)
+    )
+    b.in_place = b.flat and few_filters and not by_panel and not worth
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells; those that no tap of a kernel of
     # one row or column meets are left out
@@ -169,7 +178,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     if by_panel:
         b.run = NR
     elif not b.pooled_rows and not b.by_rows:
-        b.run = max(min(RUN_CELLS // (b.kc + _MR), b.NB) // NR, 1) * NR
+        b.run = max(min((TRIPLE_RUN_CELLS if TRIPLE else RUN_CELLS) // (b.kc + _MR), b.NB) // NR, 1) * NR
 
     b.rows = 0
     b.channels = 0
@@ -413,10 +422,31 @@ cdef inline void tile(
         )
 
 
+cdef Py_ssize_t triple_tiles(
+    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
+    Finish finish, const real* bias, const real* bounds, Py_ssize_t rows, Py_ssize_t tiles, vec* unused,
+) noexcept nogil:
+    """The panels of LISTED_NV vectors among ``tiles`` of one, LISTED_MR of their rows at a time; their number."""
+    cdef Py_ssize_t i = 0, triples = tiles // LISTED_NV if _NV == 1 else 0
+    while triples and i < rows:
+        tile(
+            a + i, b, ldb, kc, c + i * ldc, ldc, accumulate, finish, bias + i, bounds, LISTED_MR, LISTED_NV, triples, b_step, 1,
+            0, False, unused,
+        )
+        i += LISTED_MR
+    return triples * LISTED_NV
+
+
 cdef void whole_tiles(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
     Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t panels, vec* unused,
 ) noexcept nogil:
+    cdef Py_ssize_t done
+    if _NV == 1 and TRIPLE:
+        done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, _MR, tiles, unused)
+        b += done * b_step
+        c += done * <Py_ssize_t> (sizeof(vec) // sizeof(real))
+        tiles -= done
     tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, panels, 0, False, unused)
 
 
@@ -468,6 +498,11 @@ cdef void part_tiles(
     if rows <= 4:
         low_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, rows, _NV, tiles, unused)
     elif rows == 8 and _MR > 8:
+        if TRIPLE:
+            done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, 8, tiles, unused)
+            b += done * b_step
+            c += done * VL
+            tiles -= done
         tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, min(8, _MR), _NV, tiles, b_step, 1, 0, False, unused)
     elif rows == 12 and _MR > 12:
         tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, min(12, _MR), _NV, tiles, b_step, 1, 0, False, unused)
@@ -988,9 +1023,11 @@ cdef inline void pack_flat(
             packed += NR
             row += IHW
         plane += NR
-    for k in range(kc):
-        for j in range(pixels % NR):  # nothing past the caller's array may be read
-            packed[k * NR + j] = plane[k * IHW + j]
+    if pixels % NR:
+        # Nothing past the caller's array may be read, and what lay here may be subnormal: slow to multiply with
+        for k in range(kc):
+            for j in range(NR):
+                packed[k * NR + j] = plane[k * IHW + j] if j < pixels % NR else 0
 
 
 # ------------------------------------------------------------------------------------------- kernels: columns

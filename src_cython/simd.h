@@ -14,6 +14,9 @@
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
+#if defined(__AVX512F__)
+#include <cpuid.h>
+#endif
 
 /* Kernels hand tile extents and flags to `cdef inline` functions as constants: those must be inlined, however large. */
 #undef CYTHON_INLINE
@@ -32,17 +35,30 @@ typedef double vd __attribute__((vector_size(FASTCONV_VL * 4), aligned(8), may_a
    every NV * VL: of the block of pixels that stays in the second-level cache, half a MB before AVX-512, one with it.
    RUN_CELLS: of a block, float32 cells that all filters meet before the next ones and results of a panel of filters: a
    first-level cache of them, or all. IN_PLACE_FILTERS: with more of them, cells are read often enough to be worth packing.
-   HEADED: vectors of a plane whose first pixels are worth a tile, so that no other vector lies in two lines. */
+   TRIPLE_RUN_CELLS: the same where tiles are LISTED_MR x LISTED_NV wherever there are so many vectors. HEADED: vectors of a
+   plane whose first pixels are worth a tile, so that no other vector lies in two lines. */
 #if FASTCONV_VL == 16
 enum { VL_FLOAT = 16, VL_DOUBLE = 8, MR = 16, NV = 1, DEPTHS = 1, BLOCK_PIXELS = 384 };
 enum { LISTED_MR = 8, LISTED_NV = 3, OUTER_MR = 8, OUTER_NV = 3, WINOGRAD_MR = 12, WINOGRAD_NV = 2 };
-enum { IN_PLACE_FILTERS = 2048, HEADED = 64, RUN_CELLS = 8192 };
+enum { IN_PLACE_FILTERS = 2048, HEADED = 64, RUN_CELLS = 8192, TRIPLE_RUN_CELLS = 13056 };
 #else
 enum { VL_FLOAT = FASTCONV_VL, VL_DOUBLE = FASTCONV_VL / 2, MR = 6, NV = 2, DEPTHS = 4, BLOCK_PIXELS = 192 };
 enum { LISTED_MR = MR, LISTED_NV = NV, OUTER_MR = MR, OUTER_NV = NV, WINOGRAD_MR = MR, WINOGRAD_NV = NV };
-enum { IN_PLACE_FILTERS = 128, HEADED = 32, RUN_CELLS = 1 << 30 };
+enum { IN_PLACE_FILTERS = 128, HEADED = 32, RUN_CELLS = 1 << 30, TRIPLE_RUN_CELLS = RUN_CELLS };
 #endif
 enum { LISTED_DEPTHS = 4, LONE_SPAN = (MR + VL_FLOAT - 1) / VL_FLOAT * VL_FLOAT };
+
+/* Whether a tile of one vector, whose every product loads its factor, would wait for loads: cores that multiply two 512-bit
+   vectors in a cycle load two. Zen 4, of AMD's family 19h, multiplies one. */
+static inline int loads_are_scarce(void)
+{
+#if FASTCONV_VL == 16 && defined(__AVX512F__)
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (eax >> 8 & 0xf) + (eax >> 20 & 0xff) != 0x19;
+#else
+    return 0;
+#endif
+}
 
 /* mask ? a : b for vectors (GCC's C has no such operator); mask comes from a comparison. */
 #define SIMD_SELECT(mask, a, b) \

@@ -26,7 +26,8 @@ Code that runs in a straight line, loops over constants included, is best writte
 With NUMBA_DISABLE_JIT=1 each is a NumPy or ctypes function of the same meaning, and the same kernel source runs as
 Python (fma then rounds twice). The module depends on NumPy, llvmlite and Numba alone, and on Numba only when something is
 compiled: until then a function that needs it is a `Late` name (see _late.py), which `make_all` replaces. Code compiled
-with these functions depends on this file, on _vector_type.py and on VECTOR_BYTES: who keeps it must keep a digest of them.
+with these functions depends on this file, on _vector_type.py, on VECTOR_BYTES and on the CPU: who keeps it must keep a
+digest of them.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES = _vector_bytes()
 VL_FLOAT, VL_DOUBLE = VECTOR_BYTES // 4, VECTOR_BYTES // 8
+# Whether products wait for loads where each takes a factor from memory: cores that multiply two 512-bit vectors in a cycle
+# load two. Zen 4 multiplies one.
+LOADS_ARE_SCARCE = VECTOR_BYTES == 64 and llvmlite.binding.get_host_cpu_name() != "znver4"
 
 # ---------------------------------------------------------------------------------------------------------------- type
 

@@ -29,8 +29,8 @@ from fastconv._numba._lanes import store_filters
 from fastconv._numba._pool_simd import even, fold_max, odd, untangle
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
 from fastconv._numba._simd import (
-    VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local, outlined, prefetch, put,
-    rolled, store, vmax, vmin,
+    LOADS_ARE_SCARCE, VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local,
+    outlined, prefetch, put, rolled, store, vmax, vmin,
 )  # fmt: skip
 from fastconv._numba._straight import straight
 from fastconv._numba._winograd_simd import load_lanes, store_lanes, transpose
@@ -47,9 +47,14 @@ KC = 256
 BLOCK_PIXELS = 384 if VL_FLOAT == 16 else 192
 # Of a block, float32 cells that all filters meet before the next ones and results of a panel of filters: a first-level cache
 # of them, or all.
-RUN_CELLS = 8192 if VL_FLOAT == 16 else 1 << 30
+RUN_CELLS = (13056 if LOADS_ARE_SCARCE else 8192) if VL_FLOAT == 16 else 1 << 30
 # Of a flat problem: with more, cells are read often enough to be worth packing.
 IN_PLACE_FILTERS = 2048 if VL_FLOAT == 16 else 128
+TRIPLE = LOADS_ARE_SCARCE  # tiles of LISTED_MR x LISTED_NV before those of MR x NV
+NEAR_CELLS = 1 << 19  # of an image in a second-level cache of two MB: deep columns are worth packing for
+NEAR_FILTERS = 32  # so many filters; from further away,
+SHORT_DEPTH = 64  # and not so short,
+MANY_FILTERS = 128  # for more than so many
 # Of more channels, a panel's cells push each other out of a first-level cache where they lie a plane apart.
 IN_PLACE_DEPTH = 159
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
@@ -157,7 +162,11 @@ def blocking(geometry, n_threads):
     aliased = P % ALIASED == 0 and kc >= ALIASED_DEPTH and OCG >= ALIASED_FILTERS
     # A panel of one vector is so narrow that its cells may be read in place, fetched ahead by the first filters to meet them
     by_panel = NV > 1 and flat > 0 and few_filters and (deep or aliased)
-    in_place = int(flat > 0 and few_filters and not by_panel)
+    worth = TRIPLE and (
+        (kc > IN_PLACE_DEPTH and OCG >= NEAR_FILTERS and P * ICG <= NEAR_CELLS)
+        or (kc > SHORT_DEPTH and OCG > MANY_FILTERS)
+    )
+    in_place = int(flat > 0 and few_filters and not by_panel and not worth)
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells; those that no tap of a kernel of
     # one row or column meets are left out
@@ -512,7 +521,25 @@ def plain_tile(
 
 
 @helper
+def triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, tiles, dtype):
+    """The panels of LISTED_NV vectors among ``tiles`` of one, LISTED_MR of their rows at a time; their number."""
+    size, i, triples = itemsize(dtype), 0, tiles // LISTED_NV
+    while triples > 0 and i < rows:
+        some_rows(
+            a + i * size, b, ldb, kc, c + i * ldc * size, ldc, accumulate, finish, bias + i * size, low, high, triples, b_step,
+            dtype, LISTED_MR, LISTED_NV,
+        )  # fmt: skip
+        i += LISTED_MR
+    return triples * LISTED_NV
+
+
+@helper
 def whole_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, dtype):
+    if TRIPLE:
+        done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, MR, tiles, dtype)
+        b += done * b_step * itemsize(dtype)
+        c += done * lanes(dtype) * itemsize(dtype)
+        tiles -= done
     plain_tile(
         a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, 0, dtype, MR, NV, False
     )  # fmt: skip
@@ -569,6 +596,11 @@ def part_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, hig
     if rows <= 4:
         low_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, tiles, dtype, NV)
     elif MR > 8 and rows == 8:
+        if TRIPLE:
+            done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, 8, tiles, dtype)
+            b += done * b_step * itemsize(dtype)
+            c += done * lanes(dtype) * itemsize(dtype)
+            tiles -= done
         some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 8, NV)
     elif MR > 12 and rows == 12:
         some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, 12, NV)
@@ -950,9 +982,11 @@ def pack_flat(
             packed += NR * size
             row += IHW * size
         plane += NR * size
-    for k in range(kc):
-        for j in range(pixels % NR):  # nothing past the caller's array may be read
-            put(packed, k * NR + j, get(plane, k * IHW + j, dtype))
+    if pixels % NR:
+        # Nothing past the caller's array may be read, and what lay here may be subnormal: slow to multiply with
+        for k in range(kc):
+            for j in range(NR):
+                put(packed, k * NR + j, get(plane, k * IHW + j, dtype) if j < pixels % NR else dtype.type(0))
 
 
 @helper
