@@ -48,10 +48,8 @@ cdef enum:
     FEW_VECTORS = 4            # at least, of a tile of four filters or fewer: as many chains of additions
     MOST_LONE = 4              # >= VL / LONE
     IN_PLACE_DEPTH = 159       # of more channels, a panel's cells push each other out of a first-level cache where they lie
-    NEAR_CELLS = 1 << 19       # of an image in a second-level cache of two MB: deep columns are worth packing for
-    NEAR_FILTERS = 32          # so many filters; from further away,
-    SHORT_DEPTH = 64           # and not so short,
-    MANY_FILTERS = 128         # for more than so many
+    SHORT_DEPTH = 64           # of more channels, where tiles are wide, cells are packed for
+    MANY_FILTERS = 192         # more filters than these
     ALIASED = 1024             # a plane apart; pixels: cells of planes so far apart share its sets; of so many
     ALIASED_DEPTH = 32         # channels they push each other out, and
     ALIASED_FILTERS = 16       # read them often enough to pay for packing
@@ -89,7 +87,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], images = geometry[GEO_N] * G, rows, tasks
-        bint few_filters = geometry[GEO_OC] // G <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0, by_panel, worth
+        bint few_filters, by_panel
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
     b.T = KH * KW
@@ -113,15 +111,12 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     b.kc = max(b.kc, 1)
     b.k_blocks = max(ceil_div(b.K, b.kc), 1)
     # A panel of one vector is so narrow that its cells may be read in place, fetched ahead by the first filters to meet them
+    few_filters = b.OCG <= (MANY_FILTERS if TRIPLE and b.kc > SHORT_DEPTH else IN_PLACE_FILTERS) and geometry[GEO_POOL_KH] == 0
     by_panel = _NV > 1 and b.flat and few_filters and (
         (b.kc > IN_PLACE_DEPTH and b.OCG >= CHUNK_FILTERS)
         or (b.P % ALIASED == 0 and b.kc >= ALIASED_DEPTH and b.OCG >= ALIASED_FILTERS)
     )
-    worth = TRIPLE and (
-        (b.kc > IN_PLACE_DEPTH and b.OCG >= NEAR_FILTERS and b.P * b.ICG <= NEAR_CELLS)
-        or (b.kc > SHORT_DEPTH and b.OCG > MANY_FILTERS)
-    )
-    b.in_place = b.flat and few_filters and not by_panel and not worth
+    b.in_place = b.flat and few_filters and not by_panel
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells; those that no tap of a kernel of
     # one row or column meets are left out
@@ -279,7 +274,8 @@ cdef inline void tile_sums(
     cdef:
         Py_ssize_t[FEW_VECTORS] at
         const real* next_panel = a + kc * _MR  # of filters
-        Py_ssize_t i, j, k, depths = LISTED_DEPTHS if listed else DEPTHS, line = CACHE_LINE // sizeof(real)
+        Py_ssize_t i, j, k, line = CACHE_LINE // sizeof(real)
+        Py_ssize_t depths = LISTED_DEPTHS if listed or nv == LISTED_NV > _NV else DEPTHS
     for j in range(nv):
         at[j] = place[j] if listed else j * apart
     for i in range(rows):
@@ -290,8 +286,8 @@ cdef inline void tile_sums(
             prefetch(next_panel + k * line)
         for k in range(depths):
             tile_step(a + k * _MR, b + depth[k] if listed else b, at, acc, rows, nv)
-            if fetched:
-                prefetch(b + ahead)
+            for j in range(nv if fetched else 0):
+                prefetch(b + at[j] + ahead)
             if not listed:
                 b += ldb
             if kc == k + 1:
@@ -424,10 +420,15 @@ cdef inline void tile(
 
 cdef Py_ssize_t triple_tiles(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
-    Finish finish, const real* bias, const real* bounds, Py_ssize_t rows, Py_ssize_t tiles, vec* unused,
+    Finish finish, const real* bias, const real* bounds, Py_ssize_t rows, Py_ssize_t tiles, Py_ssize_t ahead, vec* unused,
 ) noexcept nogil:
-    """The panels of LISTED_NV vectors among ``tiles`` of one, LISTED_MR of their rows at a time; their number."""
+    """Of ``tiles`` of one vector those that fill tiles of LISTED_NV, LISTED_MR of their rows at a time; their number."""
     cdef Py_ssize_t i = 0, triples = tiles // LISTED_NV if _NV == 1 else 0
+    if triples and ahead:
+        tile(
+            a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, LISTED_MR, LISTED_NV, triples, b_step, 1, ahead, True, unused
+        )
+        i = LISTED_MR
     while triples and i < rows:
         tile(
             a + i, b, ldb, kc, c + i * ldc, ldc, accumulate, finish, bias + i, bounds, LISTED_MR, LISTED_NV, triples, b_step, 1,
@@ -439,23 +440,19 @@ cdef Py_ssize_t triple_tiles(
 
 cdef void whole_tiles(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
-    Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t panels, vec* unused,
+    Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t panels, Py_ssize_t ahead, vec* unused,
 ) noexcept nogil:
+    """ahead: the first filters to meet a run that is read in place fetch the next one. No hardware does along channels."""
     cdef Py_ssize_t done
     if _NV == 1 and TRIPLE:
-        done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, _MR, tiles, unused)
+        done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, _MR, tiles, ahead, unused)
         b += done * b_step
         c += done * <Py_ssize_t> (sizeof(vec) // sizeof(real))
         tiles -= done
-    tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, panels, 0, False, unused)
-
-
-cdef void first_tiles(
-    const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
-    Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t ahead, vec* unused,
-) noexcept nogil:
-    """`whole_tiles` of the first filters to meet a run that is read in place: no hardware fetches along channels."""
-    tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, 1, ahead, True, unused)
+    if _NV == 1 and ahead:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, 1, ahead, True, unused)
+    else:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, panels, 0, False, unused)
 
 
 cdef inline Py_ssize_t height(Py_ssize_t filters) noexcept nogil:
@@ -499,7 +496,7 @@ cdef void part_tiles(
         low_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, rows, _NV, tiles, unused)
     elif rows == 8 and _MR > 8:
         if TRIPLE:
-            done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, 8, tiles, unused)
+            done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, 8, tiles, 0, unused)
             b += done * b_step
             c += done * VL
             tiles -= done
@@ -1389,7 +1386,7 @@ cdef void conv2d_block(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G]
         Py_ssize_t p_from, pixels, lone, cells, ldc, k_block, k_from, kc, panel, panels, kept, j, q, i, first, filters
-        Py_ssize_t head = 0, tiles, run, run_from, run_to, whole, b_step, row, oc_from = panel_start(b, panel_from)
+        Py_ssize_t head = 0, tiles, run, run_from, run_to, whole, ahead, b_step, row, oc_from = panel_start(b, panel_from)
         Py_ssize_t pooled_from, pooled_to, row_from, row_to, carried, carry_from, rows_to_carry
         Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
@@ -1521,17 +1518,13 @@ cdef void conv2d_block(
                         a, source, ldb, b_step, kc, map + q, ldc, accumulate, finish, shift, bounds, filters, _NV,
                         whole - run_from, unused,
                     )
-                elif filters == _MR and _NV == 1 and b.in_place and panel == panel_from:
-                    first_tiles(
-                        a, source, ldb, b_step, kc, map + q, ldc, accumulate, finish, shift, bounds, whole - run_from, b.run,
-                        unused,
-                    )
                 elif filters == _MR:
-                    if run == 1 and whole > run_from and kc > 0 and not b.pooled_rows:
+                    ahead = b.run if _NV == 1 and b.in_place and panel == panel_from else 0
+                    if run == 1 and whole > run_from and kc > 0 and not b.pooled_rows and not ahead:
                         panels = max(min(panel_to, b.OCG // _MR - (b.lent > 0)) - panel, 1)
                     whole_tiles(
                         a, source, ldb, b_step, kc, map + q, ldc, accumulate, finish, shift, bounds, whole - run_from, panels,
-                        unused,
+                        ahead, unused,
                     )
                 else:
                     whole = run_from
@@ -1688,9 +1681,10 @@ cdef void conv2d_grad_input_task(
         pixels = min(b.P - p_from, NR)
         for oc in range(b.OCG):
             memcpy(packed + oc * NR, source + oc * b.P + p_from, pixels * sizeof(real))
+            memset(packed + oc * NR + pixels, 0, (NR - pixels) * sizeof(real))
         for j in range(t.tiles):
             whole_tiles(
-                a + j * b.OCG * _MR, packed, NR, 0, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, NULL, 1, 1, unused
+                a + j * b.OCG * _MR, packed, NR, 0, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, NULL, 1, 1, 0, unused
             )
         for c in range(channels):
             for tap in range(b.T):

@@ -51,10 +51,8 @@ RUN_CELLS = (13056 if LOADS_ARE_SCARCE else 8192) if VL_FLOAT == 16 else 1 << 30
 # Of a flat problem: with more, cells are read often enough to be worth packing.
 IN_PLACE_FILTERS = 2048 if VL_FLOAT == 16 else 128
 TRIPLE = LOADS_ARE_SCARCE  # tiles of LISTED_MR x LISTED_NV before those of MR x NV
-NEAR_CELLS = 1 << 19  # of an image in a second-level cache of two MB: deep columns are worth packing for
-NEAR_FILTERS = 32  # so many filters; from further away,
-SHORT_DEPTH = 64  # and not so short,
-MANY_FILTERS = 128  # for more than so many
+SHORT_DEPTH = 64  # of more channels, where tiles are wide, cells are packed for
+MANY_FILTERS = 192  # more filters than these
 # Of more channels, a panel's cells push each other out of a first-level cache where they lie a plane apart.
 IN_PLACE_DEPTH = 159
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
@@ -147,7 +145,6 @@ def blocking(geometry, n_threads):
         T == 1 and stride_h == 1 and stride_w == 1 and geometry[GEO_PAD_TOP] == 0 and geometry[GEO_PAD_LEFT] == 0
         and OH == geometry[GEO_IH] and OW == geometry[GEO_IW]
     )  # fmt: skip
-    few_filters = OCG <= IN_PLACE_FILTERS and geometry[GEO_POOL_KH] == 0
     panels = ceil_div(OCG, MR)
     lent = 2 if NV > 1 and OCG % MR == 2 and panels > 1 else 0
 
@@ -158,15 +155,14 @@ def blocking(geometry, n_threads):
         kc = ceil_div(kc, T) * T
     kc = max(kc, 1)
     k_blocks = max(ceil_div(K, kc), 1)
+    few_filters = (
+        OCG <= (MANY_FILTERS if TRIPLE and kc > SHORT_DEPTH else IN_PLACE_FILTERS) and geometry[GEO_POOL_KH] == 0
+    )
     deep = kc > IN_PLACE_DEPTH and OCG >= CHUNK_FILTERS
     aliased = P % ALIASED == 0 and kc >= ALIASED_DEPTH and OCG >= ALIASED_FILTERS
     # A panel of one vector is so narrow that its cells may be read in place, fetched ahead by the first filters to meet them
     by_panel = NV > 1 and flat > 0 and few_filters and (deep or aliased)
-    worth = TRIPLE and (
-        (kc > IN_PLACE_DEPTH and OCG >= NEAR_FILTERS and P * ICG <= NEAR_CELLS)
-        or (kc > SHORT_DEPTH and OCG > MANY_FILTERS)
-    )
-    in_place = int(flat > 0 and few_filters and not by_panel and not worth)
+    in_place = int(flat > 0 and few_filters and not by_panel)
 
     # Copied rows: split by column modulo stride, so that each tap reads neighbouring cells; those that no tap of a kernel of
     # one row or column meets are left out
@@ -376,7 +372,8 @@ def add_products(acc, filters, next_panel, cells, ldb, depth, at, dtype, depths,
         row = cells + (get(depth, k, np.int64) if listed else k * ldb) * size
         x = [load(row, place, dtype) for place in at]
         if fetched:
-            prefetch(row + ahead)
+            for place in at:
+                prefetch(row + place * size + ahead)
         for i, sums in enumerate(acc):
             filter = broadcast(get(filters, k * MR + i, dtype))
             acc[i] = [fma(filter, cell, total) for cell, total in zip(x, sums, strict=True)]
@@ -516,14 +513,20 @@ def plain_tile(
     apart = b_step if NV == 1 else lanes(dtype)
     tile(
         a, b, ldb, apart, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, dtype, rows,
-        nv, DEPTHS, fetched, False, False,
+        nv, LISTED_DEPTHS if nv == LISTED_NV > NV else DEPTHS, fetched, False, False,
     )  # fmt: skip
 
 
 @helper
-def triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, tiles, dtype):
-    """The panels of LISTED_NV vectors among ``tiles`` of one, LISTED_MR of their rows at a time; their number."""
+def triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, tiles, ahead, dtype):
+    """Of ``tiles`` of one vector those that fill tiles of LISTED_NV, LISTED_MR of their rows at a time; their number."""
     size, i, triples = itemsize(dtype), 0, tiles // LISTED_NV
+    if triples > 0 and ahead > 0:
+        plain_tile(
+            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, triples, b_step, 1, ahead, dtype, LISTED_MR, LISTED_NV,
+            True,
+        )  # fmt: skip
+        i += LISTED_MR
     while triples > 0 and i < rows:
         some_rows(
             a + i * size, b, ldb, kc, c + i * ldc * size, ldc, accumulate, finish, bias + i * size, low, high, triples, b_step,
@@ -534,23 +537,21 @@ def triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, h
 
 
 @helper
-def whole_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, dtype):
+def whole_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, ahead, dtype):
+    """ahead: the first filters to meet a run that is read in place fetch the next one. No hardware does along channels."""
     if TRIPLE:
-        done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, MR, tiles, dtype)
+        done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, MR, tiles, ahead, dtype)
         b += done * b_step * itemsize(dtype)
         c += done * lanes(dtype) * itemsize(dtype)
         tiles -= done
-    plain_tile(
-        a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, 0, dtype, MR, NV, False
-    )  # fmt: skip
-
-
-@helper
-def first_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, ahead, dtype):
-    """`whole_tiles` of the first filters to meet a run that is read in place: no hardware fetches along channels."""
-    plain_tile(
-        a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, ahead, dtype, MR, NV, True
-    )  # fmt: skip
+    if NV == 1 and ahead > 0:
+        plain_tile(
+            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, ahead, dtype, MR, NV, True
+        )  # fmt: skip
+    else:
+        plain_tile(
+            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, 0, dtype, MR, NV, False
+        )  # fmt: skip
 
 
 @helper
@@ -597,7 +598,7 @@ def part_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, hig
         low_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, rows, tiles, dtype, NV)
     elif MR > 8 and rows == 8:
         if TRIPLE:
-            done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, 8, tiles, dtype)
+            done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, 8, tiles, 0, dtype)
             b += done * b_step * itemsize(dtype)
             c += done * lanes(dtype) * itemsize(dtype)
             tiles -= done
@@ -1458,17 +1459,13 @@ def conv2d_block(
                         a, source, ldb, b_step, kc, target, ldc, accumulate, finish, shift, low, high, filters, NV,
                         whole - run_from, dtype,
                     )  # fmt: skip
-                elif NV == 1 and filters == MR and b.in_place > 0 and panel == panel_from:
-                    first_tiles(
-                        a, source, ldb, b_step, kc, target, ldc, accumulate, finish, shift, low, high, whole - run_from,
-                        b.run * size, dtype,
-                    )  # fmt: skip
                 elif filters == MR:
-                    if run == 1 and whole > run_from and kc > 0 and b.pooled_rows == 0:
+                    ahead = b.run * size if NV == 1 and b.in_place > 0 and panel == panel_from else 0
+                    if run == 1 and whole > run_from and kc > 0 and b.pooled_rows == 0 and ahead == 0:
                         panels = max(min(panel_to, b.OCG // MR - int(b.lent > 0)) - panel, 1)
                     whole_tiles(
                         a, source, ldb, b_step, kc, target, ldc, accumulate, finish, shift, low, high, whole - run_from,
-                        panels, dtype,
+                        panels, ahead, dtype,
                     )  # fmt: skip
                 else:
                     whole = run_from
@@ -1679,10 +1676,11 @@ def conv2d_grad_input_task(
         pixels = min(b.P - p_from, NR)
         for oc in range(b.OCG):
             copy(packed + oc * NR * size, source + (oc * b.P + p_from) * size, pixels * size)
+            clear(packed + (oc * NR + pixels) * size, (NR - pixels) * size)
         for j in range(t.tiles):
             whole_tiles(
                 a + j * b.OCG * MR * size, packed, NR, 0, b.OCG, columns + j * MR * NR * size, NR, False, KEEP, packed, low,
-                high, 1, 1, dtype,
+                high, 1, 1, 0, dtype,
             )  # fmt: skip
         for c in range(channels):
             plane = image + c * IH * IW * size
