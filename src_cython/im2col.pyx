@@ -824,6 +824,69 @@ cdef void gather(
             lone[k * pixels + p] = columns[k * ldb + p]
 
 
+cdef inline void clear_around(real* cells, Py_ssize_t first, Py_ssize_t last, Py_ssize_t width, vec* unused) noexcept nogil:
+    """Zeros before ``first`` and from ``last`` on, in whole vectors, as rows are: what lies between is written afterwards."""
+    cdef:
+        Py_ssize_t j = 0, VL = sizeof(vec) // sizeof(real)
+        vec zeros
+    fill(&zeros, <real> 0)
+    while j < first:
+        (<vec*> (cells + j))[0] = zeros
+        j += VL
+    j = last // VL * VL
+    while j < width:
+        (<vec*> (cells + j))[0] = zeros
+        j += VL
+
+
+cdef void copy_pairs(
+    const real* plane, real* copied, const Blocking* b, const int64_t* geometry, Py_ssize_t first_row, Py_ssize_t rows, vec* unused,
+) noexcept nogil:
+    """`copy_rows` at a stride of 2 whose both phases are read: a row's even and odd columns at once."""
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), IH = geometry[GEO_IH], IW = geometry[GEO_IW], width = b.phase_width
+        Py_ssize_t pad = geometry[GEO_PAD_LEFT], left = min(pad // 2, width), right = min((pad + 1) // 2, width), row, ih, j
+        # Of even columns, from cell ``left`` of one phase on, and of odd ones, from ``right`` of the other
+        Py_ssize_t evens = min(ceil_div(IW, 2), width - left), odds = min(IW // 2, width - right), both = min(evens, odds)
+        Py_ssize_t last = both - VL
+        real* even
+        real* odd
+        const real* source
+    for row in range(rows):
+        if not meets_tap(row * b.row_skip, geometry[GEO_KH], geometry[GEO_STRIDE_H], geometry[GEO_DIL_H]):
+            continue
+        ih = first_row + row * b.row_skip
+        even = copied + row * b.row_width + pad % 2 * width
+        odd = copied + row * b.row_width + (1 - pad % 2) * width
+        if ih < 0 or ih >= IH:
+            clear_around(even, width, width, width, unused)
+            clear_around(odd, width, width, width, unused)
+            continue
+        source = plane + ih * IW
+        for j in range(ceil_div(IW, CACHE_LINE // sizeof(real))):  # of the next channel: hardware does not in rows so short
+            prefetch(source + IH * IW + j * (CACHE_LINE // sizeof(real)))
+        clear_around(even, left, left + evens, width, unused)
+        clear_around(odd, right, right + odds, width, unused)
+        even += left
+        odd += right
+        j = 0
+        while last >= 0:  # from which the last vectors go: they are whole, too
+            (<vec*> (even + j))[0] = every_other(
+                (<const vec*> (source + 2 * j))[0], (<const vec*> (source + 2 * j + VL - 1))[0]
+            )
+            (<vec*> (odd + j))[0] = every_other(
+                (<const vec*> (source + 2 * j + 1))[0], (<const vec*> (source + 2 * j + VL))[0]
+            )
+            if j == last:
+                break
+            j = min(j + VL, last)
+        for j in range(both if last >= 0 else 0, max(evens, odds)):
+            if j < evens:
+                even[j] = source[2 * j]
+            if j < odds:
+                odd[j] = source[2 * j + 1]
+
+
 cdef void copy_rows(
     const real* plane,          # IN   one channel (IH, IW)
     real* copied,               # OUT  [rows][phases][phase_width]
@@ -841,6 +904,9 @@ cdef void copy_rows(
         Py_ssize_t row, phase, j, ih, width = b.phase_width, left, first, last
         real* target
         const real* source
+    if b.phases == 2 and dil_w % 2 and pad_left >= 0:  # negative: columns cut off
+        copy_pairs(plane, copied, b, geometry, first_row, rows, unused)
+        return
     for phase in range(stride_w):
         if not meets_tap(phase, KW, stride_w, dil_w):
             continue
@@ -860,8 +926,7 @@ cdef void copy_rows(
             if phase == 0:  # the same row of the next channel: rows are too short for the hardware to fetch ahead
                 for j in range(ceil_div(IW, CACHE_LINE // sizeof(real))):
                     prefetch(plane + (IH + ih) * IW + j * (CACHE_LINE // sizeof(real)))
-            for j in range(first):
-                target[j] = 0
+            clear_around(target, first, last, width, unused)
             if stride_w == 1:
                 memcpy(target + first, source + first, (last - first) * sizeof(real))
             elif stride_w == 2:
@@ -871,8 +936,6 @@ cdef void copy_rows(
             else:
                 for j in range(first, last):
                     target[j] = source[j * stride_w]
-            for j in range(last, width):
-                target[j] = 0
 
 
 cdef inline bint meets_tap(Py_ssize_t place, Py_ssize_t taps, Py_ssize_t stride, Py_ssize_t dil) noexcept nogil:

@@ -881,6 +881,64 @@ def gather(
 
 
 @helper
+def clear_around(cells, first, last, width, dtype):
+    """Zeros before ``first`` and from ``last`` on, in whole vectors, as rows are: what lies between is written afterwards."""
+    VL, zeros = lanes(dtype), broadcast(dtype.type(0))
+    for j in range(0, first, VL):
+        rolled()
+        store(cells, j, zeros)
+    for j in range(last // VL * VL, width, VL):
+        rolled()
+        store(cells, j, zeros)
+
+
+@helper
+def copy_pairs(plane, copied, b, geometry, first_row, rows, dtype):
+    """`copy_rows` at a stride of 2 whose both phases are read: a row's even and odd columns at once."""
+    outlined()
+    IH, IW, width, pad = geometry[GEO_IH], geometry[GEO_IW], b.phase_width, geometry[GEO_PAD_LEFT]
+    VL, size = lanes(dtype), itemsize(dtype)
+    # Of even columns, from cell ``left`` of one phase on, and of odd ones, from ``right`` of the other
+    left, right = min(pad // 2, width), min((pad + 1) // 2, width)
+    evens, odds = min(ceil_div(IW, 2), width - left), min(IW // 2, width - right)
+    both = min(evens, odds)
+    last = both - VL
+    for row in range(rows):
+        if not meets_tap(row * b.row_skip, geometry[GEO_KH], geometry[GEO_STRIDE_H], geometry[GEO_DIL_H]):
+            continue
+        ih = first_row + row * b.row_skip
+        even = copied + (row * b.row_width + pad % 2 * width) * size
+        odd = copied + (row * b.row_width + (1 - pad % 2) * width) * size
+        if ih < 0 or ih >= IH:
+            clear_around(even, width, width, width, dtype)
+            clear_around(odd, width, width, width, dtype)
+            continue
+        source = plane + ih * IW * size
+        for j in range(ceil_div(IW * size, CACHE_LINE)):  # of the next channel: hardware does not in rows so short
+            rolled()
+            prefetch(source + IH * IW * size + j * CACHE_LINE)
+        clear_around(even, left, left + evens, width, dtype)
+        clear_around(odd, right, right + odds, width, dtype)
+        even += left * size
+        odd += right * size
+        j = 0
+        while last >= 0:  # from which the last vectors go: they are whole, too
+            rolled()
+            x = source + 2 * j * size
+            store(even, j, every_other(load(x, 0, dtype), load(x, VL - 1, dtype)))
+            store(odd, j, every_other(load(x, 1, dtype), load(x, VL, dtype)))
+            if j == last:
+                break
+            j = min(j + VL, last)
+        for j in range(both if last >= 0 else 0, max(evens, odds)):
+            rolled()
+            if j < evens:
+                put(even, j, get(source, 2 * j, dtype))
+            if j < odds:
+                put(odd, j, get(source, 2 * j + 1, dtype))
+
+
+@helper
 def copy_rows(
     plane,  # IN   one channel (IH, IW)
     copied,  # OUT  [rows][phases][phase_width]
@@ -895,7 +953,10 @@ def copy_rows(
     IH, IW, KH, KW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_KH], geometry[GEO_KW]
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w, pad_left = geometry[GEO_DIL_H], geometry[GEO_DIL_W], geometry[GEO_PAD_LEFT]
-    width, size, VL, zeros = b.phase_width, itemsize(dtype), lanes(dtype), broadcast(dtype.type(0))
+    width, size = b.phase_width, itemsize(dtype)
+    if b.phases == 2 and dil_w % 2 == 1 and pad_left >= 0:  # negative: columns cut off
+        copy_pairs(plane, copied, b, geometry, first_row, rows, dtype)
+        return
     for phase in range(stride_w):
         if not meets_tap(phase, KW, stride_w, dil_w):
             continue
@@ -917,12 +978,7 @@ def copy_rows(
                 for j in range(ceil_div(IW * size, CACHE_LINE)):
                     rolled()
                     prefetch(plane + (IH + ih) * IW * size + j * CACHE_LINE)
-            for j in range(0, first, VL):  # rows are whole vectors, few of them without a pixel
-                rolled()
-                store(target, j, zeros)
-            for j in range(last // VL * VL, width, VL):
-                rolled()
-                store(target, j, zeros)
+            clear_around(target, first, last, width, dtype)
             if stride_w == 1:
                 copy(target + first * size, source + first * size, (last - first) * size)
             elif stride_w == 2 or stride_w == 4:
