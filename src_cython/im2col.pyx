@@ -86,7 +86,9 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         Blocking b
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
-        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], images = geometry[GEO_N] * G, rows, tasks
+        Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W], images = geometry[GEO_N] * G, rows, tasks, panel_pixels
+        Py_ssize_t wide = NR * LISTED_NV if TRIPLE else NR      # pixels of whole tiles
+        Py_ssize_t lone = 0                                     # past the last vector, which the last block takes
         bint few_filters, by_panel
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
@@ -149,20 +151,23 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         if b.in_place and _NV > 1:  # all filters meet it: it stays in the first-level cache
             b.NB = min(max(IN_PLACE_CELLS // b.kc // NR, 1) * NR, BLOCK_PIXELS)
         elif b.flat and n_threads > 1:  # runs of pixels share nothing: as many blocks as threads want
-            b.NB = min(ceil_div(ceil_div(b.P * images, THREAD_TASKS * n_threads), NR) * NR, BLOCK_PIXELS)
+            b.NB = min(ceil_div(ceil_div(b.P * images, THREAD_TASKS * n_threads), wide) * wide, BLOCK_PIXELS)
         elif not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
             b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
         if b.by_rows:  # of vectors for whole tiles
             rows = (IN_PLACE_CELLS // (b.ICG * b.row_width) - (KH - 1) * dil_h - 1) // b.row_step + 1
             b.NB = max(min(max(rows // LISTED_NV * LISTED_NV, LISTED_NV), MOST_PIXELS // b.OW, b.OH), 1) * b.OW
         else:
-            b.NB = ceil_div(ceil_div(b.P, max(ceil_div(b.P, b.NB), 1)), NR) * NR
-        b.blocks = ceil_div(b.P, max(b.NB, 1))
+            lone = b.P % VL_FLOAT if b.P % VL_FLOAT * LONE <= VL_FLOAT < b.P else 0
+            b.NB = ceil_div(ceil_div(b.P - lone, max(ceil_div(b.P - lone, max(b.NB, 1)), 1)), wide) * wide
+        b.blocks = ceil_div(b.P - lone, max(b.NB, 1))
     b.by_rows = b.by_rows and ceil_div(b.NB, b.OW) * ceil_div(b.OW, VL_FLOAT // 2) <= MOST_PLACES
     b.strips = ceil_div(b.blocks, b.strip)
     b.chunks = 1
     tasks = images * b.strips
     if not b.in_place:
+        if b.flat and n_threads > 1 and tasks > 0:  # enough for a thread that wakes late; each packs cells for itself
+            b.chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), b.OCG // (2 * CHUNK_FILTERS)), 1)
         while b.chunks < b.OCG // CHUNK_FILTERS and is_idle(tasks * b.chunks, n_threads):
             b.chunks += 1
     elif n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
@@ -179,10 +184,11 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     b.channels = 0
     b.copy_elements = 0
     if not b.flat:
-        b.rows = (min(b.OH, ceil_div(b.NB, max(b.OW, 1)) + 1) - 1) * b.row_step + (KH - 1) * dil_h + 1
+        b.rows = (min(b.OH, ceil_div(b.NB + lone, max(b.OW, 1)) + 1) - 1) * b.row_step + (KH - 1) * dil_h + 1
         b.channels = min(ceil_div(b.kc - 1, b.T) + 1, max(b.ICG, 1))
         b.copy_elements = lines(b.channels * b.rows * b.row_width + VL_FLOAT)
-    b.b_elements = lines(b.kc * (NR if b.in_place else 0 if b.by_rows else b.run if b.flat else b.NB) + VL_FLOAT)
+    panel_pixels = NR if b.in_place else 0 if b.by_rows else b.run if b.flat else b.NB + ceil_div(lone, NR) * NR
+    b.b_elements = lines(b.kc * panel_pixels + VL_FLOAT)
     b.lone_elements = lines(VL_FLOAT // LONE * b.kc)
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     b.kept_panels = 1 if b.k_blocks == 1 else b.chunk_panels
@@ -1496,7 +1502,7 @@ cdef void conv2d_block(
         if b.in_place and b.P % VL == 0 and b.P >= HEADED * VL:
             head = (VL - <size_t> image // sizeof(real) % VL) % VL
         p_from = block * b.NB + head
-        pixels = min(b.P - p_from, b.NB)
+        pixels = b.P - p_from if block == b.blocks - 1 else b.NB
         ldc = b.P
         c = output + (ng * b.OCG + oc_from) * b.P + p_from
         lone = pixels % VL if pixels % VL * LONE <= VL and not b.by_rows and head == 0 else 0

@@ -136,9 +136,11 @@ CASES = [
     Conv("runs-20-40", 1, 20, 15, 17, 40, 1, 1, double=True),
     Conv("panels-252-34", 1, 252, 2, 9, 34, 1, 1, double=True),
     Conv("panels-28x9-33", 1, 28, 3, 6, 33, 3, 3, padding=1),
-    # Planes that are packed where loads are scarce: deep ones for 32 filters, others for more than 128; three vectors, and not
-    Conv("packed-162-32", 1, 162, 3, 17, 32, 1, 1, double=True),
-    Conv("packed-66-129", 1, 66, 5, 10, 129, 1, 1),
+    # Tiles of three vectors, and what is left: planes read in place, and packed
+    Conv("wide-162-32", 1, 162, 3, 17, 32, 1, 1, double=True),
+    Conv("wide-66-195", 1, 66, 5, 11, 195, 1, 1),
+    Conv("lone-7x7-257", 1, 6, 7, 7, 257, 1, 1, double=True),  # a lone pixel; chunks of filters
+    Conv("lone-7x7-strided", 1, 4, 13, 13, 20, 3, 3, stride=2, padding=1),
     Conv("headed-28x40", 1, 6, 28, 40, 21, 1, 1, double=True),
     *(Conv(f"few-filters-{n}", 1, 9, 9, 12, n, 1, 1, double=n in (1, 3)) for n in (1, 2, 3, 4)),
     *(Conv(f"filters-{n}", 1, 3, 5, 14, n, 2, 2) for n in (18, 28, 31, 33)),

@@ -83,6 +83,9 @@ def test_central_differences(engine, name, rng):
         "flat-15x17",
         "flat-filters-137",
         "strided-filters-137",
+        "lone-7x7-257",
+        "wide-162-32",
+        "wide-66-195",
     ],
 )
 def test_threads_do_not_change_bits(engine, name):

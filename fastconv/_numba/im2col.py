@@ -177,6 +177,8 @@ def blocking(geometry, n_threads):
         flat == 0 and k_blocks == 1 and K > 0 and geometry[GEO_ACCUMULATE] == 0 and VL_FLOAT <= OW <= MOST_PIXELS
         and (ceil_div(OW, VL_FLOAT) * VL_FLOAT - OW) * SPARE <= OW
     )  # fmt: skip
+    wide = NR * LISTED_NV if TRIPLE else NR  # pixels of whole tiles
+    lone = 0  # past the last vector, which the last block takes
     pooled_rows = 0
     carried_rows = 0
     strip = 1
@@ -196,15 +198,16 @@ def blocking(geometry, n_threads):
         if in_place > 0 and NV > 1:  # all filters meet it: it stays in the first-level cache
             NB = min(max(IN_PLACE_CELLS // kc // NR, 1) * NR, BLOCK_PIXELS)
         elif flat > 0 and n_threads > 1:  # runs of pixels share nothing: as many blocks as threads want
-            NB = min(ceil_div(ceil_div(P * images, THREAD_TASKS * n_threads), NR) * NR, BLOCK_PIXELS)
+            NB = min(ceil_div(ceil_div(P * images, THREAD_TASKS * n_threads), wide) * wide, BLOCK_PIXELS)
         elif flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
             NB = max(NB, min(KC * BLOCK_PIXELS // kc, MOST_PIXELS))
         if by_rows > 0:  # of vectors for whole tiles
             rows = (IN_PLACE_CELLS // (ICG * row_width) - (KH - 1) * dil_h - 1) // row_step + 1
             NB = max(min(max(rows // LISTED_NV * LISTED_NV, LISTED_NV), MOST_PIXELS // OW, OH), 1) * OW
         else:
-            NB = ceil_div(ceil_div(P, max(ceil_div(P, NB), 1)), NR) * NR
-        blocks = ceil_div(P, max(NB, 1))
+            lone = P % VL_FLOAT if P % VL_FLOAT * LONE <= VL_FLOAT < P else 0
+            NB = ceil_div(ceil_div(P - lone, max(ceil_div(P - lone, max(NB, 1)), 1)), wide) * wide
+        blocks = ceil_div(P - lone, max(NB, 1))
     if by_rows > 0 and ceil_div(NB, OW) * ceil_div(OW, VL_FLOAT // 2) > MOST_PLACES:
         by_rows = 0
 
@@ -212,6 +215,8 @@ def blocking(geometry, n_threads):
     chunks = 1
     tasks = images * strips
     if in_place == 0:
+        if flat > 0 and n_threads > 1 and tasks > 0:  # enough for a thread that wakes late; each packs cells for itself
+            chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), OCG // (2 * CHUNK_FILTERS)), 1)
         while chunks < OCG // CHUNK_FILTERS and is_idle(tasks * chunks, n_threads):
             chunks += 1
     elif n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
@@ -228,10 +233,11 @@ def blocking(geometry, n_threads):
     channels = 0
     copy_elements = 0
     if flat == 0:
-        rows = (min(OH, ceil_div(NB, max(OW, 1)) + 1) - 1) * row_step + (KH - 1) * dil_h + 1
+        rows = (min(OH, ceil_div(NB + lone, max(OW, 1)) + 1) - 1) * row_step + (KH - 1) * dil_h + 1
         channels = min(ceil_div(kc - 1, max(T, 1)) + 1, max(ICG, 1))
         copy_elements = lines(channels * rows * row_width + VL_FLOAT)
-    b_elements = lines(kc * (NR if in_place > 0 else 0 if by_rows > 0 else run if flat > 0 else NB) + VL_FLOAT)
+    panel_pixels = NR if in_place > 0 else 0 if by_rows > 0 else run if flat > 0 else NB + ceil_div(lone, NR) * NR
+    b_elements = lines(kc * panel_pixels + VL_FLOAT)
     lone_elements = lines(VL_FLOAT // LONE * kc)
     # Finished rows of one panel; sums of all panels where K comes in several blocks
     kept_panels = 1 if k_blocks == 1 else chunk_panels
@@ -1427,7 +1433,7 @@ def conv2d_block(
         if b.in_place > 0 and b.P % VL == 0 and b.P >= HEADED * VL:
             head = -(image // size) % VL
         p_from = block * b.NB + head
-        pixels = min(b.P - p_from, b.NB)
+        pixels = b.P - p_from if block == b.blocks - 1 else b.NB
         ldc = b.P
         c = address(output) + ((ng * b.OCG + oc_from) * b.P + p_from) * size
         lone = pixels % VL if pixels % VL * LONE <= VL and b.by_rows == 0 and head == 0 else 0
