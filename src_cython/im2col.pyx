@@ -10,7 +10,8 @@ exists only as packed blocks of NB pixels by KC rows, in the scratch memory of o
     loop 2 over runs of B panels: with AVX-512 those that stay in the first-level cache, else all of a block
     loop 3 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
     loop 4 over the panels of NV*VL pixels of a run
-    tile   MR x NV accumulators in registers, vectors along pixels, so that results are stored as NCHW
+    tile   MR x NV accumulators in registers, vectors along pixels, so that results are stored as NCHW; LISTED_MR x LISTED_NV
+           where the core can not load a factor for each product
 """
 
 from cython.parallel cimport prange, threadid
