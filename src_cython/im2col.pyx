@@ -38,7 +38,7 @@ cdef enum:
     MOST_POOLED = 4096         # of a block of rows that a pool reads, which a panel of filters must hold in cache
     MOST_PIXELS = 1536         # of a block
     FEW_WEIGHTS = 16384        # that one thread packs before a second one is there
-    THREAD_TASKS = 4           # strips of a fused pool for each thread, tasks where nothing is packed
+    THREAD_TASKS = 4           # strips of a fused pool for each thread, tasks of a flat problem
     CHUNK_FILTERS = 64         # the smallest chunk of filters: a pixel's columns are packed again for each
     IDLE = 8                   # filters are split into chunks where threads would wait 1/IDLE of the time or more
     IN_PLACE_CELLS = 32 * BLOCK_PIXELS      # of a block that is read in place, or of its copied rows: a first-level cache
@@ -113,8 +113,8 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.kc = ceil_div(b.kc, b.T) * b.T
     b.kc = max(b.kc, 1)
     b.k_blocks = max(ceil_div(b.K, b.kc), 1)
-    # A panel of one vector is so narrow that its cells may be read in place, fetched ahead by the first filters to meet them
     few_filters = b.OCG <= (MANY_FILTERS if TRIPLE and b.kc > SHORT_DEPTH else IN_PLACE_FILTERS) and geometry[GEO_POOL_KH] == 0
+    # A panel of one vector is so narrow that its cells may be read in place, fetched ahead by the first filters to meet them
     by_panel = _NV > 1 and b.flat and few_filters and (
         (b.kc > IN_PLACE_DEPTH and b.OCG >= CHUNK_FILTERS)
         or (b.P % ALIASED == 0 and b.kc >= ALIASED_DEPTH and b.OCG >= ALIASED_FILTERS)
@@ -866,8 +866,7 @@ cdef void copy_pairs(
         even = copied + row * b.row_width + pad % 2 * width
         odd = copied + row * b.row_width + (1 - pad % 2) * width
         if ih < 0 or ih >= IH:
-            clear_around(even, width, width, width, unused)
-            clear_around(odd, width, width, width, unused)
+            memset(copied + row * b.row_width, 0, b.row_width * sizeof(real))
             continue
         source = plane + ih * IW
         for j in range(ceil_div(IW, CACHE_LINE // sizeof(real))):  # of the next channel: hardware does not in rows so short

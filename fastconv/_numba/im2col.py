@@ -59,7 +59,7 @@ IN_PLACE_DEPTH = 159
 MOST_POOLED = 4096  # of a block of rows that a pool reads, which a panel of filters must hold in cache
 MOST_PIXELS = 1536  # of a block
 FEW_WEIGHTS = 16384  # that one thread packs before a second one is there
-THREAD_TASKS = 4  # strips of a fused pool for each thread, tasks where nothing is packed
+THREAD_TASKS = 4  # strips of a fused pool for each thread, tasks of a flat problem
 CHUNK_FILTERS = 64  # the smallest chunk of filters: a pixel's columns are packed again for each
 IDLE = 8  # filters are split into chunks where threads would wait 1/IDLE of the time or more
 IN_PLACE_CELLS = 32 * BLOCK_PIXELS  # of a block that is read in place, or of its copied rows: a first-level cache
@@ -917,8 +917,7 @@ def copy_pairs(plane, copied, b, geometry, first_row, rows, dtype):
         even = copied + (row * b.row_width + pad % 2 * width) * size
         odd = copied + (row * b.row_width + (1 - pad % 2) * width) * size
         if ih < 0 or ih >= IH:
-            clear_around(even, width, width, width, dtype)
-            clear_around(odd, width, width, width, dtype)
+            clear(copied + row * b.row_width * size, b.row_width * size)
             continue
         source = plane + ih * IW * size
         for j in range(ceil_div(IW * size, CACHE_LINE)):  # of the next channel: hardware does not in rows so short
