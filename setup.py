@@ -46,8 +46,8 @@ DIRECTIVES = {
 }
 
 
-def accepted(flag: str, program: str = "int main(void) { return 0; }") -> list[str]:
-    """``flag`` if ``program`` compiles and links with it here, else none."""
+def accepted(flag: str) -> list[str]:
+    """``flag`` if a program compiles and links with it here, else none."""
     from setuptools._distutils.ccompiler import new_compiler
     from setuptools._distutils.errors import CompileError, LinkError
     from setuptools._distutils.sysconfig import customize_compiler
@@ -56,7 +56,7 @@ def accepted(flag: str, program: str = "int main(void) { return 0; }") -> list[s
     customize_compiler(compiler)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
-        source.write_text(program + "\n")
+        source.write_text("int main(void) { return 0; }\n")
         try:
             objects = compiler.compile([str(source)], output_dir=folder, extra_postargs=[flag])
             compiler.link_executable(objects, "probe", output_dir=folder, extra_postargs=[flag])
@@ -105,10 +105,9 @@ def own_source(name: str, source: str) -> str:
 
 def extensions() -> list[Extension]:
     """All compiled modules."""
-    openmp = accepted("-fopenmp", "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }")
     # GCC would fill a tile's sums with zeros by a call of memset, which takes them out of their registers; Clang has no such flag
     optimisation = [*FLAGS, *accepted("-fno-tree-loop-distribute-patterns")]
-    link = [*openmp, "-Wl,-s"] if platform.system() == "Linux" else openmp  # -s: no symbols
+    link = ["-Wl,-s"] if platform.system() == "Linux" else []  # no symbols
 
     def extension(name: str, stem: str, flags: Sequence[str] = (), macros: Sequence[tuple[str, str]] = ()) -> Extension:
         return Extension(
@@ -116,7 +115,7 @@ def extensions() -> list[Extension]:
             [f"src_cython/{stem}.pyx"],
             include_dirs=["src_cython"],
             depends=["setup.py", *HEADERS],
-            extra_compile_args=[*optimisation, *flags, *openmp],
+            extra_compile_args=[*optimisation, *flags],
             extra_link_args=link,
             define_macros=list(macros),
         )

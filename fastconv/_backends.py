@@ -271,20 +271,17 @@ def describe() -> dict[str, Any]:
     info["isa in use"] = best_isa() if built_isas() else "none"
     info["max ISA"] = max_isa()
     info["backend in use"] = resolve().backend
-    if built_isas():
-        from fastconv._cython import cpu
-
-        info["openmp"] = "yes" if cpu.openmp() else "no (the compiled kernels run on one thread)"
     if refusal("numba") is None:
         from fastconv._numba import _jit
 
         info["numba"] = _jit.describe()
+    info["openmp"] = "not used: fastconv starts threads of its own"
     info["threads"] = _threads.get_num_threads()
     return info
 
 
 def show_config() -> None:
-    """Print back ends, ISA levels and vector lengths, OpenMP, and threads.
+    """Print back ends, ISA levels and vector lengths, and threads.
 
     Examples
     --------

@@ -102,7 +102,7 @@ class Plan:
         return self._workspace_elements(self._workers()) * self._dtype.itemsize
 
     def _workers(self) -> int:
-        return _threads.workers() if self._parallel else 1
+        return _threads.get_num_threads() if self._parallel else 1
 
     def _workspace_elements(self, n_workers: int) -> int:
         elements = self._elements.get(n_workers)

@@ -1,7 +1,4 @@
-"""How many threads a call may use, and what must hold for them after fork and between Python threads.
-
-Nothing outside this file (and setup.py, which probes OpenMP) knows of a thread runtime.
-"""
+"""How many threads a call may use. The threads themselves: src_cython/team.h, and _numba/_parallel.py."""
 
 from __future__ import annotations
 
@@ -20,8 +17,6 @@ class _Local(threading.local):
 
 _local = _Local()
 _global: int | None = None  # set_num_threads(); None: environment or default
-_pool_started = False  # a call has run on more than one thread in this process
-_forked_with_pool = False  # this process is the fork of one whose pool had started
 
 
 def _cgroup_quota() -> float:
@@ -147,26 +142,3 @@ def swap_local(count: int | None) -> int | None:
     former = _local.count
     _local.count = count
     return former
-
-
-def workers() -> int:
-    """Threads to run a kernel on now: `get_num_threads`, but 1 in a fork of a process that used its pool.
-
-    OpenMP's pool does not survive fork and its next region would wait for ever.
-    """
-    global _pool_started
-    if _forked_with_pool:
-        return 1
-    count = get_num_threads()
-    if count > 1:
-        _pool_started = True
-    return count
-
-
-def _after_fork_in_child() -> None:
-    global _forked_with_pool
-    _forked_with_pool = _forked_with_pool or _pool_started
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -922,7 +922,7 @@ def _kernels(function: str, backend: str) -> _backends.Kernels:
 
 
 def _workers(problem: ConvProblem) -> int:
-    return _threads.workers() if problem.macs >= SMALL_WORK else 1
+    return _threads.get_num_threads() if problem.macs >= SMALL_WORK else 1
 
 
 # ------------------------------------------------------------------------------------------------ pooling

@@ -44,6 +44,15 @@ cdef extern from "simd.h" nogil:
     void* opaque(void* p)
     void prefetch "SIMD_PREFETCH"(const void* p)
 
+cdef extern from "team.h":
+    int team_join() except -1
+
+cdef extern from "team.h" nogil:
+    # One task of a job, which holds what its tasks share; of one of several workers, who has a slice of the workspace
+    ctypedef void (*team_task)(const void* job, Py_ssize_t task, int worker) noexcept nogil
+    void each_task(team_task function, const void* job, Py_ssize_t n_tasks, int n_threads)
+    void each_run_of_tasks(team_task function, const void* job, Py_ssize_t n_tasks, int n_threads)
+
 # Used together with `real`: only (float, vf) and (double, vd) are ever called.
 ctypedef fused vec:
     vf
@@ -138,6 +147,11 @@ cdef inline const real* start(const real[:, :, :, ::1] array) noexcept nogil:
     if array.shape[0] and array.shape[1] and array.shape[2] and array.shape[3]:
         return &array[0, 0, 0, 0]
     return NULL
+
+
+cdef inline const real* start_of_row(const real[::1] array) noexcept nogil:
+    """The same of an array of one axis."""
+    return &array[0] if array.shape[0] else NULL
 
 
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:

@@ -1,4 +1,13 @@
-"""What this CPU can run. Baseline code: it is imported before any ISA level is."""
+"""What this CPU can run, and the threads that run it. Baseline code: it is imported before any ISA level is."""
+
+from fastconv._threads import available_cpus
+
+cdef extern from *:
+    """
+    #define FASTCONV_TEAM
+    #include "team.h"
+    """
+    object team_capsule(int cpus)
 
 cdef extern from *:
     """
@@ -18,14 +27,8 @@ cdef extern from *:
     #else
     static int fastconv_cpu_level(void) { return 0; }
     #endif
-    #ifdef _OPENMP
-    static int fastconv_openmp(void) { return 1; }
-    #else
-    static int fastconv_openmp(void) { return 0; }
-    #endif
     """
     int fastconv_cpu_level() nogil
-    int fastconv_openmp() nogil
 
 
 def level() -> int:
@@ -33,6 +36,4 @@ def level() -> int:
     return fastconv_cpu_level()
 
 
-def openmp() -> bool:
-    """Whether the extension was built with OpenMP."""
-    return fastconv_openmp() != 0
+run = team_capsule(available_cpus())  # what `team_join` finds

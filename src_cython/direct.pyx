@@ -12,18 +12,19 @@ grad_weight                       FLUSH + FLUSH + N*OH*ceil(OW / VL) / (FLUSH * 
 grad_weight, 3x3 by columns       FLUSH + FLUSH + runs / FLUSH + log2(VL) + CHUNKS + 1; a run: a column of a band or of images
 """
 
-from cython.parallel cimport prange, threadid
 from libc.string cimport memmove, memset
 
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
-    GEO_STRIDE_H, GEO_STRIDE_W, Operands, ceil_div, clamp, fill, int64_t, operands, prefetch, real, start, vd, vec, vf,
-    vmax, vmin,
+    GEO_STRIDE_H, GEO_STRIDE_W, Operands, ceil_div, clamp, each_task, fill, int64_t, operands, prefetch, real, start,
+    start_of_row, team_join, vd, vec, vf, vmax, vmin,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
 from fused_pool cimport max_pool_rows, pool_ring_size
+
+team_join()
 
 VL_FLOAT = _VL_FLOAT
 VL_DOUBLE = _VL_DOUBLE
@@ -1471,28 +1472,37 @@ cdef void conv_task(
                       output + f * plane + first * conv.OW, plane, n_filters, first, last, unused)
 
 
-cdef void conv_task_of(
-    Py_ssize_t task,
-    const Conv* conv,
-    const real* input,
-    const real* zeros,
-    const real* weight,
-    const real* bias,
-    real act_min, real act_max,
-    real* output,
-    real* pooled,
-    int64_t* indices,
-    real* rows,
-    const int64_t* geometry,
-) noexcept nogil:
-    if real is float:
+# What the tasks of the forward, and of the adjoint of stride 1, share.
+cdef struct Forward:
+    Py_ssize_t itemsize
+    const void* input
+    const void* zeros
+    const void* weight
+    const void* bias
+    double low, high
+    void* output
+    void* pooled
+    int64_t* indices
+    void* rows           # of all workers, of each
+    Py_ssize_t slice
+    Conv conv
+    const int64_t* geometry
+
+
+cdef void conv2d_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const Forward* f = <const Forward*> job
+        Py_ssize_t at = worker * f.slice
+    if f.itemsize == sizeof(float):
         conv_task(
-            task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry,
+            task, &f.conv, <const float*> f.input, <const float*> f.zeros, <const float*> f.weight, <const float*> f.bias,
+            <float> f.low, <float> f.high, <float*> f.output, <float*> f.pooled, f.indices, <float*> f.rows + at, f.geometry,
             <vf*> NULL,
         )
     else:
         conv_task(
-            task, conv, input, zeros, weight, bias, act_min, act_max, output, pooled, indices, rows, geometry,
+            task, &f.conv, <const double*> f.input, <const double*> f.zeros, <const double*> f.weight, <const double*> f.bias,
+            f.low, f.high, <double*> f.output, <double*> f.pooled, f.indices, <double*> f.rows + at, f.geometry,
             <vd*> NULL,
         )
 
@@ -1507,41 +1517,22 @@ def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     return conv.IW + n_workers * (rows_of_worker(&conv) + pool_ring_size(&geometry[0]))
 
 
-cdef void conv2d_of(const Operands* o, real low, real high, int n_threads) noexcept:
-    cdef:
-        const int64_t* geo = o.geometry
-        Conv conv = forward(geo)
-        Py_ssize_t task, slice = rows_of_worker(&conv) + pool_ring_size(geo)
-        const real* x = <const real*> o.input
-        const real* w = <const real*> o.weight
-        const real* shift = <const real*> o.bias
-        real* out = <real*> o.output
-        real* maxima = <real*> o.pooled
-        real* zeros = <real*> o.workspace
-        real* rest = zeros + conv.IW
-    if conv.n_tasks == 0:
-        return
-    memset(zeros, 0, conv.IW * sizeof(real))
-    if n_threads == 1:
-        with nogil:
-            for task in range(conv.n_tasks):
-                conv_task_of(task, &conv, x, zeros, w, shift, low, high, out, maxima, o.indices, rest, geo)
-        return
-    for task in prange(conv.n_tasks, nogil=True, num_threads=n_threads, schedule="dynamic"):
-        conv_task_of(
-            task, &conv, x, zeros, w, shift, low, high, out, maxima, o.indices, rest + threadid() * slice, geo
-        )
-
-
 def conv2d(
     input, weight, bias, double act_min, double act_max, output, pooled, indices, workspace, geometry, int n_threads,
 ):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    cdef Operands o = operands(input, weight, bias, output, pooled, indices, workspace, geometry)
-    if o.itemsize == sizeof(float):
-        conv2d_of(&o, <float> act_min, <float> act_max, n_threads)
-    else:
-        conv2d_of(&o, act_min, act_max, n_threads)
+    cdef:
+        Operands o = operands(input, weight, bias, output, pooled, indices, workspace, geometry)
+        Conv conv = forward(o.geometry)
+        Forward job = Forward(
+            o.itemsize, o.input, o.workspace, o.weight, o.bias, act_min, act_max, o.output, o.pooled, o.indices,
+            <char*> o.workspace + conv.IW * o.itemsize, rows_of_worker(&conv) + pool_ring_size(o.geometry), conv, o.geometry,
+        )
+    if conv.n_tasks == 0:
+        return
+    with nogil:
+        memset(o.workspace, 0, conv.IW * o.itemsize)
+        each_task(conv2d_entry, &job, conv.n_tasks, n_threads)
 
 
 # ----------------------------------------------------------------------------------------------- gradient of the input
@@ -1558,12 +1549,12 @@ cdef bint finite(const real[:, :, :, ::1] weight) noexcept nogil:
 
 cdef void exact_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] grad_output,  # IN
-    const real[:, :, :, ::1] weight,       # IN
-    const real[::1] bias,                  # IN
+    const real* grad_output,   # IN
+    const real* weight,        # IN
+    const real* bias,          # IN   or NULL
     real act_min, real act_max,
-    real[:, :, :, ::1] grad_input,         # OUT
-    const int64_t[::1] geometry,           # IN
+    real* grad_input,          # OUT
+    const int64_t* geometry,   # IN
 ) noexcept nogil:
     # One plane of grad_input, when some weight is not finite: a zero that stands for a missing output must not meet it.
     cdef:
@@ -1575,10 +1566,11 @@ cdef void exact_task(
         Py_ssize_t n = task // IC, channel = task % IC, ICG = IC // G, OCG = geometry[GEO_OC] // G
         Py_ssize_t ic = channel % ICG, group = channel // ICG, ih, iw, oc, kh, kw, oh, ow
         real zero = 0, total, partial
+        real* cell = grad_input + task * IH * IW
     for ih in range(IH):
         for iw in range(IW):
-            total = grad_input[n, channel, ih, iw] if geometry[GEO_ACCUMULATE] else zero
-            if bias.shape[0]:
+            total = cell[0] if geometry[GEO_ACCUMULATE] else zero
+            if bias != NULL:
                 total += bias[channel]
             for oc in range(group * OCG, (group + 1) * OCG):
                 partial = 0
@@ -1590,9 +1582,13 @@ cdef void exact_task(
                         ow = iw + pad_left - kw * dil_w
                         if ow < 0 or ow % stride_w or ow // stride_w >= OW:
                             continue
-                        partial += grad_output[n, oc, oh // stride_h, ow // stride_w] * weight[oc, ic, kh, kw]
+                        partial += (
+                            grad_output[((n * G * OCG + oc) * OH + oh // stride_h) * OW + ow // stride_w]
+                            * weight[((oc * ICG + ic) * KH + kh) * KW + kw]
+                        )
                 total += partial
-            grad_input[n, channel, ih, iw] = clamp(total, act_min, act_max)
+            cell[0] = clamp(total, act_min, act_max)
+            cell += 1
 
 
 # Along one axis, input cell i meets kernel cells first, first + step, ..., and there outputs at, at - back, ...
@@ -1730,14 +1726,43 @@ cdef void strided_task(
                 w.at += VL
 
 
-cdef void strided_task_of(
-    Py_ssize_t task, Py_ssize_t batch, const real* grad_output, const real* weight, const real* bias,
-    real act_min, real act_max, real* grad_input, const int64_t* geometry,
-) noexcept nogil:
-    if real is float:
-        strided_task(task, batch, grad_output, weight, bias, act_min, act_max, grad_input, geometry, <vf*> NULL)
+# What the other tasks of the gradient share.
+cdef struct GradInput:
+    Py_ssize_t itemsize, batch
+    const void* grad_output
+    const void* weight
+    const void* bias
+    double low, high
+    void* grad_input
+    const int64_t* geometry
+
+
+cdef void exact_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const GradInput* d = <const GradInput*> job
+    if d.itemsize == sizeof(float):
+        exact_task(
+            task, <const float*> d.grad_output, <const float*> d.weight, <const float*> d.bias, <float> d.low,
+            <float> d.high, <float*> d.grad_input, d.geometry,
+        )
     else:
-        strided_task(task, batch, grad_output, weight, bias, act_min, act_max, grad_input, geometry, <vd*> NULL)
+        exact_task(
+            task, <const double*> d.grad_output, <const double*> d.weight, <const double*> d.bias, d.low, d.high,
+            <double*> d.grad_input, d.geometry,
+        )
+
+
+cdef void strided_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const GradInput* d = <const GradInput*> job
+    if d.itemsize == sizeof(float):
+        strided_task(
+            task, d.batch, <const float*> d.grad_output, <const float*> d.weight, <const float*> d.bias, <float> d.low,
+            <float> d.high, <float*> d.grad_input, d.geometry, <vf*> NULL,
+        )
+    else:
+        strided_task(
+            task, d.batch, <const double*> d.grad_output, <const double*> d.weight, <const double*> d.bias, d.low, d.high,
+            <double*> d.grad_input, d.geometry, <vd*> NULL,
+        )
 
 
 def conv2d_grad_input_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
@@ -1761,34 +1786,24 @@ def conv2d_grad_input(
     if conv.n_tasks == 0:
         return
     cdef:
-        Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC], n_rows = n_tasks * geometry[GEO_IH], batch
-        real* zeros = &workspace[0]
-        const real* dy = &grad_output[0, 0, 0, 0] if conv.C else NULL
-        const real* w = &weight[0, 0, 0, 0] if conv.C else NULL
-        const real* shift = &bias[0] if bias.shape[0] else NULL
-        real* dx = &grad_input[0, 0, 0, 0]
-        const int64_t* geo = &geometry[0]
-        real low = <real> act_min, high = <real> act_max
-        int64_t* none = NULL
-        real* nothing = NULL
-    if not finite(weight):
-        for task in prange(
-            n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
-        ):
-            exact_task(task, grad_output, weight, bias, low, high, grad_input, geometry)
-    elif conv.K or conv.stride_h == conv.stride_w == 1:
-        memset(zeros, 0, conv.IW * sizeof(real))
-        for task in prange(
-            conv.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
-        ):
-            conv_task_of(task, &conv, dy, zeros, w, shift, low, high, dx, nothing, none, nothing, geo)
-    else:
-        batch = max(TASK // max(conv.C * conv.KH * conv.KW * conv.OW // (conv.stride_h * conv.stride_w), 1), 1)
-        n_tasks = ceil_div(n_rows, batch)
-        for task in prange(
-            n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
-        ):
-            strided_task_of(task, batch, dy, w, shift, low, high, dx, geo)
+        Py_ssize_t planes = geometry[GEO_N] * geometry[GEO_IC]
+        Py_ssize_t batch = max(TASK // max(conv.C * conv.KH * conv.KW * conv.OW // (conv.stride_h * conv.stride_w), 1), 1)
+        GradInput job = GradInput(
+            sizeof(real), batch, start(grad_output), start(weight), start_of_row(bias), act_min, act_max,
+            <void*> start(grad_input), &geometry[0],
+        )
+        Forward turned = Forward(
+            sizeof(real), job.grad_output, &workspace[0], job.weight, job.bias, act_min, act_max, job.grad_input, NULL, NULL,
+            NULL, 0, conv, &geometry[0],
+        )
+    with nogil:
+        if not finite(weight):
+            each_task(exact_entry, &job, planes, n_threads)
+        elif conv.K or conv.stride_h == conv.stride_w == 1:
+            memset(&workspace[0], 0, conv.IW * sizeof(real))
+            each_task(conv2d_entry, &turned, conv.n_tasks, n_threads)
+        else:
+            each_task(strided_entry, &job, ceil_div(planes * geometry[GEO_IH], batch), n_threads)
 
 
 # ---------------------------------------------------------------------------------------------- gradient of the weight
@@ -2269,14 +2284,30 @@ cdef void grad_weight_task(
         grad_weight_units(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, GATHER, unused)
 
 
-cdef void grad_weight_task_of(
-    Py_ssize_t task, const Sum* s, const real* input, const real* zeros, const real* grad_output, real* grad_weight,
-    bint accumulate, const int64_t* geometry,
-) noexcept nogil:
-    if real is float:
-        grad_weight_task(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, <vf*> NULL)
+# What its tasks share.
+cdef struct GradWeight:
+    Py_ssize_t itemsize
+    const Sum* sum
+    const void* input
+    const void* zeros
+    const void* grad_output
+    void* chunks
+    bint accumulate
+    const int64_t* geometry
+
+
+cdef void conv2d_grad_weight_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const GradWeight* d = <const GradWeight*> job
+    if d.itemsize == sizeof(float):
+        grad_weight_task(
+            task, d.sum, <const float*> d.input, <const float*> d.zeros, <const float*> d.grad_output, <float*> d.chunks,
+            d.accumulate, d.geometry, <vf*> NULL,
+        )
     else:
-        grad_weight_task(task, s, input, zeros, grad_output, grad_weight, accumulate, geometry, <vd*> NULL)
+        grad_weight_task(
+            task, d.sum, <const double*> d.input, <const double*> d.zeros, <const double*> d.grad_output, <double*> d.chunks,
+            d.accumulate, d.geometry, <vd*> NULL,
+        )
 
 
 cdef void add_chunks(
@@ -2314,17 +2345,15 @@ def conv2d_grad_weight(
     if s.n_tasks == 0:
         return
     cdef:
-        Py_ssize_t task, size = weight_size(&geometry[0])
         bint accumulate = geometry[GEO_ACCUMULATE] != 0
         real* zeros = &workspace[0]
-        const real* x = start(input)
-        const real* dy = start(grad_output)
         real* out = &grad_weight[0, 0, 0, 0]
         real* chunks = zeros + geometry[GEO_IW] if s.chunks > 1 else out
-        const int64_t* geo = &geometry[0]
-    memset(zeros, 0, geometry[GEO_IW] * sizeof(real))
-    for task in prange(s.n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        grad_weight_task_of(task, &s, x, zeros, dy, chunks, accumulate and s.chunks == 1, geo)
-    if s.chunks > 1:
-        with nogil:
-            add_chunks(chunks, s.chunks, out, size, accumulate)
+        GradWeight job = GradWeight(
+            sizeof(real), &s, start(input), zeros, start(grad_output), chunks, accumulate and s.chunks == 1, &geometry[0]
+        )
+    with nogil:
+        memset(zeros, 0, geometry[GEO_IW] * sizeof(real))
+        each_task(conv2d_grad_weight_entry, &job, s.n_tasks, n_threads)
+        if s.chunks > 1:
+            add_chunks(chunks, s.chunks, out, weight_size(&geometry[0]), accumulate)

@@ -3,10 +3,13 @@
 Formulas and shapes: fastconv/_reference/elementwise.py.
 """
 
-from cython.parallel cimport prange
 from libc.math cimport sqrt, sqrtf
 
-from common cimport ceil_div, clamp, fill, int64_t, real, start, vd, vec, vf, vfma
+from common cimport (
+    ceil_div, clamp, each_task, fill, int64_t, real, start, start_of_row, team_join, vd, vec, vf, vfma,
+)
+
+team_join()
 
 cdef enum:
     CHUNK = 16384   # cells of a task: four arrays of them fill half a second-level cache, and take some microseconds
@@ -14,20 +17,34 @@ cdef enum:
     PIECE = 4096    # cells whose statistics are summed in `real`: of more a sum rounds too much
 
 
+# What the tasks of add and rectify share: arrays of n cells, and bounds.
+cdef struct Pair:
+    Py_ssize_t itemsize, n
+    const void* source
+    double low, high
+    void* target
+
+
 cdef void add_task(
     Py_ssize_t task,
-    const real[::1] term,  # IN
+    const real* term,    # IN
+    Py_ssize_t n_cells,
     real act_min,
     real act_max,
-    real[::1] total,       # IN/OUT
+    real* total,         # IN/OUT
 ) noexcept nogil:
     # A task is a chunk.
-    cdef:
-        Py_ssize_t i, first = task * CHUNK, n = min(term.shape[0] - first, CHUNK)
-        const real* a = &term[first]
-        real* b = &total[first]
-    for i in range(n):
-        b[i] = clamp(a[i] + b[i], act_min, act_max)
+    cdef Py_ssize_t i
+    for i in range(task * CHUNK, min((task + 1) * CHUNK, n_cells)):
+        total[i] = clamp(term[i] + total[i], act_min, act_max)
+
+
+cdef void add_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Pair* p = <const Pair*> job
+    if p.itemsize == sizeof(float):
+        add_task(task, <const float*> p.source, p.n, <float> p.low, <float> p.high, <float*> p.target)
+    else:
+        add_task(task, <const double*> p.source, p.n, p.low, p.high, <double*> p.target)
 
 
 def add(
@@ -40,24 +57,32 @@ def add(
     int n_threads,
 ):
     """total = clamp(total + term, act_min, act_max); NaN stays NaN."""
-    cdef Py_ssize_t task, n_tasks = ceil_div(term.shape[0], CHUNK)
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        add_task(task, term, act_min, act_max, total)
+    cdef:
+        Py_ssize_t n = term.shape[0]
+        Pair job = Pair(sizeof(real), n, start_of_row(term), act_min, act_max, <void*> start_of_row(total))
+    with nogil:
+        each_task(add_entry, &job, ceil_div(n, CHUNK), n_threads)
 
 
 cdef void rectify_task(
     Py_ssize_t task,
-    const real[::1] output,  # IN
+    const real* output,  # IN
+    Py_ssize_t n_cells,
     real most,
-    real[::1] grad,          # IN/OUT
+    real* grad,          # IN/OUT
 ) noexcept nogil:
     # A task is a chunk.
-    cdef:
-        Py_ssize_t i, first = task * CHUNK, n = min(output.shape[0] - first, CHUNK)
-        const real* y = &output[first]
-        real* g = &grad[first]
-    for i in range(n):
-        g[i] = g[i] if (y[i] > 0) & (y[i] <= most) else 0
+    cdef Py_ssize_t i
+    for i in range(task * CHUNK, min((task + 1) * CHUNK, n_cells)):
+        grad[i] = grad[i] if (output[i] > 0) & (output[i] <= most) else 0
+
+
+cdef void rectify_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Pair* p = <const Pair*> job
+    if p.itemsize == sizeof(float):
+        rectify_task(task, <const float*> p.source, p.n, <float> p.high, <float*> p.target)
+    else:
+        rectify_task(task, <const double*> p.source, p.n, p.high, <double*> p.target)
 
 
 def rectify(
@@ -69,9 +94,11 @@ def rectify(
     int n_threads,
 ):
     """grad becomes 0 wherever not 0 < output <= most."""
-    cdef Py_ssize_t task, n_tasks = ceil_div(output.shape[0], CHUNK)
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        rectify_task(task, output, most, grad)
+    cdef:
+        Py_ssize_t n = output.shape[0]
+        Pair job = Pair(sizeof(real), n, start_of_row(output), 0, most, <void*> start_of_row(grad))
+    with nogil:
+        each_task(rectify_entry, &job, ceil_div(n, CHUNK), n_threads)
 
 
 cdef inline void sgd_cells(
@@ -93,20 +120,21 @@ cdef inline void sgd_cells(
 
 cdef void sgd_task(
     Py_ssize_t task,
-    const real[::1] gradient,  # IN
+    const real* gradient,  # IN
+    Py_ssize_t n_cells,
     real lr,
     real momentum,
     real weight_decay,
     bint nesterov,
-    real[::1] parameter,       # IN/OUT
-    real[::1] velocity,        # IN/OUT
+    real* parameter,       # IN/OUT
+    real* velocity,        # IN/OUT
 ) noexcept nogil:
     # A task is a chunk.
     cdef:
-        Py_ssize_t first = task * CHUNK, n = min(gradient.shape[0] - first, CHUNK)
-        const real* g = &gradient[first]
-        real* w = &parameter[first]
-        real* v = &velocity[first] if momentum != 0 else NULL
+        Py_ssize_t first = task * CHUNK, n = min(n_cells - first, CHUNK)
+        const real* g = gradient + first
+        real* w = parameter + first
+        real* v = velocity + first if momentum != 0 else NULL
     if momentum == 0 and weight_decay == 0:
         sgd_cells(g, w, v, n, lr, momentum, weight_decay, False, False, False)
     elif momentum == 0:
@@ -119,6 +147,29 @@ cdef void sgd_task(
         sgd_cells(g, w, v, n, lr, momentum, weight_decay, True, False, True)
     else:
         sgd_cells(g, w, v, n, lr, momentum, weight_decay, True, True, True)
+
+
+cdef struct Sgd:
+    Py_ssize_t itemsize, n
+    const void* gradient
+    double lr, momentum, weight_decay
+    bint nesterov
+    void* parameter
+    void* velocity
+
+
+cdef void sgd_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Sgd* s = <const Sgd*> job
+    if s.itemsize == sizeof(float):
+        sgd_task(
+            task, <const float*> s.gradient, s.n, <float> s.lr, <float> s.momentum, <float> s.weight_decay, s.nesterov,
+            <float*> s.parameter, <float*> s.velocity,
+        )
+    else:
+        sgd_task(
+            task, <const double*> s.gradient, s.n, s.lr, s.momentum, s.weight_decay, s.nesterov, <double*> s.parameter,
+            <double*> s.velocity,
+        )
 
 
 def sgd(
@@ -134,9 +185,14 @@ def sgd(
     int n_threads,
 ):
     """A step of gradient descent, of parameter and velocity, which has length 0 where momentum is 0."""
-    cdef Py_ssize_t task, n_tasks = ceil_div(gradient.shape[0], CHUNK)
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        sgd_task(task, gradient, lr, momentum, weight_decay, nesterov, parameter, velocity)
+    cdef:
+        Py_ssize_t n = gradient.shape[0]
+        Sgd job = Sgd(
+            sizeof(real), n, start_of_row(gradient), lr, momentum, weight_decay, nesterov, <void*> start_of_row(parameter),
+            <void*> start_of_row(velocity),
+        )
+    with nogil:
+        each_task(sgd_entry, &job, ceil_div(n, CHUNK), n_threads)
 
 
 cdef inline real root(real value) noexcept nogil:
@@ -165,7 +221,8 @@ cdef inline void adam_cells(
 
 cdef void adam_task(
     Py_ssize_t task,
-    const real[::1] gradient,  # IN
+    const real* gradient,  # IN
+    Py_ssize_t n_cells,
     real step,
     real mean_share,
     real kept,
@@ -174,17 +231,17 @@ cdef void adam_task(
     real eps,
     real shrink,
     real weight_decay,
-    real[::1] parameter,       # IN/OUT
-    real[::1] mean,            # IN/OUT
-    real[::1] square,          # IN/OUT
+    real* parameter,       # IN/OUT
+    real* mean,            # IN/OUT
+    real* square,          # IN/OUT
 ) noexcept nogil:
     # A task is a chunk.
     cdef:
-        Py_ssize_t first = task * CHUNK, n = min(gradient.shape[0] - first, CHUNK)
-        const real* g = &gradient[first]
-        real* w = &parameter[first]
-        real* m = &mean[first]
-        real* s = &square[first]
+        Py_ssize_t first = task * CHUNK, n = min(n_cells - first, CHUNK)
+        const real* g = gradient + first
+        real* w = parameter + first
+        real* m = mean + first
+        real* s = square + first
     if weight_decay == 0:
         adam_cells(
             g, w, m, s, n, step, mean_share, kept, square_share, scale, eps, shrink, weight_decay, False
@@ -192,6 +249,30 @@ cdef void adam_task(
     else:
         adam_cells(
             g, w, m, s, n, step, mean_share, kept, square_share, scale, eps, shrink, weight_decay, True
+        )
+
+
+cdef struct Adam:
+    Py_ssize_t itemsize, n
+    const void* gradient
+    double step, mean_share, kept, square_share, scale, eps, shrink, weight_decay
+    void* parameter
+    void* mean
+    void* square
+
+
+cdef void adam_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Adam* a = <const Adam*> job
+    if a.itemsize == sizeof(float):
+        adam_task(
+            task, <const float*> a.gradient, a.n, <float> a.step, <float> a.mean_share, <float> a.kept, <float> a.square_share,
+            <float> a.scale, <float> a.eps, <float> a.shrink, <float> a.weight_decay, <float*> a.parameter, <float*> a.mean,
+            <float*> a.square,
+        )
+    else:
+        adam_task(
+            task, <const double*> a.gradient, a.n, a.step, a.mean_share, a.kept, a.square_share, a.scale, a.eps, a.shrink,
+            a.weight_decay, <double*> a.parameter, <double*> a.mean, <double*> a.square,
         )
 
 
@@ -213,11 +294,14 @@ def adam(
     int n_threads,
 ):
     """A step of Adam, of parameter and of the means of the gradient and of its square."""
-    cdef Py_ssize_t task, n_tasks = ceil_div(gradient.shape[0], CHUNK)
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        adam_task(
-            task, gradient, step, mean_share, kept, square_share, scale, eps, shrink, weight_decay, parameter, mean, square
+    cdef:
+        Py_ssize_t n = gradient.shape[0]
+        Adam job = Adam(
+            sizeof(real), n, start_of_row(gradient), step, mean_share, kept, square_share, scale, eps, shrink, weight_decay,
+            <void*> start_of_row(parameter), <void*> start_of_row(mean), <void*> start_of_row(square),
         )
+    with nogil:
+        each_task(adam_entry, &job, ceil_div(n, CHUNK), n_threads)
 
 
 cdef inline real sum_of(vec* sums, const real* unused) noexcept nogil:
@@ -251,21 +335,44 @@ cdef real scaled_sum(const real* cells, Py_ssize_t n, real factor, vec* unused) 
     return total + sum_of(&sums[0], &total)
 
 
+# N images of C maps.
+cdef struct Maps:
+    Py_ssize_t itemsize, N, C, cells
+
+
+cdef inline Maps maps_of(const real[:, :, :, ::1] input) noexcept nogil:
+    return Maps(sizeof(real), input.shape[0], input.shape[1], input.shape[2] * input.shape[3])
+
+
+cdef struct MapSums:
+    Maps maps
+    const void* input
+    void* sums
+
+
 cdef void map_sums_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] input,  # IN
-    real[::1] sums,                  # OUT
+    const Maps* maps,
+    const real* input,  # IN
+    real* sums,         # OUT
     vec* unused,
 ) noexcept nogil:
     # A task is one channel; its images follow each other.
     cdef:
-        Py_ssize_t n, C = input.shape[1], cells = input.shape[2] * input.shape[3]
-        const real* maps = start(input)
+        Py_ssize_t n
         real total = 0
-    if cells:
-        for n in range(input.shape[0]):
-            total = total + scaled_sum(maps + (n * C + task) * cells, cells, <real> 1, unused)
+    if maps.cells:
+        for n in range(maps.N):
+            total = total + scaled_sum(input + (n * maps.C + task) * maps.cells, maps.cells, <real> 1, unused)
     sums[task] = total
+
+
+cdef void map_sums_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const MapSums* m = <const MapSums*> job
+    if m.maps.itemsize == sizeof(float):
+        map_sums_task(task, &m.maps, <const float*> m.input, <float*> m.sums, <vf*> NULL)
+    else:
+        map_sums_task(task, &m.maps, <const double*> m.input, <double*> m.sums, <vd*> NULL)
 
 
 def map_sums(
@@ -276,15 +383,9 @@ def map_sums(
     int n_threads,
 ):
     """input (N, C, H, W) -> sums (C,): over images and cells."""
-    cdef:
-        Py_ssize_t task, n_tasks = input.shape[1]
-        vf* floats = NULL
-        vd* doubles = NULL
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        if real is float:
-            map_sums_task(task, input, sums, floats)
-        else:
-            map_sums_task(task, input, sums, doubles)
+    cdef MapSums job = MapSums(maps_of(input), start(input), <void*> start_of_row(sums))
+    with nogil:
+        each_task(map_sums_entry, &job, job.maps.C, n_threads)
 
 
 cdef void centred_sums(
@@ -383,30 +484,55 @@ cdef inline void normalise_cells(
 
 cdef void normalise_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] input,  # IN
-    const real[::1] weight,          # IN
-    const real[::1] bias,            # IN
+    const Maps* maps,
+    const real* input,    # IN
+    const real* weight,   # IN
+    const real* bias,     # IN
     bint of_batch,
     real eps,
     real act_min,
     real act_max,
-    real[::1] mean,                  # OUT of a batch, else IN
-    real[::1] variance,              # OUT of a batch, else IN
-    real[:, :, :, ::1] output,       # OUT
+    real* mean,           # OUT of a batch, else IN
+    real* variance,       # OUT of a batch, else IN
+    real* output,         # OUT
     vec* unused,
 ) noexcept nogil:
     # A task is one channel.
     cdef:
-        Py_ssize_t n, N = input.shape[0], C = input.shape[1], cells = input.shape[2] * input.shape[3], at
-        const real* x = start(input)
-        real* y = <real*> start(output)
+        Py_ssize_t n, cells = maps.cells, at
         real scale
     if of_batch:
-        map_moments(x + task * cells, N, C * cells, cells, &mean[task], &variance[task], unused)
+        map_moments(input + task * cells, maps.N, maps.C * cells, cells, &mean[task], &variance[task], unused)
     scale = <real> (weight[task] / sqrt(<double> variance[task] + eps))
-    for n in range(N):
-        at = (n * C + task) * cells
-        normalise_cells(x + at, y + at, cells, mean[task], scale, bias[task], act_min, act_max)
+    for n in range(maps.N):
+        at = (n * maps.C + task) * cells
+        normalise_cells(input + at, output + at, cells, mean[task], scale, bias[task], act_min, act_max)
+
+
+cdef struct Normalise:
+    Maps maps
+    const void* input
+    const void* weight
+    const void* bias
+    bint of_batch
+    double eps, low, high
+    void* mean
+    void* variance
+    void* output
+
+
+cdef void normalise_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Normalise* m = <const Normalise*> job
+    if m.maps.itemsize == sizeof(float):
+        normalise_task(
+            task, &m.maps, <const float*> m.input, <const float*> m.weight, <const float*> m.bias, m.of_batch, <float> m.eps,
+            <float> m.low, <float> m.high, <float*> m.mean, <float*> m.variance, <float*> m.output, <vf*> NULL,
+        )
+    else:
+        normalise_task(
+            task, &m.maps, <const double*> m.input, <const double*> m.weight, <const double*> m.bias, m.of_batch, m.eps,
+            m.low, m.high, <double*> m.mean, <double*> m.variance, <double*> m.output, <vd*> NULL,
+        )
 
 
 def normalise(
@@ -425,15 +551,12 @@ def normalise(
     int n_threads,
 ):
     """output = clamp(weight * (input - mean) / sqrt(variance + eps) + bias), of_batch by the input's own mean and variance."""
-    cdef:
-        Py_ssize_t task, n_tasks = input.shape[1]
-        vf* floats = NULL
-        vd* doubles = NULL
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        if real is float:
-            normalise_task(task, input, weight, bias, of_batch, eps, act_min, act_max, mean, variance, output, floats)
-        else:
-            normalise_task(task, input, weight, bias, of_batch, eps, act_min, act_max, mean, variance, output, doubles)
+    cdef Normalise job = Normalise(
+        maps_of(input), start(input), start_of_row(weight), start_of_row(bias), of_batch, eps, act_min, act_max,
+        <void*> start_of_row(mean), <void*> start_of_row(variance), <void*> start(output),
+    )
+    with nogil:
+        each_task(normalise_entry, &job, job.maps.C, n_threads)
 
 
 cdef inline void normalise_backward_cells(
@@ -446,24 +569,22 @@ cdef inline void normalise_backward_cells(
 
 cdef void normalise_backward_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] grad_output,  # IN
-    const real[:, :, :, ::1] input,        # IN
-    const real[::1] weight,                # IN
-    const real[::1] mean,                  # IN
-    const real[::1] variance,              # IN
+    const Maps* maps,
+    const real* grad_output,  # IN
+    const real* input,        # IN
+    const real* weight,       # IN
+    const real* mean,         # IN
+    const real* variance,     # IN
     bint of_batch,
     real eps,
-    real[::1] grad_weight,                 # OUT
-    real[::1] grad_bias,                   # OUT
-    real[:, :, :, ::1] grad_input,         # OUT  or of length 0
+    real* grad_weight,        # OUT
+    real* grad_bias,          # OUT
+    real* grad_input,         # OUT  or NULL
     vec* unused,
 ) noexcept nogil:
     # A task is one channel.
     cdef:
-        Py_ssize_t n, N = input.shape[0], C = input.shape[1], cells = input.shape[2] * input.shape[3], at, end, length
-        const real* g = start(grad_output)
-        const real* x = start(input)
-        real* y = <real*> start(grad_input)
+        Py_ssize_t n, N = maps.N, C = maps.C, cells = maps.cells, at, end, length
         real centre = mean[task]
         double total = 0, products = 0, scale = 1 / sqrt(<double> variance[task] + eps), slope = 0, shift = 0
     for n in range(N):
@@ -471,19 +592,49 @@ cdef void normalise_backward_task(
         end = at + cells
         while at < end:
             length = min(end - at, PIECE)
-            total += scaled_sum(g + at, length, <real> 1, unused)
-            products += products_about(g + at, x + at, length, centre, unused)
+            total += scaled_sum(grad_output + at, length, <real> 1, unused)
+            products += products_about(grad_output + at, input + at, length, centre, unused)
             at += length
     grad_bias[task] = <real> total
     grad_weight[task] = <real> (products * scale)
-    if y == NULL:
+    if grad_input == NULL:
         return
     if of_batch:
         shift, slope = total / (N * cells), products * scale * scale / (N * cells)
     for n in range(N):
         at = (n * C + task) * cells
         normalise_backward_cells(
-            g + at, x + at, y + at, cells, centre, <real> slope, <real> shift, <real> (scale * weight[task])
+            grad_output + at, input + at, grad_input + at, cells, centre, <real> slope, <real> shift, <real> (scale * weight[task])
+        )
+
+
+cdef struct NormaliseBackward:
+    Maps maps
+    const void* grad_output
+    const void* input
+    const void* weight
+    const void* mean
+    const void* variance
+    bint of_batch
+    double eps
+    void* grad_weight
+    void* grad_bias
+    void* grad_input
+
+
+cdef void normalise_backward_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const NormaliseBackward* m = <const NormaliseBackward*> job
+    if m.maps.itemsize == sizeof(float):
+        normalise_backward_task(
+            task, &m.maps, <const float*> m.grad_output, <const float*> m.input, <const float*> m.weight,
+            <const float*> m.mean, <const float*> m.variance, m.of_batch, <float> m.eps, <float*> m.grad_weight,
+            <float*> m.grad_bias, <float*> m.grad_input, <vf*> NULL,
+        )
+    else:
+        normalise_backward_task(
+            task, &m.maps, <const double*> m.grad_output, <const double*> m.input, <const double*> m.weight,
+            <const double*> m.mean, <const double*> m.variance, m.of_batch, m.eps, <double*> m.grad_weight,
+            <double*> m.grad_bias, <double*> m.grad_input, <vd*> NULL,
         )
 
 
@@ -503,32 +654,39 @@ def normalise_backward(
     int n_threads,
 ):
     """The three gradients of `normalise`; grad_input of length 0 is not wanted."""
-    cdef:
-        Py_ssize_t task, n_tasks = input.shape[1]
-        vf* floats = NULL
-        vd* doubles = NULL
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        if real is float:
-            normalise_backward_task(
-                task, grad_output, input, weight, mean, variance, of_batch, eps, grad_weight, grad_bias, grad_input, floats
-            )
-        else:
-            normalise_backward_task(
-                task, grad_output, input, weight, mean, variance, of_batch, eps, grad_weight, grad_bias, grad_input, doubles
-            )
+    cdef NormaliseBackward job = NormaliseBackward(
+        maps_of(input), start(grad_output), start(input), start_of_row(weight), start_of_row(mean), start_of_row(variance),
+        of_batch, eps, <void*> start_of_row(grad_weight), <void*> start_of_row(grad_bias), <void*> start(grad_input),
+    )
+    with nogil:
+        each_task(normalise_backward_entry, &job, job.maps.C, n_threads)
+
+
+cdef struct NonFinite:
+    Py_ssize_t itemsize, n, n_parts
+    const void* input
+    void* found
 
 
 cdef void non_finite_task(
     Py_ssize_t task,
-    const real[::1] input,  # IN
-    real[::1] found,        # OUT
+    const real* input,  # IN
+    Py_ssize_t n_cells,
+    Py_ssize_t n_parts,
+    real* found,        # OUT
     vec* unused,
 ) noexcept nogil:
     # A task is one of the equal parts.
-    cdef Py_ssize_t part = ceil_div(input.shape[0], found.shape[0]), first = min(task * part, input.shape[0])
-    found[task] = 0
-    if first < input.shape[0]:
-        found[task] = scaled_sum(&input[first], min(input.shape[0] - first, part), <real> 0, unused)
+    cdef Py_ssize_t part = ceil_div(n_cells, n_parts), first = min(task * part, n_cells)
+    found[task] = scaled_sum(input + first, min(n_cells - first, part), <real> 0, unused)
+
+
+cdef void non_finite_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const NonFinite* f = <const NonFinite*> job
+    if f.itemsize == sizeof(float):
+        non_finite_task(task, <const float*> f.input, f.n, f.n_parts, <float*> f.found, <vf*> NULL)
+    else:
+        non_finite_task(task, <const double*> f.input, f.n, f.n_parts, <double*> f.found, <vd*> NULL)
 
 
 def non_finite(
@@ -539,12 +697,8 @@ def non_finite(
     int n_threads,
 ):
     """found, of any length: of each of so many parts of input, 0 where all is finite, else NaN."""
-    cdef:
-        Py_ssize_t task, n_tasks = found.shape[0]
-        vf* floats = NULL
-        vd* doubles = NULL
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        if real is float:
-            non_finite_task(task, input, found, floats)
-        else:
-            non_finite_task(task, input, found, doubles)
+    cdef NonFinite job = NonFinite(
+        sizeof(real), input.shape[0], found.shape[0], start_of_row(input), <void*> start_of_row(found)
+    )
+    with nogil:
+        each_task(non_finite_entry, &job, job.n_parts, n_threads)

@@ -14,7 +14,6 @@ exists only as packed blocks of NB pixels by KC rows, in the scratch memory of o
            where the core can not load a factor for each product
 """
 
-from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
@@ -22,8 +21,8 @@ from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
-    add_outer, ceil_div, clamp, fill, int64_t, lines, opaque, operands, prefetch, real, start, vec, vd, vf, vfma, vfma_at, vmax,
-    vmin,
+    add_outer, ceil_div, clamp, each_run_of_tasks, each_task, fill, int64_t, lines, opaque, operands, prefetch, real, start,
+    start_of_row, team_join, vec, vd, vf, vfma, vfma_at, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_FILTERS, LONE_SPAN, RUN_CELLS
 from common cimport LISTED_DEPTHS, LISTED_MR, LISTED_NV, TRIPLE_RUN_CELLS, loads_are_scarce
@@ -31,6 +30,8 @@ from common cimport MR as _MR, NV as _NV, OUTER_MR as _OUTER_MR, OUTER_NV as _OU
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport load_lanes, store_filters, store_lanes, transpose
 from max_pool cimport fold_max, pool_even, pool_odd, untangle
+
+team_join()
 
 # A B block of KC x NB stays in the second-level cache beside the rows it is packed from, an A panel in the first.
 cdef enum:
@@ -1099,19 +1100,37 @@ cdef inline void pack_flat(
 # ------------------------------------------------------------------------------------------- kernels: columns
 
 
+# What the tasks of im2col, col2im and interleave share.
+cdef struct Copy:
+    Py_ssize_t itemsize
+    const void* source
+    void* target
+    const int64_t* geometry
+
+
+cdef inline const real* start_of_columns(const real[:, :, :, :, :, ::1] cols) noexcept nogil:
+    cdef int axis
+    for axis in range(6):
+        if cols.shape[axis] == 0:
+            return NULL
+    return &cols[0, 0, 0, 0, 0, 0]
+
+
 cdef void im2col_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] input,          # IN
-    real[:, :, :, :, :, ::1] cols,           # OUT
-    const int64_t[::1] geometry,             # IN
+    const real* input,        # IN
+    real* cols,               # OUT
+    const int64_t* geometry,  # IN
 ) noexcept nogil:
     # A task is one channel of one image.
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW]
         Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW], KH = geometry[GEO_KH], KW = geometry[GEO_KW]
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
-        Py_ssize_t n = task // IC, c = task % IC, kh, kw, oh, ow, ih, left, first, last
+        Py_ssize_t kh, kw, oh, ow, ih, left, first, last
+        const real* row
+        real* target = cols + task * KH * KW * OH * OW
     for kh in range(KH):
         for kw in range(KW):
             left = kw * dil_w - geometry[GEO_PAD_LEFT]
@@ -1121,19 +1140,25 @@ cdef void im2col_task(
             for oh in range(OH):
                 ih = oh * stride_h - geometry[GEO_PAD_TOP] + kh * dil_h
                 if ih < 0 or ih >= IH:
-                    for ow in range(OW):
-                        cols[n, c, kh, kw, oh, ow] = 0
-                    continue
-                for ow in range(first):
-                    cols[n, c, kh, kw, oh, ow] = 0
-                if stride_w == 1:
-                    for ow in range(first, last):
-                        cols[n, c, kh, kw, oh, ow] = input[n, c, ih, ow + left]
+                    memset(target, 0, OW * sizeof(real))
                 else:
-                    for ow in range(first, last):
-                        cols[n, c, kh, kw, oh, ow] = input[n, c, ih, ow * stride_w + left]
-                for ow in range(last, OW):
-                    cols[n, c, kh, kw, oh, ow] = 0
+                    row = input + (task * IH + ih) * IW + left
+                    memset(target, 0, first * sizeof(real))
+                    if stride_w == 1:
+                        memcpy(target + first, row + first, (last - first) * sizeof(real))
+                    else:
+                        for ow in range(first, last):
+                            target[ow] = row[ow * stride_w]
+                    memset(target + last, 0, (OW - last) * sizeof(real))
+                target += OW
+
+
+cdef void im2col_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Copy* c = <const Copy*> job
+    if c.itemsize == sizeof(float):
+        im2col_task(task, <const float*> c.source, <float*> c.target, c.geometry)
+    else:
+        im2col_task(task, <const double*> c.source, <double*> c.target, c.geometry)
 
 
 def im2col(
@@ -1144,27 +1169,28 @@ def im2col(
     int n_threads,
 ):
     """input (N, IC, IH, IW) -> cols (N, IC, KH, KW, OH, OW)."""
-    cdef Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        im2col_task(task, input, cols, geometry)
+    cdef Copy job = Copy(sizeof(real), start(input), <void*> start_of_columns(cols), &geometry[0])
+    with nogil:
+        each_task(im2col_entry, &job, geometry[GEO_N] * geometry[GEO_IC], n_threads)
 
 
 cdef void col2im_task(
     Py_ssize_t task,
-    const real[:, :, :, :, :, ::1] cols,     # IN
-    real[:, :, :, ::1] output,               # OUT
-    const int64_t[::1] geometry,             # IN
+    const real* cols,         # IN
+    real* output,             # OUT
+    const int64_t* geometry,  # IN
 ) noexcept nogil:
     # A task is one channel of one image; a cell sums its columns in the order of the taps.
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW]
         Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW], KH = geometry[GEO_KH], KW = geometry[GEO_KW]
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
-        Py_ssize_t n = task // IC, c = task % IC, kh, kw, oh, ow, ih, left, first, last
-    for ih in range(IH):
-        for ow in range(IW):
-            output[n, c, ih, ow] = 0
+        Py_ssize_t kh, kw, oh, ow, ih, left, first, last
+        const real* source = cols + task * KH * KW * OH * OW
+        real* plane = output + task * IH * IW
+        real* row
+    memset(plane, 0, IH * IW * sizeof(real))
     for kh in range(KH):
         for kw in range(KW):
             left = kw * dil_w - geometry[GEO_PAD_LEFT]
@@ -1173,8 +1199,18 @@ cdef void col2im_task(
             for oh in range(OH):
                 ih = oh * stride_h - geometry[GEO_PAD_TOP] + kh * dil_h
                 if 0 <= ih < IH:
+                    row = plane + ih * IW + left
                     for ow in range(first, last):
-                        output[n, c, ih, ow * stride_w + left] += cols[n, c, kh, kw, oh, ow]
+                        row[ow * stride_w] += source[ow]
+                source += OW
+
+
+cdef void col2im_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Copy* c = <const Copy*> job
+    if c.itemsize == sizeof(float):
+        col2im_task(task, <const float*> c.source, <float*> c.target, c.geometry)
+    else:
+        col2im_task(task, <const double*> c.source, <double*> c.target, c.geometry)
 
 
 def col2im(
@@ -1185,9 +1221,9 @@ def col2im(
     int n_threads,
 ):
     """The adjoint of im2col: output (N, IC, IH, IW) sums the columns' cells."""
-    cdef Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        col2im_task(task, cols, output, geometry)
+    cdef Copy job = Copy(sizeof(real), start_of_columns(cols), <void*> start(output), &geometry[0])
+    with nogil:
+        each_task(col2im_entry, &job, geometry[GEO_N] * geometry[GEO_IC], n_threads)
 
 
 cdef void interleave_task(
@@ -1229,6 +1265,14 @@ cdef void interleave_task(
         above += rows * IW
 
 
+cdef void interleave_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Copy* c = <const Copy*> job
+    if c.itemsize == sizeof(float):
+        interleave_task(task, <const float*> c.source, <float*> c.target, c.geometry)
+    else:
+        interleave_task(task, <const double*> c.source, <double*> c.target, c.geometry)
+
+
 def interleave(
     const real[::1] parts,
     real[:, :, :, ::1] output,
@@ -1237,13 +1281,9 @@ def interleave(
     int n_threads,
 ):
     """output (N, IC, IH, IW) of ``parts``, one behind the other: each is every stride-th row and column, from 0, 1 ... on."""
-    cdef:
-        Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
-        const real* source = &parts[0] if parts.shape[0] else NULL
-        real* target = <real*> start(output)
-        const int64_t* g = &geometry[0]
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        interleave_task(task, source, target, g)
+    cdef Copy job = Copy(sizeof(real), start_of_row(parts), <void*> start(output), &geometry[0])
+    with nogil:
+        each_task(interleave_entry, &job, geometry[GEO_N] * geometry[GEO_IC], n_threads)
 
 
 # ------------------------------------------------------------------------------------------- kernels: forward
@@ -1278,7 +1318,7 @@ cdef inline void transpose_filters(
 cdef void pack_weight_task(
     Py_ssize_t task,
     const real* weight,               # IN
-    real[::1] packed,                 # OUT
+    real* packed,                     # OUT
     const Blocking* b,                # IN
     bint turned,
     vec* unused,
@@ -1294,7 +1334,7 @@ cdef void pack_weight_task(
         row = weight + (g * b.ICG * b.OCG + first) * b.T + b.T - 1
     while k_from < b.K:
         kc = min(b.K - k_from, b.kc)
-        target = &packed[((g * b.K + k_from) * b.panels + panel * kc) * _MR]
+        target = packed + ((g * b.K + k_from) * b.panels + panel * kc) * _MR
         k = k_from
         while not turned and filters == _MR and k + VL < k_from + kc:  # before the last depths: squares write too much
             transpose_filters(row, step, target, unused)
@@ -1320,6 +1360,22 @@ cdef void pack_weight_task(
         k_from += kc
 
 
+cdef struct Pack:
+    Py_ssize_t itemsize
+    const void* weight
+    void* packed
+    const Blocking* blocking
+    bint turned
+
+
+cdef void pack_weight_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Pack* p = <const Pack*> job
+    if p.itemsize == sizeof(float):
+        pack_weight_task(task, <const float*> p.weight, <float*> p.packed, p.blocking, p.turned, <vf*> NULL)
+    else:
+        pack_weight_task(task, <const double*> p.weight, <double*> p.packed, p.blocking, p.turned, <vd*> NULL)
+
+
 def pack_weight(
     const real[:, :, :, ::1] weight,
     real[::1] packed,
@@ -1329,16 +1385,12 @@ def pack_weight(
 ):
     """weight (OC, ICG, KH, KW), turned (IC, OCG, KH, KW) -> packed, in the order in which this back end's conv2d reads it."""
     cdef:
-        bint turned = geometry[GEO_TURNED] != 0
         Blocking b = blocking(&geometry[0], 1)
-        Py_ssize_t task, n_tasks = geometry[GEO_G] * b.panels
-        const real* w = start(weight)
-        bint together = n_threads > 1 and packed.shape[0] > FEW_WEIGHTS
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=together, schedule="static"):
-        if real is float:
-            pack_weight_task(task, w, packed, &b, turned, <vf*> NULL)
-        else:
-            pack_weight_task(task, w, packed, &b, turned, <vd*> NULL)
+        Pack job = Pack(sizeof(real), start(weight), <void*> start_of_row(packed), &b, geometry[GEO_TURNED] != 0)
+    with nogil:
+        each_run_of_tasks(
+            pack_weight_entry, &job, geometry[GEO_G] * b.panels, n_threads if packed.shape[0] > FEW_WEIGHTS else 1
+        )
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
@@ -1634,36 +1686,46 @@ cdef void conv2d_block(
                 )
 
 
-cdef void conv2d_of(const Operands* o, real low, real high, int n_threads, vec* unused) noexcept:
+cdef struct Forward:
+    const Operands* operands
+    double low, high
+    Blocking blocking
+
+
+cdef void conv2d_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
     cdef:
-        const int64_t* g = o.geometry
-        Blocking b = blocking(g, n_threads)
-        Py_ssize_t task, n_tasks = g[GEO_N] * g[GEO_G] * b.strips * b.chunks
-        const real* x = <const real*> o.input
-        const real* w = <const real*> o.weight
-        const real* bias = <const real*> o.bias
-        real* y = <real*> o.output
-        real* z = <real*> o.pooled
-        real* scratch = <real*> o.workspace
-    b.paired = b.paired and o.indices == NULL and is_finite(bias, g[GEO_OC])
-    if n_threads == 1:
-        with nogil:
-            for task in range(n_tasks):
-                conv2d_task(task, x, w, bias, low, high, y, z, o.indices, scratch, &b, g, unused)
-        return
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, schedule="dynamic"):
-        conv2d_task(task, x, w, bias, low, high, y, z, o.indices, scratch + threadid() * b.elements, &b, g, unused)
+        const Forward* f = <const Forward*> job
+        const Operands* o = f.operands
+        const Blocking* b = &f.blocking
+    if o.itemsize == sizeof(float):
+        conv2d_task(
+            task, <const float*> o.input, <const float*> o.weight, <const float*> o.bias, <float> f.low, <float> f.high,
+            <float*> o.output, <float*> o.pooled, o.indices, <float*> o.workspace + worker * b.elements, b, o.geometry,
+            <vf*> NULL,
+        )
+    else:
+        conv2d_task(
+            task, <const double*> o.input, <const double*> o.weight, <const double*> o.bias, f.low, f.high,
+            <double*> o.output, <double*> o.pooled, o.indices, <double*> o.workspace + worker * b.elements, b, o.geometry,
+            <vd*> NULL,
+        )
 
 
 def conv2d(
     input, packed, bias, double act_min, double act_max, output, pooled, indices, workspace, geometry, int n_threads,
 ):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    cdef Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
-    if o.itemsize == sizeof(float):
-        conv2d_of(&o, <float> act_min, <float> act_max, n_threads, <vf*> NULL)
-    else:
-        conv2d_of(&o, act_min, act_max, n_threads, <vd*> NULL)
+    cdef:
+        Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
+        const int64_t* g = o.geometry
+        Forward job
+        Blocking* b = &job.blocking
+    job.operands, job.low, job.high, job.blocking = &o, act_min, act_max, blocking(g, n_threads)
+    b.paired = b.paired and o.indices == NULL and (
+        is_finite(<const float*> o.bias, g[GEO_OC]) if o.itemsize == sizeof(float) else is_finite(<const double*> o.bias, g[GEO_OC])
+    )
+    with nogil:
+        each_task(conv2d_entry, &job, g[GEO_N] * g[GEO_G] * b.strips * b.chunks, n_threads)
 
 
 # ------------------------------------------------------------------------------- kernels: gradient of the input
@@ -1717,10 +1779,10 @@ cdef void conv2d_grad_input_task(
     Py_ssize_t task,
     const real* grad_output,         # IN
     const real* transposed_weight,   # IN
-    const real[::1] bias,            # IN
+    const real* bias,                # IN   NULL for none
     real low,
     real high,
-    real[:, :, :, ::1] grad_input,   # OUT
+    real* grad_input,                # OUT
     real* scratch,                   # b_elements + c_elements
     const Blocking* b,
     const Transposed* t,
@@ -1740,11 +1802,11 @@ cdef void conv2d_grad_input_task(
         const real* row
         real* packed = scratch
         real* columns = scratch + t.b_elements
+        real* planes = grad_input + ((n * G + g) * b.ICG + c_from) * IH * IW
         real shift
 
-    if not geometry[GEO_ACCUMULATE] and IH * IW > 0:
-        for c in range(channels):
-            memset(&grad_input[n, g * b.ICG + c_from + c, 0, 0], 0, IH * IW * sizeof(real))
+    if not geometry[GEO_ACCUMULATE]:
+        memset(planes, 0, channels * IH * IW * sizeof(real))
     for panel in range(ceil_div(b.P, NR)):
         p_from = panel * NR
         pixels = min(b.P - p_from, NR)
@@ -1764,14 +1826,49 @@ cdef void conv2d_grad_input_task(
                     ih = oh * geometry[GEO_STRIDE_H] - geometry[GEO_PAD_TOP] + tap // KW * geometry[GEO_DIL_H]
                     iw = ow * geometry[GEO_STRIDE_W] - geometry[GEO_PAD_LEFT] + tap % KW * geometry[GEO_DIL_W]
                     if 0 <= ih < IH and 0 <= iw < IW:
-                        grad_input[n, g * b.ICG + c_from + c, ih, iw] += row[j]
+                        planes[(c * IH + ih) * IW + iw] += row[j]
     for c in range(channels):
-        shift = bias[g * b.ICG + c_from + c] if bias.shape[0] else 0
-        for ih in range(IH):
-            for iw in range(IW):
-                grad_input[n, g * b.ICG + c_from + c, ih, iw] = clamp(
-                    grad_input[n, g * b.ICG + c_from + c, ih, iw] + shift, low, high
-                )
+        shift = bias[g * b.ICG + c_from + c] if bias != NULL else 0
+        for j in range(c * IH * IW, (c + 1) * IH * IW):
+            planes[j] = clamp(planes[j] + shift, low, high)
+
+
+cdef struct GradInput:
+    Py_ssize_t itemsize
+    const void* grad_output
+    const void* weight
+    const void* bias
+    double low, high
+    void* grad_input
+    void* workspace  # the turned weight, then a slice of each worker
+    const Blocking* blocking
+    const Transposed* transposed
+    const int64_t* geometry
+
+
+cdef void transpose_weight_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const GradInput* d = <const GradInput*> job
+    if d.itemsize == sizeof(float):
+        transpose_weight_task(task, <const float*> d.weight, <float*> d.workspace, d.blocking, d.transposed)
+    else:
+        transpose_weight_task(task, <const double*> d.weight, <double*> d.workspace, d.blocking, d.transposed)
+
+
+cdef void conv2d_grad_input_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const GradInput* d = <const GradInput*> job
+        const Transposed* t = d.transposed
+        Py_ssize_t scratch = t.a_elements + worker * (t.b_elements + t.c_elements)
+    if d.itemsize == sizeof(float):
+        conv2d_grad_input_task(
+            task, <const float*> d.grad_output, <const float*> d.workspace, <const float*> d.bias, <float> d.low,
+            <float> d.high, <float*> d.grad_input, <float*> d.workspace + scratch, d.blocking, t, d.geometry, <vf*> NULL,
+        )
+    else:
+        conv2d_grad_input_task(
+            task, <const double*> d.grad_output, <const double*> d.workspace, <const double*> d.bias, d.low,
+            d.high, <double*> d.grad_input, <double*> d.workspace + scratch, d.blocking, t, d.geometry, <vd*> NULL,
+        )
 
 
 def conv2d_grad_input(
@@ -1789,28 +1886,14 @@ def conv2d_grad_input(
     cdef:
         Blocking b = blocking(&geometry[0], 1)
         Transposed t = transposed(&b, &geometry[0])
-        Py_ssize_t task, n_weights = geometry[GEO_G] * t.channel_blocks, n_tasks = geometry[GEO_N] * n_weights
-        Py_ssize_t per_worker = t.b_elements + t.c_elements
-        const real* dy = start(grad_output)
-        const real* w = start(weight)
-        real* turned = &workspace[0]
-        real* scratch = turned + t.a_elements
-        const int64_t* g = &geometry[0]
-        vf* floats = NULL
-        vd* doubles = NULL
-    for task in prange(n_weights, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        transpose_weight_task(task, w, turned, &b, &t)
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        if real is float:
-            conv2d_grad_input_task(
-                task, dy, <const real*> turned, bias, <real> act_min, <real> act_max, grad_input,
-                scratch + threadid() * per_worker, &b, &t, g, floats,
-            )
-        else:
-            conv2d_grad_input_task(
-                task, dy, <const real*> turned, bias, <real> act_min, <real> act_max, grad_input,
-                scratch + threadid() * per_worker, &b, &t, g, doubles,
-            )
+        Py_ssize_t blocks = geometry[GEO_G] * t.channel_blocks
+        GradInput job = GradInput(
+            sizeof(real), start(grad_output), start(weight), start_of_row(bias), act_min, act_max, <void*> start(grad_input),
+            &workspace[0], &b, &t, &geometry[0],
+        )
+    with nogil:
+        each_task(transpose_weight_entry, &job, blocks, n_threads)
+        each_task(conv2d_grad_input_entry, &job, geometry[GEO_N] * blocks, n_threads)
 
 
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
@@ -1987,7 +2070,7 @@ cdef void conv2d_grad_weight_task(
     Py_ssize_t task,
     const real* copied,                # IN
     const real* turned,                # IN
-    real[:, :, :, ::1] grad_weight,    # OUT
+    real* grad_weight,                 # OUT
     real* block,                       # IN/OUT  c_elements
     Py_ssize_t chunk_images,
     bint begin,                        # nothing is in the block yet
@@ -2060,15 +2143,60 @@ cdef void conv2d_grad_weight_task(
     if geometry[GEO_TURNED] != 0:
         for i in range(rows_of_k):
             k = g * b.K + k_from + i
-            c = <real*> start(grad_weight)
-            c += (k // b.T * b.OCG + panel_from * NR) * b.T + b.T - 1 - k % b.T
+            c = grad_weight + (k // b.T * b.OCG + panel_from * NR) * b.T + b.T - 1 - k % b.T
             for n in range(min(panel_to * NR, b.OCG) - panel_from * NR):
                 c[n * b.T] = block[i * ldc + n] + (c[n * b.T] if geometry[GEO_ACCUMULATE] != 0 else 0)
         return
     store_filters(
-        <const real*> block, &grad_weight[g * b.OCG + panel_from * NR, 0, 0, 0] + k_from, rows_of_k,
+        <const real*> block, grad_weight + (g * b.OCG + panel_from * NR) * b.K + k_from, rows_of_k,
         min(panel_to * NR, b.OCG) - panel_from * NR, ldc, b.K, geometry[GEO_ACCUMULATE] != 0, unused,
     )
+
+
+cdef struct GradWeight:
+    Py_ssize_t itemsize
+    const void* input        # of the chunk of images
+    const void* grad_output
+    void* copied             # both of them laid out
+    void* turned
+    void* kept               # blocks of all tasks, or one of each worker
+    void* grad_weight
+    Py_ssize_t images
+    bint begin, end          # of the sum
+    const Blocking* blocking
+    const Outer* outer
+    const int64_t* geometry
+
+
+cdef void lay_out_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const GradWeight* d = <const GradWeight*> job
+    if d.itemsize == sizeof(float):
+        lay_out_task(
+            task, <const float*> d.input, <const float*> d.grad_output, <float*> d.copied, <float*> d.turned, d.images,
+            d.blocking, d.outer, d.geometry, <vf*> NULL,
+        )
+    else:
+        lay_out_task(
+            task, <const double*> d.input, <const double*> d.grad_output, <double*> d.copied, <double*> d.turned, d.images,
+            d.blocking, d.outer, d.geometry, <vd*> NULL,
+        )
+
+
+cdef void conv2d_grad_weight_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const GradWeight* d = <const GradWeight*> job
+        const void* cells = d.input if d.blocking.flat else d.copied
+        Py_ssize_t block = (task if d.outer.kept_elements else worker) * d.outer.c_elements
+    if d.itemsize == sizeof(float):
+        conv2d_grad_weight_task(
+            task, <const float*> cells, <const float*> d.turned, <float*> d.grad_weight, <float*> d.kept + block, d.images,
+            d.begin, d.end, d.blocking, d.outer, d.geometry, <vf*> NULL,
+        )
+    else:
+        conv2d_grad_weight_task(
+            task, <const double*> cells, <const double*> d.turned, <double*> d.grad_weight, <double*> d.kept + block, d.images,
+            d.begin, d.end, d.blocking, d.outer, d.geometry, <vd*> NULL,
+        )
 
 
 def conv2d_grad_weight(
@@ -2083,39 +2211,23 @@ def conv2d_grad_weight(
     cdef:
         Blocking b = blocking(&geometry[0], 1)
         Outer o = outer(&b, &geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
-        Py_ssize_t task, chunk, images, copies = 0 if b.flat else geometry[GEO_IC]
-        Py_ssize_t n_copies, n_tasks = geometry[GEO_G] * o.tile_blocks * o.panel_blocks
+        Py_ssize_t chunk, copies = 0 if b.flat else geometry[GEO_IC]
         const real* x = start(input)
         const real* dy = start(grad_output)
         real* copied = &workspace[0]
         real* turned = copied + o.x_elements
-        real* kept = turned + o.y_elements
-        real* scratch = kept + o.kept_elements
-        const int64_t* g = &geometry[0]
-        vf* floats = NULL
-        vd* doubles = NULL
+        GradWeight job = GradWeight(
+            sizeof(real), x, dy, copied, turned, turned + o.y_elements, <void*> start(grad_weight), 0, True, True, &b, &o,
+            &geometry[0],
+        )
     for chunk in range(max(o.chunks, 1)):  # none of an empty batch: its sums are 0
-        images = min(o.images, geometry[GEO_N] - chunk * o.images)
-        n_copies = images * (copies + geometry[GEO_G] * o.panels)
-        for task in prange(
-            n_copies, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"
-        ):
-            if real is float:
-                lay_out_task(task, x, dy, copied, turned, images, &b, &o, g, floats)
-            else:
-                lay_out_task(task, x, dy, copied, turned, images, &b, &o, g, doubles)
-        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            if real is float:
-                conv2d_grad_weight_task(
-                    task, x if b.flat else <const real*> copied, <const real*> turned, grad_weight,
-                    kept + task * o.c_elements if o.kept_elements else scratch + threadid() * o.c_elements, images,
-                    chunk == 0, chunk >= o.chunks - 1, &b, &o, g, floats,
-                )
-            else:
-                conv2d_grad_weight_task(
-                    task, x if b.flat else <const real*> copied, <const real*> turned, grad_weight,
-                    kept + task * o.c_elements if o.kept_elements else scratch + threadid() * o.c_elements, images,
-                    chunk == 0, chunk >= o.chunks - 1, &b, &o, g, doubles,
-                )
-        x += images * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW]
-        dy += images * geometry[GEO_OC] * b.P
+        job.images = min(o.images, geometry[GEO_N] - chunk * o.images)
+        job.begin, job.end = chunk == 0, chunk >= o.chunks - 1
+        with nogil:
+            each_task(lay_out_entry, &job, job.images * (copies + geometry[GEO_G] * o.panels), n_threads)
+            each_task(
+                conv2d_grad_weight_entry, &job, geometry[GEO_G] * o.tile_blocks * o.panel_blocks, n_threads
+            )
+        x += job.images * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW]
+        dy += job.images * geometry[GEO_OC] * b.P
+        job.input, job.grad_output = x, dy

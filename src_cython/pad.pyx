@@ -1,12 +1,13 @@
 """Copy an image with a border, and the adjoint of that copy. Formula and shapes: fastconv/_reference/pad.py."""
 
-from cython.parallel cimport prange
 from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_MODE, GEO_PAD_TOP,
-    PAD_CIRCULAR, PAD_REFLECT, PAD_REPLICATE, int64_t, real,
+    PAD_CIRCULAR, PAD_REFLECT, PAD_REPLICATE, each_task, int64_t, real, start, team_join,
 )
+
+team_join()
 
 
 cdef inline Py_ssize_t source(Py_ssize_t position, Py_ssize_t extent, int64_t mode) noexcept nogil:
@@ -22,35 +23,54 @@ cdef inline Py_ssize_t source(Py_ssize_t position, Py_ssize_t extent, int64_t mo
     return -1
 
 
+# What the tasks of a kernel share.
+cdef struct Copy:
+    Py_ssize_t itemsize
+    const void* source
+    void* target
+    const int64_t* geometry
+
+
 cdef void pad2d_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] input,  # IN
-    real[:, :, :, ::1] output,       # OUT
-    const int64_t[::1] geometry,     # IN
+    const real* input,        # IN
+    real* output,             # OUT
+    const int64_t* geometry,  # IN
 ) noexcept nogil:
     # A task is one plane.
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
-        Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW]
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
         int64_t mode = geometry[GEO_PAD_MODE]
-        Py_ssize_t n = task // IC, c = task % IC, oh, ow, ih, iw
+        Py_ssize_t oh, ow, ih, iw
         # Output columns [first, last) copy a run of input columns
         Py_ssize_t first = min(max(pad_left, 0), OW), last = max(min(pad_left + IW, OW), first)
+        const real* row
+        real* target
 
     for oh in range(OH):
         ih = source(oh - pad_top, IH, mode)
+        target = output + (task * OH + oh) * OW
         if ih < 0:
-            memset(&output[n, c, oh, 0], 0, OW * sizeof(real))
+            memset(target, 0, OW * sizeof(real))
             continue
+        row = input + (task * IH + ih) * IW
         if last > first:
-            memcpy(&output[n, c, oh, first], &input[n, c, ih, first - pad_left], (last - first) * sizeof(real))
+            memcpy(target + first, row + first - pad_left, (last - first) * sizeof(real))
         for ow in range(first):
             iw = source(ow - pad_left, IW, mode)
-            output[n, c, oh, ow] = input[n, c, ih, iw] if iw >= 0 else 0
+            target[ow] = row[iw] if iw >= 0 else 0
         for ow in range(last, OW):
             iw = source(ow - pad_left, IW, mode)
-            output[n, c, oh, ow] = input[n, c, ih, iw] if iw >= 0 else 0
+            target[ow] = row[iw] if iw >= 0 else 0
+
+
+cdef void pad2d_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Copy* c = <const Copy*> job
+    if c.itemsize == sizeof(float):
+        pad2d_task(task, <const float*> c.source, <float*> c.target, c.geometry)
+    else:
+        pad2d_task(task, <const double*> c.source, <double*> c.target, c.geometry)
 
 
 def pad2d(
@@ -61,36 +81,44 @@ def pad2d(
     int n_threads,
 ):
     """input (N, IC, IH, IW) -> output (N, IC, OH, OW)."""
-    cdef Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        pad2d_task(task, input, output, geometry)
+    cdef Copy job = Copy(sizeof(real), start(input), <void*> start(output), &geometry[0])
+    with nogil:
+        each_task(pad2d_entry, &job, geometry[GEO_N] * geometry[GEO_IC], n_threads)
 
 
 cdef void pad2d_adjoint_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] grad_output,  # IN
-    real[:, :, :, ::1] grad_input,         # OUT
-    const int64_t[::1] geometry,           # IN
+    const real* grad_output,  # IN
+    real* grad_input,         # OUT
+    const int64_t* geometry,  # IN
 ) noexcept nogil:
     # A task is one plane; its cells are summed in row-major order of the output.
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
-        Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW]
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
         int64_t mode = geometry[GEO_PAD_MODE]
-        Py_ssize_t n = task // IC, c = task % IC, oh, ow, ih, iw
+        Py_ssize_t oh, ow, ih, iw
+        const real* row
+        real* plane = grad_input + task * IH * IW
 
-    for ih in range(IH):
-        for iw in range(IW):
-            grad_input[n, c, ih, iw] = 0
+    memset(plane, 0, IH * IW * sizeof(real))
     for oh in range(OH):
         ih = source(oh - pad_top, IH, mode)
         if ih < 0:
             continue
+        row = grad_output + (task * OH + oh) * OW
         for ow in range(OW):
             iw = source(ow - pad_left, IW, mode)
             if iw >= 0:
-                grad_input[n, c, ih, iw] += grad_output[n, c, oh, ow]
+                plane[ih * IW + iw] += row[ow]
+
+
+cdef void pad2d_adjoint_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Copy* c = <const Copy*> job
+    if c.itemsize == sizeof(float):
+        pad2d_adjoint_task(task, <const float*> c.source, <float*> c.target, c.geometry)
+    else:
+        pad2d_adjoint_task(task, <const double*> c.source, <double*> c.target, c.geometry)
 
 
 def pad2d_adjoint(
@@ -101,6 +129,6 @@ def pad2d_adjoint(
     int n_threads,
 ):
     """grad_output (N, IC, OH, OW) -> grad_input (N, IC, IH, IW): each cell sums the cells that copied it."""
-    cdef Py_ssize_t task, n_tasks = geometry[GEO_N] * geometry[GEO_IC]
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        pad2d_adjoint_task(task, grad_output, grad_input, geometry)
+    cdef Copy job = Copy(sizeof(real), start(grad_output), <void*> start(grad_input), &geometry[0])
+    with nogil:
+        each_task(pad2d_adjoint_entry, &job, geometry[GEO_N] * geometry[GEO_IC], n_threads)

@@ -3,14 +3,14 @@
 How windows are reduced on vectors: max_pool.pxd. Means go the same way, with sums for maxima.
 """
 
-from cython.parallel cimport prange, threadid
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
-    GEO_TURNED, address_in, address_out, ceil_div, int64_t, real, real_itemsize, vd, vec, vf,
+    GEO_TURNED, address_in, address_out, ceil_div, each_task, int64_t, real, real_itemsize, start, start_of_row, team_join,
+    vd, vec, vf,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
@@ -19,6 +19,8 @@ from max_pool cimport (
     block_inside, first_inside, has_flags, is_common, is_seamless, is_tiling, max_of_planes, max_ring_size, put, ring_slots,
     row_size, rows_inside, span, spread, tap, untangle,
 )
+
+team_join()
 
 cdef extern from *:
     """
@@ -111,6 +113,18 @@ cdef inline Py_ssize_t plane_tasks(const int64_t* geometry) noexcept nogil:
     return ceil_div(geometry[GEO_N] * geometry[GEO_IC], planes_per_task(geometry))
 
 
+# What the tasks of a kernel share.
+cdef struct Pool:
+    Py_ssize_t itemsize
+    const void* source
+    int64_t* indices
+    void* target
+    int64_t* outside
+    void* workspace
+    Py_ssize_t slice     # elements of workspace for each worker
+    const int64_t* geometry
+
+
 # ---------------------------------------------------------------------------------------------------- max pooling
 
 cdef void max_pool2d_task(
@@ -162,32 +176,31 @@ def max_pool2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     return n_workers * max_ring_size(g)
 
 
-cdef void max_pool2d_of(
-    const real* input, real* output, int64_t* indices, real* ring, const int64_t* geometry, int n_threads,
-) noexcept:
-    cdef Py_ssize_t task, n_tasks = row_tasks(geometry), size = max_ring_size(geometry)
-    if n_threads == 1:
-        with nogil:
-            for task in range(n_tasks):
-                max_pool2d_task(task, input, output, indices, ring, geometry)
-        return
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, schedule="dynamic"):
-        max_pool2d_task(task, input, output, indices, ring + threadid() * size, geometry)
+cdef void max_pool2d_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const Pool* p = <const Pool*> job
+        Py_ssize_t at = worker * p.slice
+    if p.itemsize == sizeof(float):
+        max_pool2d_task(
+            task, <const float*> p.source, <float*> p.target, p.indices, <float*> p.workspace + at, p.geometry
+        )
+    else:
+        max_pool2d_task(
+            task, <const double*> p.source, <double*> p.target, p.indices, <double*> p.workspace + at, p.geometry
+        )
 
 
 def max_pool2d(input, output, indices, workspace, geometry, int n_threads):
     """Max over each window; padding is -inf, NaN wins, the first of equals in row-major order wins."""
     cdef:
         Py_ssize_t itemsize = real_itemsize(input)
-        const void* x = address_in(input, itemsize)
-        void* y = address_out(output, itemsize)
-        int64_t* places = <int64_t*> address_out(indices, sizeof(int64_t))
-        void* ring = address_out(workspace, itemsize)
         const int64_t* g = <const int64_t*> address_in(geometry, sizeof(int64_t))
-    if itemsize == sizeof(float):
-        max_pool2d_of(<const float*> x, <float*> y, places, <float*> ring, g, n_threads)
-    else:
-        max_pool2d_of(<const double*> x, <double*> y, places, <double*> ring, g, n_threads)
+        Pool job = Pool(
+            itemsize, address_in(input, itemsize), <int64_t*> address_out(indices, sizeof(int64_t)),
+            address_out(output, itemsize), NULL, address_out(workspace, itemsize), max_ring_size(g), g,
+        )
+    with nogil:
+        each_task(max_pool2d_entry, &job, row_tasks(g), n_threads)
 
 
 cdef inline bint put_tiles(
@@ -243,11 +256,11 @@ cdef inline bint put_tiles(
 
 cdef inline void place_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] values,        # IN
-    const int64_t[:, :, :, ::1] indices,    # IN
-    real[:, :, :, ::1] output,              # OUT
-    int64_t[::1] outside,                   # OUT
-    const int64_t* geometry,                # IN
+    const real* values,        # IN
+    const int64_t* indices,    # IN
+    real* output,              # OUT
+    int64_t* outside,          # OUT
+    const int64_t* geometry,   # IN
     const bint add,
 ) noexcept nogil:
     """A run of planes: each value to its index, in row-major order; of one cell all add up, or the last stays."""
@@ -263,9 +276,9 @@ cdef inline void place_task(
         vd* like_d = NULL
     plane_last = min(plane + planes_per_task(geometry), planes)
     for plane in range(plane, plane_last):
-        source = &values[0, 0, 0, 0] + plane * windows
-        where = &indices[0, 0, 0, 0] + plane * windows
-        image = &output[0, 0, 0, 0] + plane * cells
+        source = values + plane * windows
+        where = indices + plane * windows
+        image = output + plane * cells
         if tiling and real is float:
             done = put_tiles(source, where, image, (planes - plane) * windows, (plane_last - plane) * cells, geometry, like_f)
         elif tiling:
@@ -286,6 +299,28 @@ cdef inline void place_task(
                 image[where[window]] = source[window]
 
 
+cdef void max_pool2d_backward_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Pool* p = <const Pool*> job
+    if p.itemsize == sizeof(float):
+        place_task(task, <const float*> p.source, p.indices, <float*> p.target, p.outside, p.geometry, True)
+    else:
+        place_task(task, <const double*> p.source, p.indices, <double*> p.target, p.outside, p.geometry, True)
+
+
+cdef void max_unpool2d_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Pool* p = <const Pool*> job
+    if p.itemsize == sizeof(float):
+        place_task(task, <const float*> p.source, p.indices, <float*> p.target, p.outside, p.geometry, False)
+    else:
+        place_task(task, <const double*> p.source, p.indices, <double*> p.target, p.outside, p.geometry, False)
+
+
+cdef inline int64_t* indices_of(const int64_t[:, :, :, ::1] indices) noexcept nogil:
+    if indices.shape[0] and indices.shape[1] and indices.shape[2] and indices.shape[3]:
+        return <int64_t*> &indices[0, 0, 0, 0]
+    return NULL
+
+
 def max_pool2d_backward(
     const real[:, :, :, ::1] grad_output,
     const int64_t[:, :, :, ::1] indices,
@@ -296,16 +331,14 @@ def max_pool2d_backward(
     int n_threads,
 ):
     """grad_input (N, IC, IH, IW): each gradient goes to the cell that won; gradients of one cell add up."""
-    cdef const int64_t* g = &geometry[0]
-    cdef Py_ssize_t task, n_tasks = plane_tasks(g)
+    cdef:
+        const int64_t* g = &geometry[0]
+        Pool job = Pool(
+            sizeof(real), start(grad_output), indices_of(indices), <void*> start(grad_input), &outside[0], NULL, 0, g
+        )
     outside[0] = 0
-    if n_threads == 1:
-        with nogil:
-            for task in range(n_tasks):
-                place_task(task, grad_output, indices, grad_input, outside, g, True)
-        return
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        place_task(task, grad_output, indices, grad_input, outside, g, True)
+    with nogil:
+        each_task(max_pool2d_backward_entry, &job, plane_tasks(g), n_threads)
 
 
 # ------------------------------------------------------------------------------------------------------ unpooling
@@ -321,40 +354,37 @@ def max_unpool2d(
     int n_threads,
 ):
     """input (N, IC, OH, OW) -> output (N, IC, IH, IW): zero but at ``indices``; of duplicates the last wins."""
-    cdef const int64_t* g = &geometry[0]
-    cdef Py_ssize_t task, n_tasks = plane_tasks(g)
+    cdef:
+        const int64_t* g = &geometry[0]
+        Pool job = Pool(
+            sizeof(real), start(input), indices_of(indices), <void*> start(output), &outside[0], NULL, 0, g
+        )
     outside[0] = 0
-    if n_threads == 1:
-        with nogil:
-            for task in range(n_tasks):
-                place_task(task, input, indices, output, outside, g, False)
-        return
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        place_task(task, input, indices, output, outside, g, False)
+    with nogil:
+        each_task(max_unpool2d_entry, &job, plane_tasks(g), n_threads)
 
 
 cdef void max_unpool2d_backward_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] grad_output,   # IN
-    const int64_t[:, :, :, ::1] indices,    # IN
-    real[:, :, :, ::1] grad_input,          # OUT
-    real* taken,                            # TMP  (IH * IW) whether a later value went to the cell
-    const int64_t* geometry,            # IN
+    const real* grad_output,   # IN
+    const int64_t* indices,    # IN
+    real* grad_input,          # OUT
+    real* taken,               # TMP  (IH * IW) whether a later value went to the cell
+    const int64_t* geometry,   # IN
 ) noexcept nogil:
     # A task is a run of planes; from the last window to the first, only the first to come keeps a cell.
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], cells = geometry[GEO_IH] * geometry[GEO_IW]
-        Py_ssize_t windows = geometry[GEO_OH] * geometry[GEO_OW]
+        Py_ssize_t cells = geometry[GEO_IH] * geometry[GEO_IW], windows = geometry[GEO_OH] * geometry[GEO_OW]
         Py_ssize_t plane = task * planes_per_task(geometry), plane_last, window, cell
         const real* image
         const int64_t* where
         real* grads
-    plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
+    plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * geometry[GEO_IC])
     memset(taken, 0, cells * sizeof(real))
     for plane in range(plane, plane_last):
-        image = &grad_output[plane // IC, plane % IC, 0, 0]
-        where = &indices[plane // IC, plane % IC, 0, 0]
-        grads = &grad_input[plane // IC, plane % IC, 0, 0]
+        image = grad_output + plane * cells
+        where = indices + plane * windows
+        grads = grad_input + plane * windows
         for window in range(windows - 1, -1, -1):
             cell = where[window]
             grads[window] = image[cell] if taken[cell] == 0 else 0
@@ -369,6 +399,20 @@ def max_unpool2d_backward_workspace(const int64_t[::1] geometry, Py_ssize_t n_wo
     return n_workers * g[GEO_IH] * g[GEO_IW]
 
 
+cdef void max_unpool2d_backward_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const Pool* p = <const Pool*> job
+        Py_ssize_t at = worker * p.slice
+    if p.itemsize == sizeof(float):
+        max_unpool2d_backward_task(
+            task, <const float*> p.source, p.indices, <float*> p.target, <float*> p.workspace + at, p.geometry
+        )
+    else:
+        max_unpool2d_backward_task(
+            task, <const double*> p.source, p.indices, <double*> p.target, <double*> p.workspace + at, p.geometry
+        )
+
+
 def max_unpool2d_backward(
     const real[:, :, :, ::1] grad_output,
     const int64_t[:, :, :, ::1] indices,
@@ -378,11 +422,14 @@ def max_unpool2d_backward(
     int n_threads,
 ):
     """grad_output (N, IC, IH, IW) -> grad_input (N, IC, OH, OW): zero for a value that a later duplicate replaced."""
-    cdef const int64_t* g = &geometry[0]
-    cdef Py_ssize_t task, n_tasks = plane_tasks(g), cells = g[GEO_IH] * g[GEO_IW]
-    cdef real* taken = &workspace[0] if cells > 0 else NULL
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        max_unpool2d_backward_task(task, grad_output, indices, grad_input, taken + threadid() * cells, g)
+    cdef:
+        const int64_t* g = &geometry[0]
+        Pool job = Pool(
+            sizeof(real), start(grad_output), indices_of(indices), <void*> start(grad_input), NULL,
+            <void*> start_of_row(workspace), g[GEO_IH] * g[GEO_IW], g,
+        )
+    with nogil:
+        each_task(max_unpool2d_backward_entry, &job, plane_tasks(g), n_threads)
 
 
 # --------------------------------------------------------------------------------------------------------- average
@@ -603,27 +650,26 @@ cdef inline bint is_plane(const int64_t* geometry) noexcept nogil:
 
 cdef void avg_pool2d_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] input,    # IN
-    real[:, :, :, ::1] output,         # OUT
-    real* ring,                        # TMP  mean_ring_size
-    const int64_t* geometry,       # IN
+    const real* input,         # IN
+    real* output,              # OUT
+    real* ring,                # TMP  mean_ring_size
+    const int64_t* geometry,   # IN
 ) noexcept nogil:
     # A task is a run of output rows, counted through all planes.
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], OH = geometry[GEO_OH]
-        Py_ssize_t row = task * rows_per_task(geometry), row_last, n, c, oh, oh_last
+        Py_ssize_t OH = geometry[GEO_OH], row = task * rows_per_task(geometry), row_last, oh, oh_last
         bint tiling = is_tiling(geometry), plane = is_plane(geometry)
         const real* x
         real* y
         real divisor
         vf* like_f = NULL
         vd* like_d = NULL
-    row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * IC * OH)
+    row_last = min(row + rows_per_task(geometry), geometry[GEO_N] * geometry[GEO_IC] * OH)
     while row < row_last:
-        n, c, oh = row // OH // IC, row // OH % IC, row % OH
+        oh = row % OH
         oh_last = min(oh + row_last - row, OH)
-        x = &input[n, c, 0, 0]
-        y = &output[n, c, 0, 0]
+        x = input + row // OH * geometry[GEO_IH] * geometry[GEO_IW]
+        y = output + row // OH * OH * geometry[GEO_OW]
         if plane:
             divisor = divisor_of_row(0, geometry, y) * divisor_of_column(0, geometry, y)
             if real is float:
@@ -654,6 +700,16 @@ def avg_pool2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     return n_workers * mean_ring_size(g)
 
 
+cdef void avg_pool2d_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const Pool* p = <const Pool*> job
+        Py_ssize_t at = worker * p.slice
+    if p.itemsize == sizeof(float):
+        avg_pool2d_task(task, <const float*> p.source, <float*> p.target, <float*> p.workspace + at, p.geometry)
+    else:
+        avg_pool2d_task(task, <const double*> p.source, <double*> p.target, <double*> p.workspace + at, p.geometry)
+
+
 def avg_pool2d(
     const real[:, :, :, ::1] input,
     real[:, :, :, ::1] output,
@@ -662,11 +718,13 @@ def avg_pool2d(
     int n_threads,
 ):
     """Sum over each window divided by divisor, else by its cells: those of the padded image, or of the image alone."""
-    cdef const int64_t* g = &geometry[0]
-    cdef Py_ssize_t task, n_tasks = row_tasks(g), size = mean_ring_size(g)
-    cdef real* ring = &workspace[0] if size > 0 else NULL
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        avg_pool2d_task(task, input, output, ring + threadid() * size, g)
+    cdef:
+        const int64_t* g = &geometry[0]
+        Pool job = Pool(
+            sizeof(real), start(input), NULL, <void*> start(output), NULL, <void*> start_of_row(workspace), mean_ring_size(g), g
+        )
+    with nogil:
+        each_task(avg_pool2d_entry, &job, row_tasks(g), n_threads)
 
 
 cdef inline void spread_pass(const real* share, real* frame, Py_ssize_t OW, const Py_ssize_t stride_w) noexcept nogil:
@@ -686,15 +744,15 @@ cdef inline void repeat_pass(const real* share, real* frame, Py_ssize_t OW, cons
 
 cdef void avg_pool2d_backward_task(
     Py_ssize_t task,
-    const real[:, :, :, ::1] grad_output,   # IN
-    real[:, :, :, ::1] grad_input,          # OUT
-    real* scratch,                          # TMP  spread_size
-    const int64_t* geometry,            # IN
+    const real* grad_output,   # IN
+    real* grad_input,          # OUT
+    real* scratch,             # TMP  spread_size
+    const int64_t* geometry,   # IN
 ) noexcept nogil:
     # A task is a run of planes. A row of gradients is spread along its windows' columns once, then added to their rows, or
     # copied where windows lie one below the other.
     cdef:
-        Py_ssize_t IC = geometry[GEO_IC], IH = geometry[GEO_IH], IW = geometry[GEO_IW]
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW]
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t stride_h = geometry[GEO_STRIDE_H], stride_w = geometry[GEO_STRIDE_W]
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
@@ -709,14 +767,14 @@ cdef void avg_pool2d_backward_task(
         real rows
         const real* grads
         real* image
-    plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
+    plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * geometry[GEO_IC])
     for ow in range(OW):
         divisors[ow] = divisor_of_column(ow, geometry, scratch)
     for plane in range(plane, plane_last):
-        image = &grad_input[plane // IC, plane % IC, 0, 0]
+        image = grad_input + plane * IH * IW
         memset(image + met * IW, 0, (IH - met) * IW * sizeof(real))
         for oh in range(OH):
-            grads = &grad_output[plane // IC, plane % IC, oh, 0]
+            grads = grad_output + (plane * OH + oh) * OW
             rows = divisor_of_row(oh, geometry, scratch)
             for ow in range(OW):
                 share[ow] = grads[ow] / (rows * divisors[ow])
@@ -753,6 +811,18 @@ def avg_pool2d_backward_workspace(const int64_t[::1] geometry, Py_ssize_t n_work
     return n_workers * spread_size(g)
 
 
+cdef void avg_pool2d_backward_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const Pool* p = <const Pool*> job
+        Py_ssize_t at = worker * p.slice
+    if p.itemsize == sizeof(float):
+        avg_pool2d_backward_task(task, <const float*> p.source, <float*> p.target, <float*> p.workspace + at, p.geometry)
+    else:
+        avg_pool2d_backward_task(
+            task, <const double*> p.source, <double*> p.target, <double*> p.workspace + at, p.geometry
+        )
+
+
 def avg_pool2d_backward(
     const real[:, :, :, ::1] grad_output,
     real[:, :, :, ::1] grad_input,
@@ -761,8 +831,10 @@ def avg_pool2d_backward(
     int n_threads,
 ):
     """grad_input (N, IC, IH, IW): each gradient, divided as its window was, goes to all cells of the window."""
-    cdef const int64_t* g = &geometry[0]
-    cdef Py_ssize_t task, n_tasks = plane_tasks(g), size = spread_size(g)
-    cdef real* scratch = &workspace[0]
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-        avg_pool2d_backward_task(task, grad_output, grad_input, scratch + threadid() * size, g)
+    cdef:
+        const int64_t* g = &geometry[0]
+        Pool job = Pool(
+            sizeof(real), start(grad_output), NULL, <void*> start(grad_input), NULL, &workspace[0], spread_size(g), g
+        )
+    with nogil:
+        each_task(avg_pool2d_backward_entry, &job, plane_tasks(g), n_threads)

@@ -19,18 +19,19 @@ A plane of many tiles is cut into blocks, and a task does all of this for its ro
 several images at once, and each loop is a phase whose tasks share V and M: then U is read once for all of them.
 """
 
-from cython.parallel cimport prange, threadid
 from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
     GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED, Operands,
-    VL_FLOAT, add_outer, ceil_div, clamp, fill, int64_t, lines, operands, prefetch, real, start, vd, vec, vf, vfma, vmax, vmin,
-    vset_d, vset_f,
+    VL_FLOAT, add_outer, ceil_div, clamp, each_run_of_tasks, each_task, fill, int64_t, lines, operands, prefetch, real, start,
+    start_of_row, team_join, vd, vec, vf, vfma, vmax, vmin, vset_d, vset_f,
 )
 from common cimport CACHE_LINE, DEPTHS, LINE, VL_DOUBLE as _VL_DOUBLE, WINOGRAD_MR as _MR, WINOGRAD_NV as _NV
 from fused_pool cimport max_pool_rows, pool_ring_size
 from lanes cimport high_f, load_lanes, low_f, store_filters, store_lanes, transpose
+
+team_join()
 
 # V and M of a block stay in the second-level cache, or stream through the third, where U is the larger part.
 cdef enum:
@@ -973,6 +974,23 @@ cdef void pack_weight_task(
         memset(u + i * b.u_step + c, 0, (b.channel_blocks * VL * NR - c) * sizeof(real))
 
 
+cdef struct Pack:
+    Py_ssize_t itemsize
+    const void* weight
+    void* packed
+    const Blocking* blocking
+    Py_ssize_t G
+    bint turned
+
+
+cdef void pack_weight_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Pack* p = <const Pack*> job
+    if p.itemsize == sizeof(float):
+        pack_weight_task(task, <const float*> p.weight, <float*> p.packed, p.blocking, p.G, p.turned, <vf*> NULL)
+    else:
+        pack_weight_task(task, <const double*> p.weight, <double*> p.packed, p.blocking, p.G, p.turned, <vd*> NULL)
+
+
 def pack_weight(
     const real[:, :, :, ::1] weight,
     real[::1] packed,
@@ -982,18 +1000,12 @@ def pack_weight(
 ):
     """weight (OC, ICG, K, K), turned (IC, OCG, K, K) -> packed, in the order in which this back end's conv2d reads it."""
     cdef:
-        bint turned = geometry[GEO_TURNED] != 0
         Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
-        Py_ssize_t task, G = geometry[GEO_G], n_tasks = G * b.panels
-        const real* w = &weight[0, 0, 0, 0] if weight.shape[0] and weight.shape[1] else NULL
-        real* target = &packed[0] if packed.shape[0] else NULL
-        vf* floats = NULL
-        vd* doubles = NULL
-    for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="static"):
-        if real is float:
-            pack_weight_task(task, w, target, &b, G, turned, floats)
-        else:
-            pack_weight_task(task, w, target, &b, G, turned, doubles)
+        Pack job = Pack(
+            sizeof(real), start(weight), <void*> start_of_row(packed), &b, geometry[GEO_G], geometry[GEO_TURNED] != 0
+        )
+    with nogil:
+        each_run_of_tasks(pack_weight_entry, &job, job.G * b.panels, n_threads)
 
 
 # -------------------------------------------------------------------------------------------------- kernels: forward
@@ -1147,71 +1159,129 @@ cdef void output_task(
     )
 
 
-cdef void conv2d_of(const Operands* o, real low, real high, int n_threads, vec* unused) noexcept:
+cdef struct Forward:
+    const Operands* operands
+    double low, high
+    Blocking blocking
+
+
+cdef void conv2d_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const Forward* f = <const Forward*> job
+        const Operands* o = f.operands
+        const Blocking* b = &f.blocking
+        Py_ssize_t at = worker * b.worker_elements
+    if o.itemsize == sizeof(float):
+        conv2d_task(
+            task, <const float*> o.input, <const float*> o.weight, <const float*> o.bias, <float> f.low, <float> f.high,
+            <float*> o.output, <float*> o.pooled, o.indices, <float*> o.workspace + at, b, o.geometry, <vf*> NULL,
+        )
+    else:
+        conv2d_task(
+            task, <const double*> o.input, <const double*> o.weight, <const double*> o.bias, f.low, f.high,
+            <double*> o.output, <double*> o.pooled, o.indices, <double*> o.workspace + at, b, o.geometry, <vd*> NULL,
+        )
+
+
+# What the three phases of a chunk of whole planes share.
+cdef struct Chunk:
+    Py_ssize_t itemsize
+    const void* input         # IN   first image of the chunk, first channel of the group
+    const void* u             # IN   of the group, as all of
+    const void* weight
+    const void* bias          # or NULL
+    double low, high
+    void* output              # OUT  first image of the chunk, first filter of the group
+    void* v
+    void* c
+    void* scratch
+    Py_ssize_t tiles          # of all images
+    Block at
+    const Blocking* blocking
+    const int64_t* geometry
+
+
+cdef void input_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const Chunk* d = <const Chunk*> job
+        Py_ssize_t scratch = worker * d.blocking.worker_elements
+    if d.itemsize == sizeof(float):
+        input_task(
+            task, <const float*> d.input, <float*> d.v, <float*> d.scratch + scratch, &d.at, d.blocking, d.geometry, <vf*> NULL
+        )
+    else:
+        input_task(
+            task, <const double*> d.input, <double*> d.v, <double*> d.scratch + scratch, &d.at, d.blocking, d.geometry,
+            <vd*> NULL,
+        )
+
+
+cdef void multiply_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Chunk* d = <const Chunk*> job
+    if d.itemsize == sizeof(float):
+        multiply_task(task, <const float*> d.u, <const float*> d.v, <float*> d.c, d.tiles, d.blocking, <vf*> NULL)
+    else:
+        multiply_task(task, <const double*> d.u, <const double*> d.v, <double*> d.c, d.tiles, d.blocking, <vd*> NULL)
+
+
+cdef void output_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef const Chunk* d = <const Chunk*> job
+    if d.itemsize == sizeof(float):
+        output_task(
+            task, <const float*> d.c, <const float*> d.input, <const float*> d.weight, <const float*> d.bias, <float> d.low,
+            <float> d.high, <float*> d.output, &d.at, d.blocking, d.geometry, <vf*> NULL,
+        )
+    else:
+        output_task(
+            task, <const double*> d.c, <const double*> d.input, <const double*> d.weight, <const double*> d.bias, d.low,
+            d.high, <double*> d.output, &d.at, d.blocking, d.geometry, <vd*> NULL,
+        )
+
+
+cdef void chunks_of(const Operands* o, double low, double high, const Blocking* b, int n_threads, real* unused) noexcept nogil:
+    """Whole planes: three phases for each chunk of images and group."""
     cdef:
         const int64_t* geo = o.geometry
-        Blocking b = blocking(geo, VL_FLOAT if real is float else _VL_DOUBLE)
-        Block at
-        Py_ssize_t task, N = geo[GEO_N], G = geo[GEO_G], cells = b.T * b.T, n_tasks, g, n, images, chunk
-        const real* x = <const real*> o.input
+        Py_ssize_t G = geo[GEO_G], g, n, images, chunk
+        real* v = <real*> o.workspace
         const real* u = <const real*> o.weight
-        const real* shifts = <const real*> o.bias
-        const real* x_chunk
-        const real* u_chunk
-        const real* weight
-        const real* shifts_chunk
-        real* out = <real*> o.output
-        real* out_chunk
-        real* scratch = <real*> o.workspace
-        real* v = scratch
-        real* c = v + b.v_elements
-    if geo[GEO_OC] == 0 or N == 0:
-        return
-    if not b.shared:
-        n_tasks = N * G * b.row_blocks
-        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            conv2d_task(
-                task, x, u, shifts, low, high, out, <real*> o.pooled, o.indices, scratch + threadid() * b.worker_elements,
-                &b, geo, unused,
-            )
-        return
-    scratch = c + b.m_elements
-    at.row = 0
-    at.column = 0
-    at.rows = b.tile_rows
-    at.columns = b.tile_columns
-    at.tiles = at.rows * at.columns
-    for chunk in range(G * ceil_div(N, b.images)):
+        const real* weight = u + G * b.u_elements
+        Block whole = Block(0, b.tile_rows, 0, b.tile_columns, b.tile_rows * b.tile_columns)
+        Chunk job
+    job.itemsize, job.low, job.high, job.at, job.blocking, job.geometry = sizeof(real), low, high, whole, b, geo
+    job.v, job.c, job.scratch = v, v + b.v_elements, v + b.v_elements + b.m_elements
+    for chunk in range(G * ceil_div(geo[GEO_N], b.images)):
         g = chunk % G
         n = chunk // G * b.images
-        images = min(b.images, N - n)
-        x_chunk = x + (n * G + g) * b.ICG * geo[GEO_IH] * geo[GEO_IW]
-        u_chunk = u + g * b.u_elements
-        weight = u + G * b.u_elements + g * b.OCG * b.ICG * b.K * b.K
-        shifts_chunk = shifts + g * b.OCG if shifts != NULL else NULL
-        out_chunk = out + (n * G + g) * b.OCG * b.OH * b.OW
-        n_tasks = images * b.image_blocks
-        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            input_task(task, x_chunk, v, scratch + threadid() * b.worker_elements, &at, &b, geo, unused)
-        n_tasks = cells * ceil_div(b.panels, b.chunk_panels)
-        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            multiply_task(task, u_chunk, <const real*> v, c, images * at.tiles, &b, unused)
-        n_tasks = images * b.panels
-        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            output_task(
-                task, <const real*> c, x_chunk, weight, shifts_chunk, low, high, out_chunk, &at, &b, geo, unused,
-            )
+        images = min(b.images, geo[GEO_N] - n)
+        job.input = <const real*> o.input + (n * G + g) * b.ICG * geo[GEO_IH] * geo[GEO_IW]
+        job.u = u + g * b.u_elements
+        job.weight = weight + g * b.OCG * b.ICG * b.K * b.K
+        job.bias = <const real*> o.bias + g * b.OCG if o.bias != NULL else NULL
+        job.output = <real*> o.output + (n * G + g) * b.OCG * b.OH * b.OW
+        job.tiles = images * whole.tiles
+        each_task(input_entry, &job, images * b.image_blocks, n_threads)
+        each_task(multiply_entry, &job, b.T * b.T * ceil_div(b.panels, b.chunk_panels), n_threads)
+        each_task(output_entry, &job, images * b.panels, n_threads)
 
 
 def conv2d(
     input, packed, bias, double act_min, double act_max, output, pooled, indices, workspace, geometry, int n_threads,
 ):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
-    cdef Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
-    if o.itemsize == sizeof(float):
-        conv2d_of(&o, <float> act_min, <float> act_max, n_threads, <vf*> NULL)
-    else:
-        conv2d_of(&o, act_min, act_max, n_threads, <vd*> NULL)
+    cdef:
+        Operands o = operands(input, packed, bias, output, pooled, indices, workspace, geometry)
+        const int64_t* geo = o.geometry
+        Forward job = Forward(&o, act_min, act_max, blocking(geo, VL_FLOAT if o.itemsize == sizeof(float) else _VL_DOUBLE))
+    if geo[GEO_OC] == 0 or geo[GEO_N] == 0:
+        return
+    with nogil:
+        if not job.blocking.shared:
+            each_task(conv2d_entry, &job, geo[GEO_N] * geo[GEO_G] * job.blocking.row_blocks, n_threads)
+        elif o.itemsize == sizeof(float):
+            chunks_of(&o, act_min, act_max, &job.blocking, n_threads, <float*> NULL)
+        else:
+            chunks_of(&o, act_min, act_max, &job.blocking, n_threads, <double*> NULL)
 
 
 # ------------------------------------------------------------------------------ kernels: gradient of the weight
@@ -1470,6 +1540,55 @@ cdef void conv2d_grad_weight_task(
     )
 
 
+cdef struct GradWeight:
+    Py_ssize_t itemsize
+    const void* input         # of the chunk
+    const void* grad_output
+    void* v
+    void* y
+    void* kept
+    void* grad_weight         # of the group
+    void* scratch
+    Block at
+    Py_ssize_t tiles          # of all images
+    bint first, last          # chunk
+    const Blocking* blocking
+    const Outer* outer
+    const int64_t* geometry
+
+
+cdef void transform_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const GradWeight* d = <const GradWeight*> job
+        Py_ssize_t scratch = worker * d.outer.worker_elements
+    if d.itemsize == sizeof(float):
+        transform_task(
+            task, <const float*> d.input, <const float*> d.grad_output, <float*> d.v, <float*> d.y,
+            <float*> d.scratch + scratch, &d.at, d.blocking, d.outer, d.geometry, <vf*> NULL,
+        )
+    else:
+        transform_task(
+            task, <const double*> d.input, <const double*> d.grad_output, <double*> d.v, <double*> d.y,
+            <double*> d.scratch + scratch, &d.at, d.blocking, d.outer, d.geometry, <vd*> NULL,
+        )
+
+
+cdef void conv2d_grad_weight_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        const GradWeight* d = <const GradWeight*> job
+        Py_ssize_t scratch = worker * d.outer.worker_elements
+    if d.itemsize == sizeof(float):
+        conv2d_grad_weight_task(
+            task, <const float*> d.v, <const float*> d.y, <float*> d.kept, <float*> d.grad_weight,
+            <float*> d.scratch + scratch, d.tiles, d.first, d.last, d.blocking, d.outer, d.geometry, <vf*> NULL,
+        )
+    else:
+        conv2d_grad_weight_task(
+            task, <const double*> d.v, <const double*> d.y, <double*> d.kept, <double*> d.grad_weight,
+            <double*> d.scratch + scratch, d.tiles, d.first, d.last, d.blocking, d.outer, d.geometry, <vd*> NULL,
+        )
+
+
 def conv2d_grad_weight(
     const real[:, :, :, ::1] input,
     const real[:, :, :, ::1] grad_output,
@@ -1482,57 +1601,34 @@ def conv2d_grad_weight(
     cdef:
         Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
         Outer o = outer(&b, &geometry[0])
-        Block at
-        Py_ssize_t task, N = geometry[GEO_N], G = geometry[GEO_G], n_tasks, g, n, images, chunk
+        Py_ssize_t N = geometry[GEO_N], G = geometry[GEO_G], g, n, images, chunk
         Py_ssize_t chunks = o.image_chunks * o.row_chunks
         const real* x = start(input)
         const real* dy = start(grad_output)
-        const real* x_chunk
-        const real* dy_chunk
-        real* dw = &grad_weight[0, 0, 0, 0] if grad_weight.shape[0] and grad_weight.shape[1] else NULL
+        real* dw = <real*> start(grad_weight)
         real* v = &workspace[0]
         real* y = v + o.v_elements
         real* kept = y + o.y_elements
-        real* scratch = kept + o.kept_elements
-        const int64_t* geo = &geometry[0]
-        vf* floats = NULL
-        vd* doubles = NULL
+        GradWeight job
     if chunks == 0:
         if not geometry[GEO_ACCUMULATE] and dw != NULL:
             memset(dw, 0, G * b.OCG * b.ICG * 9 * sizeof(real))
         return
-    at.column = 0
-    at.columns = b.tile_columns
+    job.itemsize, job.v, job.y, job.kept, job.scratch = sizeof(real), v, y, kept, kept + o.kept_elements
+    job.blocking, job.outer, job.geometry = &b, &o, &geometry[0]
+    job.at.column, job.at.columns = 0, b.tile_columns
     for chunk in range(G * chunks):
         g = chunk // chunks
         n = chunk % chunks // o.row_chunks * o.images
         images = min(o.images, N - n)
-        at.row = chunk % o.row_chunks * o.rows * b.m
-        at.rows = min(o.rows, b.tile_rows - chunk % o.row_chunks * o.rows)
-        at.tiles = at.rows * at.columns
-        x_chunk = x + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
-        dy_chunk = dy + (n * G + g) * b.OCG * b.OH * b.OW
-        n_tasks = images * (b.channel_blocks + o.filter_vectors)
-        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            if real is float:
-                transform_task(
-                    task, x_chunk, dy_chunk, v, y, scratch + threadid() * o.worker_elements, &at, &b, &o, geo, floats
-                )
-            else:
-                transform_task(
-                    task, x_chunk, dy_chunk, v, y, scratch + threadid() * o.worker_elements, &at, &b, &o, geo, doubles
-                )
-        n_tasks = o.tile_blocks * o.panel_blocks
-        for task in prange(n_tasks, nogil=True, num_threads=n_threads, use_threads_if=n_threads > 1, schedule="dynamic"):
-            if real is float:
-                conv2d_grad_weight_task(
-                    task, <const real*> v, <const real*> y, kept, dw + g * b.OCG * b.ICG * 9,
-                    scratch + threadid() * o.worker_elements, images * at.tiles, chunk % chunks == 0,
-                    chunk % chunks == chunks - 1, &b, &o, geo, floats,
-                )
-            else:
-                conv2d_grad_weight_task(
-                    task, <const real*> v, <const real*> y, kept, dw + g * b.OCG * b.ICG * 9,
-                    scratch + threadid() * o.worker_elements, images * at.tiles, chunk % chunks == 0,
-                    chunk % chunks == chunks - 1, &b, &o, geo, doubles,
-                )
+        job.at.row = chunk % o.row_chunks * o.rows * b.m
+        job.at.rows = min(o.rows, b.tile_rows - chunk % o.row_chunks * o.rows)
+        job.at.tiles = job.at.rows * job.at.columns
+        job.input = x + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
+        job.grad_output = dy + (n * G + g) * b.OCG * b.OH * b.OW
+        job.grad_weight = dw + g * b.OCG * b.ICG * 9
+        job.tiles = images * job.at.tiles
+        job.first, job.last = chunk % chunks == 0, chunk % chunks == chunks - 1
+        with nogil:
+            each_task(transform_entry, &job, images * (b.channel_blocks + o.filter_vectors), n_threads)
+            each_task(conv2d_grad_weight_entry, &job, o.tile_blocks * o.panel_blocks, n_threads)

@@ -28,8 +28,9 @@ clamp whose bounds are floats of the type moves no two numbers apart.
 
 **Zero-mean random data.** Errors are random-signed then and the partial sums grow like sqrt(i): the standard deviation
 of the error of a chain of n is about u * sqrt(1 + 2 + ... + n) / 2 = 0.35 u n against sum|t_i| = 0.64 n: 0.28 eps of
-it, whatever n. Five deviations are 1.4 eps; hence f <= 2 for every sum above, besides the proven bound. A wrong
-or missing term exceeds it by orders of magnitude, a needlessly long chain in low precision too.
+it, whatever n. Five deviations are 1.4 eps, and of 100,000 results some have partial sums twice as large as that;
+hence f <= 3 for every sum above, besides the proven bound. A wrong or missing term exceeds it by orders of magnitude,
+a needlessly long chain in low precision too.
 
 **Winograd.** tile = A^T [sum over c of (G w_c G^T) * (B^T d_c B)] A. Rounded or not, the value of cell (i, j) is a sum
 of products of entries of |A|, |G|, |B| with |w_c[k, l]| and |d_c[p, q]| <= max|d_c|; in one dimension kernel cell k
@@ -48,7 +49,7 @@ with d_c all cells of the image that a tile's taps and their zeros meet.
 
 Underflow adds at most a smallest subnormal s where a value was rounded: to the image's part, as if max|d_c| were s, to
 the weight's, as if every |w_c| were, or to a product. "auto" takes a tile of 6 never, as its F^2 is 9 times that of 4.
-On zero-mean random data no chain counts for more than 2 eps, as above.
+On zero-mean random data no chain counts for more than 3 eps, as above.
 
 Its gradient of the weight, G^T [sum over tiles of (B^T d B) * (A y A^T)] G, is the same form, in which a cell of y and
 the weight have changed places: with y_t the gradient's cells of tile t, and d_t the image's,
@@ -69,7 +70,7 @@ import numpy as np
 import oracle
 from fastconv._reference.winograd import _matrices
 
-ZERO_MEAN = 2  # eps of conv(|x|, |w|), on zero-mean random data
+ZERO_MEAN = 3  # eps of conv(|x|, |w|), on zero-mean random data
 
 
 def conv_chain(k, stem, kernel, problem):

@@ -18,7 +18,7 @@ _NO_GEOMETRY = np.empty(0, np.int64)
 
 def _run(kernel: Callable[..., None], array: np.ndarray, *others: Any, n_threads: int = 0) -> None:
     """``kernel`` on threads, as many as a call may use if not given; on one if ``array`` is small."""
-    n_threads = 1 if array.size < SMALL else n_threads or _threads.workers()
+    n_threads = 1 if array.size < SMALL else n_threads or _threads.get_num_threads()
     kernel(array, *others, NONE[array.dtype], _NO_GEOMETRY, n_threads)
 
 

@@ -1,5 +1,6 @@
-"""Several threads for a task. A team is the caller's thread and helpers of ours, which machine code leads through the tasks
-of a job; it needs neither the GIL nor Numba's threading layers, whose import would cost more than a first call may take.
+"""Several threads for a task, the twin of src_cython/team.h. A team is the caller's thread and helpers of ours, which machine
+code leads through the tasks of a job; it needs neither the GIL nor Numba's threading layers, whose import would cost more
+than a first call may take.
 
 A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: the next
 one that nobody took, or the next of as many equal runs of tasks as there are threads. A helper enters at the gate, one
@@ -34,8 +35,8 @@ SLEEPERS, WAKING = 192, 200  # helpers asleep; 1 while one of them is being woke
 CPUS, ACQUIRE, RELEASE, WAKE, DONE = 256, 264, 272, 280, 288  # set once: of this process, C functions, locks
 _N_WORDS = 40
 
-# Pauses, of 10 to 140 cycles each by kind of CPU: as long as the Python code between two layers of a network takes
-_SPINS = 4000
+# Pauses, of 10 to 140 cycles each by kind of CPU: as long as what lies between two layers of a network takes in NumPy
+_SPINS = 30000
 
 # The gate: places still free, above them who is inside, above that a bit: the caller sleeps. -1: helpers go home.
 PLACES, INSIDE, ASLEEP = (1 << 16) - 1, 1 << 16, 1 << 32

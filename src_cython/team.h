@@ -1,0 +1,238 @@
+/* Several threads for a task, the twin of fastconv/_numba/_parallel.py. A team is the caller's thread and helpers, which need
+   no GIL; all modules share the teams of one, cpu, and reach them by a capsule.
+
+   A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: the next
+   one that nobody took, or the next of as many equal runs of tasks as there are threads. A helper enters at the gate, one for
+   each place, and whoever finds no task left shuts it and leaves.
+   The caller waits for those inside, never for one that has not come: on a busy machine, or where a helper that slept is
+   woken on the caller's own CPU, it does the work of those by itself. An OpenMP region would wait for them, for milliseconds.
+   Who waits spins for a while, as the next job often follows at once, and then sleeps: a helper on the lock `wake`, the
+   caller on `done`. Several Python threads lead a team each. A fork has no helpers, so it starts teams of its own. */
+#ifndef FASTCONV_TEAM_H
+#define FASTCONV_TEAM_H
+
+#include <Python.h>
+#include <pythread.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+typedef void (*team_task)(const void *job, Py_ssize_t task, int worker);
+typedef void (*team_run_t)(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads, Py_ssize_t at_once);
+
+#define TEAM_CAPSULE "fastconv._cython.cpu.run"
+
+static team_run_t team_run_shared;
+
+/* Before a module's first job. */
+static int team_join(void)
+{
+    team_run_shared = (team_run_t)PyCapsule_Import(TEAM_CAPSULE, 0);
+    return team_run_shared ? 0 : -1;
+}
+
+/* Tasks 0 ... n_tasks - 1 on up to n_threads threads, worker 0 <= worker < n_threads: one by one. */
+static inline void each_task(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads)
+{
+    if (n_threads > 1 && n_tasks > 1) {
+        team_run_shared(function, job, n_tasks, n_threads, 1);
+        return;
+    }
+    for (Py_ssize_t task = 0; task < n_tasks; task++) function(job, task, 0);
+}
+
+/* The same in equal runs of neighbouring tasks. */
+static inline void each_run_of_tasks(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads)
+{
+    if (n_threads > 1 && n_tasks > 1) {
+        team_run_shared(function, job, n_tasks, n_threads, (n_tasks + n_threads - 1) / n_threads);
+        return;
+    }
+    for (Py_ssize_t task = 0; task < n_tasks; task++) function(job, task, 0);
+}
+
+#ifdef FASTCONV_TEAM /* what follows is compiled once, in cpu */
+
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
+#if defined(__x86_64__) || defined(__i386__)
+#define TEAM_PAUSE() __builtin_ia32_pause()
+#else
+#define TEAM_PAUSE() ((void)0)
+#endif
+
+/* Pauses, of 10 to 140 cycles each by kind of CPU: as long as what lies between two layers of a network takes in NumPy */
+enum { TEAM_SPINS = 30000 };
+
+/* The gate: places still free, above them who is inside, above that a bit: the caller sleeps */
+static const int64_t TEAM_PLACES = ((int64_t)1 << 16) - 1, TEAM_INSIDE = (int64_t)1 << 16, TEAM_ASLEEP = (int64_t)1 << 32;
+
+/* What threads change while others read it has a cache line of its own. */
+#define TEAM_LINE __attribute__((aligned(64)))
+
+typedef struct Team {
+    TEAM_LINE int64_t gate;
+    TEAM_LINE int64_t counter;
+    TEAM_LINE team_task function; /* the job, of which a thread takes so many tasks at once */
+    const void *job;
+    int64_t n_tasks, at_once, spins; /* spins: how often who waits looks before sleeping */
+    TEAM_LINE int64_t sleepers, waking; /* helpers asleep; 1 while one of them is being woken */
+    TEAM_LINE PyThread_type_lock wake, done;
+    int n_helpers;
+    struct Team *next; /* idle team */
+} Team;
+
+static Team *team_idle;
+static int64_t team_idle_taken; /* 1 while a thread reads or writes team_idle */
+static int team_cpus = 1;       /* that this process may use */
+
+#define TEAM_READ(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
+#define TEAM_WRITE(p, value) __atomic_store_n(p, value, __ATOMIC_SEQ_CST)
+#define TEAM_ADD(p, value) __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST)
+
+/* What stood at p; if that was old, new stands there now. */
+static int64_t team_swap(int64_t *p, int64_t old, int64_t new)
+{
+    __atomic_compare_exchange_n(p, &old, new, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    return old;
+}
+
+/* Wake a helper, who wakes the next; at most one is told at a time, so the lock is never released twice. */
+static void team_wake(Team *team)
+{
+    if (TEAM_READ(&team->sleepers) > 0 && team_swap(&team->waking, 0, 1) == 0) PyThread_release_lock(team->wake);
+}
+
+/* Take tasks until none is left, then shut the gate and leave; what the gate is after that. */
+static int64_t team_perform(Team *team, int worker)
+{
+    team_task function = team->function;
+    const void *job = team->job;
+    int64_t n_tasks = team->n_tasks, at_once = team->at_once, task, gate, left, found;
+    for (task = TEAM_ADD(&team->counter, at_once); task < n_tasks; task = TEAM_ADD(&team->counter, at_once))
+        for (int64_t end = task + at_once < n_tasks ? task + at_once : n_tasks; task < end; task++)
+            function(job, task, worker);
+    for (gate = TEAM_READ(&team->gate);; gate = found) {
+        left = (gate & ~TEAM_PLACES) - TEAM_INSIDE;
+        found = team_swap(&team->gate, gate, left == TEAM_ASLEEP ? 0 : left);
+        if (found == gate) return left;
+    }
+}
+
+/* The caller's part of a job. */
+static void team_lead(Team *team, team_task function, const void *job, Py_ssize_t n_tasks, int n_workers, Py_ssize_t at_once)
+{
+    /* Who spins takes a CPU from those who work where there are more threads than CPUs */
+    int64_t spins = n_workers <= team_cpus ? TEAM_SPINS : 0, gate, found;
+    team->function = function;
+    team->job = job;
+    team->n_tasks = n_tasks;
+    team->at_once = at_once;
+    TEAM_WRITE(&team->spins, spins);
+    TEAM_WRITE(&team->counter, 0);
+    TEAM_WRITE(&team->gate, TEAM_INSIDE + n_workers - 1);
+    team_wake(team);
+    gate = team_perform(team, 0);
+    while (gate != 0) {
+        if (spins-- > 0) {
+            TEAM_PAUSE();
+            gate = TEAM_READ(&team->gate);
+        } else {
+            found = team_swap(&team->gate, gate, gate + TEAM_ASLEEP);
+            if (found == gate) {
+                PyThread_acquire_lock(team->done, WAIT_LOCK);
+                return;
+            }
+            gate = found;
+        }
+    }
+}
+
+/* A helper's life. */
+static void team_serve(void *at)
+{
+    Team *team = at;
+    int64_t gate, spins = TEAM_READ(&team->spins);
+    for (;;) {
+        gate = TEAM_READ(&team->gate);
+        if (gate & TEAM_PLACES) {
+            if (team_swap(&team->gate, gate, gate - 1 + TEAM_INSIDE) == gate) {
+                if (team_perform(team, (int)(gate & TEAM_PLACES)) == TEAM_ASLEEP) PyThread_release_lock(team->done);
+                spins = TEAM_READ(&team->spins);
+            }
+        } else if (spins-- > 0) {
+            TEAM_PAUSE();
+        } else {
+            TEAM_ADD(&team->sleepers, 1);
+            PyThread_acquire_lock(team->wake, WAIT_LOCK);
+            TEAM_WRITE(&team->waking, 0);
+            TEAM_ADD(&team->sleepers, -1);
+            if (TEAM_READ(&team->gate) & TEAM_PLACES) team_wake(team);
+            spins = TEAM_READ(&team->spins);
+        }
+    }
+}
+
+static PyThread_type_lock team_lock(void)
+{
+    PyThread_type_lock lock = PyThread_allocate_lock();
+    if (lock) PyThread_acquire_lock(lock, WAIT_LOCK);
+    return lock;
+}
+
+/* A new team without helpers, or NULL where memory is short. Teams live as long as the process, as their helpers do. */
+static Team *team_new(void)
+{
+    void *memory = calloc(1, sizeof(Team) + 64);
+    if (!memory) return NULL;
+    Team *team = (Team *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+    team->wake = team_lock();
+    team->done = team_lock();
+    return team->wake && team->done ? team : NULL;
+}
+
+static void team_idle_take(void)
+{
+    while (__atomic_exchange_n(&team_idle_taken, 1, __ATOMIC_SEQ_CST)) TEAM_PAUSE();
+}
+
+static void team_run(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads, Py_ssize_t at_once)
+{
+    int n_workers = n_tasks < n_threads ? (int)n_tasks : n_threads;
+    team_idle_take();
+    Team *team = team_idle;
+    if (team) team_idle = team->next;
+    TEAM_WRITE(&team_idle_taken, 0);
+    if (!team && !(team = team_new())) {
+        for (Py_ssize_t task = 0; task < n_tasks; task++) function(job, task, 0);
+        return;
+    }
+    /* Fewer helpers do where the system gives no more threads. */
+    while (team->n_helpers < n_workers - 1 && PyThread_start_new_thread(team_serve, team) != PYTHREAD_INVALID_THREAD_ID)
+        team->n_helpers++;
+    team_lead(team, function, job, n_tasks, n_workers, at_once);
+    team_idle_take();
+    team->next = team_idle;
+    team_idle = team;
+    TEAM_WRITE(&team_idle_taken, 0);
+}
+
+static void team_after_fork(void)
+{
+    team_idle = NULL; /* their helpers are not here */
+    team_idle_taken = 0;
+}
+
+/* The capsule by which kernels find this. */
+static PyObject *team_capsule(int cpus)
+{
+    team_cpus = cpus;
+#ifndef _WIN32
+    pthread_atfork(NULL, NULL, team_after_fork);
+#endif
+    return PyCapsule_New((void *)team_run, TEAM_CAPSULE, NULL);
+}
+
+#endif
+#endif
