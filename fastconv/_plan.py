@@ -31,8 +31,10 @@ ALGORITHMS: dict[str, Any] = {
     **winograd.FORCED,
 }
 AUTOMATIC = ("im2col", "direct", "winograd", "winograd_wide")
-SMALL_WORK = 1_000_000  # multiply-adds: below about 50 us a second thread costs more than it brings
-SMALL_POOL = 300_000  # the same in comparisons, of which small planes take several times as long
+# Multiply-adds for each thread of a call, at least: some microseconds, as waking a thread takes. Of pools comparisons,
+# of which small planes take several times as long
+THREAD_WORK = 120_000
+THREAD_POOL = 40_000
 SPARE_BYTES = 16 * 2**20  # workspace allowed to "auto" beside twice input and output
 
 known_plans: dict[Any, Plan] = {}  # of public calls, by their raw arguments
@@ -83,7 +85,7 @@ class Plan:
         self._run = step.run
         self._dtype, self._dtype_name = np.dtype(problem.dtype), problem.dtype
         self._no_bias = np.empty(0, self._dtype)
-        self._parallel = problem.macs >= (SMALL_POOL if op in pool.OPS else SMALL_WORK)
+        self._most_workers = max(problem.macs // (THREAD_POOL if op in pool.OPS else THREAD_WORK), 1)
         self._elements = {1: step.workspace(1)}  # of workspace, by number of threads
         if op in ("forward", *pool.OPS):
             fused = getattr(problem, "pool", None)
@@ -102,7 +104,7 @@ class Plan:
         return self._workspace_elements(self._workers()) * self._dtype.itemsize
 
     def _workers(self) -> int:
-        return _threads.get_num_threads() if self._parallel else 1
+        return min(_threads.get_num_threads(), self._most_workers)
 
     def _workspace_elements(self, n_workers: int) -> int:
         elements = self._elements.get(n_workers)

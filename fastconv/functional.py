@@ -30,7 +30,7 @@ from fastconv._arrays import (
     same_dtype,
 )
 from fastconv._packed import PackedWeight
-from fastconv._plan import SMALL_WORK, Plan, known_plans, plan_conv2d, plan_pool2d
+from fastconv._plan import THREAD_WORK, Plan, known_plans, plan_conv2d, plan_pool2d
 from fastconv._problem import (
     ConvProblem,
     PoolProblem,
@@ -922,7 +922,7 @@ def _kernels(function: str, backend: str) -> _backends.Kernels:
 
 
 def _workers(problem: ConvProblem) -> int:
-    return _threads.get_num_threads() if problem.macs >= SMALL_WORK else 1
+    return min(_threads.get_num_threads(), max(problem.macs // THREAD_WORK, 1))
 
 
 # ------------------------------------------------------------------------------------------------ pooling

@@ -33,7 +33,8 @@ cdef enum:
     FILTERS = 4      # filters that share each loaded vector of pixels
     DEPTH = 256      # products after which a partial sum is put aside
     FLUSH = 64       # vectors after which grad_weight's partial sums are put aside
-    TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it
+    TASK = 1 << 18   # multiply-adds of a task: ten microseconds, against a fraction of one to start it;
+    FEW_TASKS = 4    # but so many tasks, for two or four threads to share
     TOGETHER = 4096  # elements of depthwise planes, images and results, whose columns are taken in turns
     CHUNKS = 16      # grad_weight: tasks that are worth splitting the sum for
 
@@ -498,7 +499,7 @@ cdef void share_out(Conv* conv, Py_ssize_t strided) noexcept nogil:
     chunks = max(min(work // TASK, ceil_div(conv.rows, 2)), 1)
     conv.chunk = max(ceil_div(ceil_div(conv.rows, chunks), 2) * 2, 2)
     conv.units = conv.N * conv.G * ceil_div(conv.F, conv.together) * ceil_div(conv.rows, conv.chunk)
-    conv.batch = max(TASK // work, 1)
+    conv.batch = max(min(TASK // work, ceil_div(conv.units, FEW_TASKS)), 1)
     conv.planes = max(TOGETHER // max(conv.OH * conv.OW + conv.IH * conv.IW, 1), 1)
     conv.n_tasks = ceil_div(conv.units, conv.batch)
 

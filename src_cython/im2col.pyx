@@ -41,7 +41,8 @@ cdef enum:
     FEW_WEIGHTS = 16384        # that one thread packs before a second one is there
     THREAD_TASKS = 4           # strips of a fused pool for each thread, tasks of a flat problem
     CHUNK_FILTERS = 64         # the smallest chunk of filters: a pixel's columns are packed again for each
-    IDLE = 8                   # filters are split into chunks where threads would wait 1/IDLE of the time or more
+    IDLE = 8                   # filters are split into chunks where threads would wait 1/IDLE of the time or more,
+    EVEN = 32                  # flat planes into more blocks where they would 1/EVEN
     IN_PLACE_CELLS = 32 * BLOCK_PIXELS      # of a block that is read in place, or of its copied rows: a first-level cache
     SPARE = 16                 # tiles of whole rows may waste 1/SPARE of their lanes
     MOST_PLACES = 2048         # >= vectors of such a block
@@ -69,7 +70,8 @@ cdef struct Blocking:
     Py_ssize_t ICG, OCG, T, K, OH, OW, P        # T taps of one channel; a flat 1x1 problem has one row of P pixels
     bint flat, in_place                         # in place: tiles read the image, packed is only what ends inside a vector
     Py_ssize_t run                              # pixels that all filters meet before the next ones, in whole panels
-    Py_ssize_t NB, blocks, strip, strips        # pixels of a block, blocks of an image and of a task, tasks of an image
+    Py_ssize_t NB, blocks, strip, strips        # most pixels of a block, blocks of an image and of a task, tasks of an image
+    Py_ssize_t unit, units                      # pixels that a block has a whole number of times, and that of all blocks
     Py_ssize_t pooled_rows, carried_rows        # of a fused pool per block; of the maps, that two blocks' windows share
     bint by_rows                                # vectors of a tile lie in one row each: read from the copied rows
     bint paired                                 # tiles pool by themselves: where indices are not wanted
@@ -166,14 +168,20 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     b.by_rows = b.by_rows and ceil_div(b.NB, b.OW) * ceil_div(b.OW, VL_FLOAT // 2) <= MOST_PLACES
     b.strips = ceil_div(b.blocks, b.strip)
     b.chunks = 1
+    b.unit, b.units = b.NB, b.blocks
     tasks = images * b.strips
     if not b.in_place:
         if b.flat and n_threads > 1 and tasks > 0:  # enough for a thread that wakes late; each packs cells for itself
             b.chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), b.OCG // (2 * CHUNK_FILTERS)), 1)
-        while b.chunks < b.OCG // CHUNK_FILTERS and is_idle(tasks * b.chunks, n_threads):
+        while b.chunks < b.OCG // CHUNK_FILTERS and is_idle(tasks * b.chunks, n_threads, IDLE):
             b.chunks += 1
     elif n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
         b.chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), b.OCG // CHUNK_FILTERS), 1)
+    if b.flat and not b.pooled_rows:
+        b.unit, b.units = wide, ceil_div(b.P - lone, wide)
+        while b.blocks < b.units and is_idle(images * b.blocks * b.chunks, n_threads, EVEN):
+            b.blocks += 1
+        b.NB, b.strips = ceil_div(b.units, b.blocks) * wide, b.blocks
     b.chunk_panels = ceil_div(b.panels, b.chunks)
     # The cells of a run stay in the first-level cache. Of a pool and of rows it is a block: RUN_CELLS says for which else
     b.run = b.NB
@@ -204,10 +212,10 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
     return b
 
 
-cdef inline bint is_idle(Py_ssize_t tasks, Py_ssize_t n_threads) noexcept nogil:
-    """Whether threads that share tasks of one size wait for the last for 1/IDLE of the time or more."""
+cdef inline bint is_idle(Py_ssize_t tasks, Py_ssize_t n_threads, Py_ssize_t part) noexcept nogil:
+    """Whether threads that share tasks of one size wait for the last for 1/part of the time or more."""
     cdef Py_ssize_t turns = ceil_div(tasks, n_threads) * n_threads
-    return (turns - tasks) * IDLE >= turns and turns > tasks
+    return (turns - tasks) * part >= turns and turns > tasks
 
 
 cdef inline bint is_paired(const Blocking* b, const int64_t* geometry) noexcept nogil:
@@ -1414,11 +1422,11 @@ cdef void conv2d_task(
     const int64_t* geometry,      # IN
     vec* unused,
 ) noexcept nogil:
-    # A task is a strip of blocks of one image, group and chunk of filters.
+    # A task is a strip of blocks of one image, group and chunk of filters, which other threads at best do not meet.
     cdef:
-        Py_ssize_t chunk = task % b.chunks, first = task // b.chunks % b.strips * b.strip
-        Py_ssize_t image = task // b.chunks // b.strips, panel_from = chunk * b.chunk_panels, block
-        Py_ssize_t panel_to = min(panel_from + b.chunk_panels, b.panels)
+        Py_ssize_t chunk = task // b.strips % b.chunks, first = task % b.strips * b.strip
+        Py_ssize_t image = task // b.strips // b.chunks, panel_from = chunk * b.panels // b.chunks, block
+        Py_ssize_t panel_to = (chunk + 1) * b.panels // b.chunks
     for block in range(first, min(first + b.strip, b.blocks)):
         if b.paired:
             conv2d_paired_block(
@@ -1553,8 +1561,8 @@ cdef void conv2d_block(
         pooled_from = pooled_to = row_from = carried = carry_from = rows_to_carry = 0
         if b.in_place and b.P % VL == 0 and b.P >= HEADED * VL:
             head = (VL - <size_t> image // sizeof(real) % VL) % VL
-        p_from = block * b.NB + head
-        pixels = b.P - p_from if block == b.blocks - 1 else b.NB
+        p_from = block * b.units // b.blocks * b.unit + head
+        pixels = b.P - p_from if block == b.blocks - 1 else (block + 1) * b.units // b.blocks * b.unit + head - p_from
         ldc = b.P
         c = output + (ng * b.OCG + oc_from) * b.P + p_from
         lone = pixels % VL if pixels % VL * LONE <= VL and not b.by_rows and head == 0 else 0

@@ -1,9 +1,10 @@
 /* Several threads for a task, the twin of fastconv/_numba/_parallel.py. A team is the caller's thread and helpers, which need
    no GIL; all modules share the teams of one, cpu, and reach them by a capsule.
 
-   A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: the next
-   one that nobody took, or the next of as many equal runs of tasks as there are threads. A helper enters at the gate, one for
-   each place, and whoever finds no task left shuts it and leaves.
+   A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: one that
+   nobody took, of as many parts in turns as there are threads, or such a part whole. Neighbouring tasks write side by side,
+   where cores would take lines and what they fetch ahead from each other; so those that run at once lie a part apart. A
+   helper enters at the gate, one for each place, and whoever finds no task left shuts it and leaves.
    The caller waits for those inside, never for one that has not come: on a busy machine, or where a helper that slept is
    woken on the caller's own CPU, it does the work of those by itself. An OpenMP region would wait for them, for milliseconds.
    Who waits spins for a while, as the next job often follows at once, and then sleeps: a helper on the lock `wake`, the
@@ -19,18 +20,22 @@
 typedef void (*team_task)(const void *job, Py_ssize_t task, int worker);
 typedef void (*team_run_t)(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads, Py_ssize_t at_once);
 
-#define TEAM_CAPSULE "fastconv._cython.cpu.run"
+#define TEAM_MODULE "fastconv._cython.cpu"
+#define TEAM_CAPSULE TEAM_MODULE ".run"
 
 static team_run_t team_run_shared;
 
 /* Before a module's first job. */
 static int team_join(void)
 {
+    PyObject *module = PyImport_ImportModule(TEAM_MODULE); /* which PyCapsule_Import only looks for */
+    if (!module) return -1;
+    Py_DECREF(module);
     team_run_shared = (team_run_t)PyCapsule_Import(TEAM_CAPSULE, 0);
     return team_run_shared ? 0 : -1;
 }
 
-/* Tasks 0 ... n_tasks - 1 on up to n_threads threads, worker 0 <= worker < n_threads: one by one. */
+/* Tasks 0 ... n_tasks - 1 on up to n_threads threads, worker 0 <= worker < n_threads: one at a time. */
 static inline void each_task(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads)
 {
     if (n_threads > 1 && n_tasks > 1) {
@@ -40,7 +45,7 @@ static inline void each_task(team_task function, const void *job, Py_ssize_t n_t
     for (Py_ssize_t task = 0; task < n_tasks; task++) function(job, task, 0);
 }
 
-/* The same in equal runs of neighbouring tasks. */
+/* The same, an equal part of neighbouring tasks at a time. */
 static inline void each_run_of_tasks(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads)
 {
     if (n_threads > 1 && n_tasks > 1) {
@@ -76,7 +81,7 @@ typedef struct Team {
     TEAM_LINE int64_t counter;
     TEAM_LINE team_task function; /* the job, of which a thread takes so many tasks at once */
     const void *job;
-    int64_t n_tasks, at_once, spins; /* spins: how often who waits looks before sleeping */
+    int64_t n_tasks, at_once, n_workers, spins; /* spins: how often who waits looks before sleeping */
     TEAM_LINE int64_t sleepers, waking; /* helpers asleep; 1 while one of them is being woken */
     TEAM_LINE PyThread_type_lock wake, done;
     int n_helpers;
@@ -109,10 +114,18 @@ static int64_t team_perform(Team *team, int worker)
 {
     team_task function = team->function;
     const void *job = team->job;
-    int64_t n_tasks = team->n_tasks, at_once = team->at_once, task, gate, left, found;
-    for (task = TEAM_ADD(&team->counter, at_once); task < n_tasks; task = TEAM_ADD(&team->counter, at_once))
-        for (int64_t end = task + at_once < n_tasks ? task + at_once : n_tasks; task < end; task++)
-            function(job, task, worker);
+    int64_t n_tasks = team->n_tasks, at_once = team->at_once, parts = team->n_workers, part, longer, taken;
+    int64_t gate, left, found;
+    for (taken = TEAM_ADD(&team->counter, at_once); taken < n_tasks; taken = TEAM_ADD(&team->counter, at_once)) {
+        if (at_once == 1) {
+            part = taken % parts;
+            longer = part < n_tasks % parts ? part : n_tasks % parts;
+            function(job, part * (n_tasks / parts) + longer + taken / parts, worker);
+        } else {
+            for (int64_t end = taken + at_once < n_tasks ? taken + at_once : n_tasks; taken < end; taken++)
+                function(job, taken, worker);
+        }
+    }
     for (gate = TEAM_READ(&team->gate);; gate = found) {
         left = (gate & ~TEAM_PLACES) - TEAM_INSIDE;
         found = team_swap(&team->gate, gate, left == TEAM_ASLEEP ? 0 : left);
@@ -129,6 +142,7 @@ static void team_lead(Team *team, team_task function, const void *job, Py_ssize_
     team->job = job;
     team->n_tasks = n_tasks;
     team->at_once = at_once;
+    team->n_workers = n_workers;
     TEAM_WRITE(&team->spins, spins);
     TEAM_WRITE(&team->counter, 0);
     TEAM_WRITE(&team->gate, TEAM_INSIDE + n_workers - 1);

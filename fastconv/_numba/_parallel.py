@@ -2,9 +2,10 @@
 code leads through the tasks of a job; it needs neither the GIL nor Numba's threading layers, whose import would cost more
 than a first call may take.
 
-A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: the next
-one that nobody took, or the next of as many equal runs of tasks as there are threads. A helper enters at the gate, one
-for each place, and whoever finds no task left shuts it and leaves.
+A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: one that
+nobody took, of as many parts in turns as there are threads, or such a part whole. Neighbouring tasks write side by side,
+where cores would take lines and what they fetch ahead from each other; so those that run at once lie a part apart. A
+helper enters at the gate, one for each place, and whoever finds no task left shuts it and leaves.
 The caller waits for those inside, never for one that has not come: on a busy machine it does the work of those by itself.
 Who waits spins for a while, as the next job often follows at once, and then sleeps: a helper on the lock WAKE, the caller
 on DONE. Several Python threads lead a team each. A fork has no helpers, so no teams.
@@ -29,8 +30,8 @@ from fastconv._numba._simd import cgutils, extending, ir, types
 
 # Bytes from a team's address to its words. What threads change while others read it has a cache line of its own.
 GATE, COUNTER = 0, 64
-ENTRY, TABLE, N_TASKS, AT_ONCE = 128, 136, 144, 152  # the job, of which a thread takes so many tasks at once
-SPINS = 160  # how often who waits looks before sleeping
+ENTRY, TABLE, N_TASKS, AT_ONCE, N_WORKERS = 128, 136, 144, 152, 160  # the job, of which a thread takes so many tasks at once
+SPINS = 168  # how often who waits looks before sleeping
 SLEEPERS, WAKING = 192, 200  # helpers asleep; 1 while one of them is being woken
 CPUS, ACQUIRE, RELEASE, WAKE, DONE = 256, 264, 272, 280, 288  # set once: of this process, C functions, locks
 _N_WORDS = 40
@@ -128,10 +129,15 @@ def wake(team):
 def perform(team, worker):
     """Take tasks until none is left, then shut the gate and leave; what the gate is after that."""
     entry, table, n_tasks, at_once = read(team + ENTRY), read(team + TABLE), read(team + N_TASKS), read(team + AT_ONCE)
-    task = add(team + COUNTER, at_once)
-    while task < n_tasks:
-        call(entry, task, min(task + at_once, n_tasks), worker, table)
-        task = add(team + COUNTER, at_once)
+    parts, taken = read(team + N_WORKERS), add(team + COUNTER, at_once)
+    while taken < n_tasks:
+        if at_once == 1:
+            part = taken % parts
+            task = part * (n_tasks // parts) + min(part, n_tasks % parts) + taken // parts
+            call(entry, task, task + 1, worker, table)
+        else:
+            call(entry, taken, min(taken + at_once, n_tasks), worker, table)
+        taken = add(team + COUNTER, at_once)
     gate = read(team + GATE)
     while True:
         left = (gate & ~PLACES) - INSIDE
@@ -147,6 +153,7 @@ def lead(team, entry, table, n_tasks, n_workers, at_once):
     write(team + TABLE, table)
     write(team + N_TASKS, n_tasks)
     write(team + AT_ONCE, at_once)
+    write(team + N_WORKERS, n_workers)
     write(team + COUNTER, 0)
     # Who spins takes a CPU from those who work where there are more threads than CPUs
     spins = _SPINS if n_workers <= read(team + CPUS) else 0

@@ -45,7 +45,8 @@ FLUSH = 64  # vectors after which grad_weight's partial sums are put aside
 # two bands are a first-level cache, of 32 KB before AVX-512, of 48 with it
 BAND = 6400 if ORDERED else 4096
 TOGETHER = 4096  # elements of depthwise planes, images and results, whose columns are taken in turns
-TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it
+TASK = 1 << 18  # multiply-adds of a task: ten microseconds, against a fraction of one to start it;
+FEW_TASKS = 4  # but so many tasks, for two or four threads to share
 CHUNKS = 16  # grad_weight: tasks that are worth splitting the sum for
 
 
@@ -162,7 +163,7 @@ def share_out(
     chunks = max(min(work // TASK, ceil_div(rows, 2)), 1)
     chunk = max(ceil_div(ceil_div(rows, chunks), 2) * 2, 2)
     units = N * G * ceil_div(F, together) * ceil_div(rows, chunk)
-    batch = max(TASK // work, 1)
+    batch = max(min(TASK // work, ceil_div(units, FEW_TASKS)), 1)
     planes = max(TOGETHER // max(OH * OW + IH * IW, 1), 1)
     return together, chunk, units, batch, ceil_div(units, batch), K, planes
 

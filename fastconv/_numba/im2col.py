@@ -61,7 +61,8 @@ MOST_PIXELS = 1536  # of a block
 FEW_WEIGHTS = 16384  # that one thread packs before a second one is there
 THREAD_TASKS = 4  # strips of a fused pool for each thread, tasks of a flat problem
 CHUNK_FILTERS = 64  # the smallest chunk of filters: a pixel's columns are packed again for each
-IDLE = 8  # filters are split into chunks where threads would wait 1/IDLE of the time or more
+IDLE = 8  # filters are split into chunks where threads would wait 1/IDLE of the time or more,
+EVEN = 32  # flat planes into more blocks where they would 1/EVEN
 IN_PLACE_CELLS = 32 * BLOCK_PIXELS  # of a block that is read in place, or of its copied rows: a first-level cache
 SPARE = 16  # tiles of whole rows may waste 1/SPARE of their lanes
 MOST_PLACES = 2048  # >= vectors of such a block
@@ -99,7 +100,8 @@ Blocking = namedtuple(
     "ICG OCG T K OH OW P "  # T taps of one channel; a flat 1x1 problem has one row of P pixels
     "flat in_place "  # in place: tiles read the image, packed is only what ends inside a vector
     "run "  # pixels that all filters meet before the next ones, in whole panels
-    "NB blocks strip strips "  # pixels of a block, blocks of an image and of a task, tasks of an image
+    "NB blocks strip strips "  # most pixels of a block, blocks of an image and of a task, tasks of an image
+    "unit units "  # pixels that a block has a whole number of times, and that of all blocks
     "pooled_rows carried_rows "  # of a fused pool per block; of the maps, that two blocks' windows share
     "by_rows "  # vectors of a tile lie in one row each: read from the copied rows
     "paired "  # tiles pool by themselves: where indices are not wanted
@@ -112,10 +114,10 @@ Blocking = namedtuple(
 )
 
 
-def is_idle(tasks, n_threads):
-    """Whether threads that share tasks of one size wait for the last for 1/IDLE of the time or more."""
+def is_idle(tasks, n_threads, part):
+    """Whether threads that share tasks of one size wait for the last for 1/part of the time or more."""
     turns = ceil_div(tasks, n_threads) * n_threads
-    return (turns - tasks) * IDLE >= turns and turns > tasks
+    return (turns - tasks) * part >= turns and turns > tasks
 
 
 def is_paired(OH, OW, K, k_blocks, flat, geometry):
@@ -214,14 +216,20 @@ def blocking(geometry, n_threads):
 
     strips = ceil_div(blocks, strip)
     chunks = 1
+    unit, units = NB, blocks
     tasks = images * strips
     if in_place == 0:
         if flat > 0 and n_threads > 1 and tasks > 0:  # enough for a thread that wakes late; each packs cells for itself
             chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), OCG // (2 * CHUNK_FILTERS)), 1)
-        while chunks < OCG // CHUNK_FILTERS and is_idle(tasks * chunks, n_threads):
+        while chunks < OCG // CHUNK_FILTERS and is_idle(tasks * chunks, n_threads, IDLE):
             chunks += 1
     elif n_threads > 1 and tasks > 0:  # nothing is packed: as many as balance tasks of any size
         chunks = max(min(ceil_div(THREAD_TASKS * n_threads, tasks), OCG // CHUNK_FILTERS), 1)
+    if flat > 0 and pooled_rows == 0:
+        unit, units = wide, ceil_div(P - lone, wide)
+        while blocks < units and is_idle(images * blocks * chunks, n_threads, EVEN):
+            blocks += 1
+        NB, strips = ceil_div(units, blocks) * wide, blocks
     chunk_panels = ceil_div(panels, chunks)
     # The cells of a run stay in the first-level cache. Of a pool and of rows it is a block: RUN_CELLS says for which else
     run = NB
@@ -248,8 +256,8 @@ def blocking(geometry, n_threads):
     elements = copy_elements + b_elements + lone_elements + c_elements + ring_elements + shift_elements
     elements += lines(chunk_panels * MR * carried_rows * OW)
     return Blocking(
-        ICG, OCG, T, K, OH, OW, P, flat, in_place, run, NB, blocks, strip, strips, pooled_rows, carried_rows, by_rows,
-        paired, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels,
+        ICG, OCG, T, K, OH, OW, P, flat, in_place, run, NB, blocks, strip, strips, unit, units, pooled_rows, carried_rows,
+        by_rows, paired, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels,
         row_skip, row_step, copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements, elements,
     )  # fmt: skip
 
@@ -1432,8 +1440,8 @@ def conv2d_block(
         pooled_from = pooled_to = row_from = carried = carry_from = rows_to_carry = 0
         if b.in_place > 0 and b.P % VL == 0 and b.P >= HEADED * VL:
             head = -(image // size) % VL
-        p_from = block * b.NB + head
-        pixels = b.P - p_from if block == b.blocks - 1 else b.NB
+        p_from = block * b.units // b.blocks * b.unit + head
+        pixels = b.P - p_from if block == b.blocks - 1 else (block + 1) * b.units // b.blocks * b.unit + head - p_from
         ldc = b.P
         c = address(output) + ((ng * b.OCG + oc_from) * b.P + p_from) * size
         lone = pixels % VL if pixels % VL * LONE <= VL and b.by_rows == 0 and head == 0 else 0
@@ -1635,11 +1643,11 @@ def conv2d_task(
     geometry: const_int64[::1],  # IN
     words: const_int64[::1],  # IN
 ):
-    # A task is a strip of blocks of one image, group and chunk of filters.
+    # A task is a strip of blocks of one image, group and chunk of filters, which other threads at best do not meet.
     b = blocking_in(words)
-    chunk, first = task % b.chunks, task // b.chunks % b.strips * b.strip
-    panel_from = chunk * b.chunk_panels
-    image, panel_to = task // b.chunks // b.strips, min(panel_from + b.chunk_panels, b.panels)
+    chunk, first = task // b.strips % b.chunks, task % b.strips * b.strip
+    panel_from, panel_to = chunk * b.panels // b.chunks, (chunk + 1) * b.panels // b.chunks
+    image = task // b.strips // b.chunks
     scratch = address(workspace) + worker * b.elements * itemsize(input.dtype)
     paired = b.paired > 0 and indices.size == 0 and is_finite(bias)
     for block in range(first, min(first + b.strip, b.blocks)):
