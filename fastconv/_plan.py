@@ -107,9 +107,7 @@ class Plan:
         return min(_threads.get_num_threads(), self._most_workers)
 
     def _workspace_elements(self, n_workers: int) -> int:
-        elements = self._elements.get(n_workers)
-        if elements is None:
-            elements = self._elements[n_workers] = self._step.workspace(n_workers)
+        elements = self._elements[n_workers] = self._step.workspace(n_workers)
         return elements
 
     def __call__(
@@ -130,8 +128,12 @@ class Plan:
         self, operands: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...], workspace: np.ndarray | None = None
     ) -> None:
         """Run on checked arrays, into ``outputs``."""
-        n_workers = self._workers()
-        elements = self._workspace_elements(n_workers)
+        n_workers = _threads.get_num_threads()
+        if n_workers > self._most_workers:
+            n_workers = self._most_workers
+        elements = self._elements.get(n_workers)
+        if elements is None:
+            elements = self._workspace_elements(n_workers)
         if workspace is None:
             space = _arena.workspace(elements, self._dtype_name)
         else:
