@@ -149,6 +149,15 @@ cdef inline const real* start(const real[:, :, :, ::1] array) noexcept nogil:
     return NULL
 
 
+cdef inline const real* cells_of(
+    const real[:, :, :, ::1] array, Py_ssize_t N, Py_ssize_t C, Py_ssize_t H, Py_ssize_t W
+) except? NULL:
+    """The same of an array that must have so many cells along its axes: a build that checks indices sees whether it has."""
+    if min(N, C, H, W) <= 0 or &array[N - 1, C - 1, H - 1, W - 1] == NULL:
+        return NULL
+    return &array[0, 0, 0, 0]
+
+
 cdef inline const real* start_of_row(const real[::1] array) noexcept nogil:
     """The same of an array of one axis."""
     return &array[0] if array.shape[0] else NULL

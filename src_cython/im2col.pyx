@@ -21,8 +21,8 @@ from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
-    add_outer, ceil_div, clamp, each_run_of_tasks, each_task, fill, int64_t, lines, opaque, operands, prefetch, real, start,
-    start_of_row, team_join, vec, vd, vf, vfma, vfma_at, vmax, vmin,
+    add_outer, ceil_div, cells_of, clamp, each_run_of_tasks, each_task, fill, int64_t, lines, opaque, operands, prefetch,
+    real, start, start_of_row, team_join, vec, vd, vf, vfma, vfma_at, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_FILTERS, LONE_SPAN, RUN_CELLS
 from common cimport LISTED_DEPTHS, LISTED_MR, LISTED_NV, TRIPLE_RUN_CELLS, loads_are_scarce
@@ -1116,11 +1116,13 @@ cdef struct Copy:
     const int64_t* geometry
 
 
-cdef inline const real* start_of_columns(const real[:, :, :, :, :, ::1] cols) noexcept nogil:
-    cdef int axis
-    for axis in range(6):
-        if cols.shape[axis] == 0:
-            return NULL
+cdef inline const real* columns_of(const real[:, :, :, :, :, ::1] cols, const int64_t* geometry) except? NULL:
+    """`cells_of` columns."""
+    cdef:
+        Py_ssize_t N = geometry[GEO_N], IC = geometry[GEO_IC], KH = geometry[GEO_KH], KW = geometry[GEO_KW]
+        Py_ssize_t OH = geometry[GEO_OH], OW = geometry[GEO_OW]
+    if min(N, IC, KH, KW, OH, OW) <= 0 or &cols[N - 1, IC - 1, KH - 1, KW - 1, OH - 1, OW - 1] == NULL:
+        return NULL
     return &cols[0, 0, 0, 0, 0, 0]
 
 
@@ -1177,9 +1179,13 @@ def im2col(
     int n_threads,
 ):
     """input (N, IC, IH, IW) -> cols (N, IC, KH, KW, OH, OW)."""
-    cdef Copy job = Copy(sizeof(real), start(input), <void*> start_of_columns(cols), &geometry[0])
+    cdef:
+        const int64_t* g = &geometry[0]
+        Copy job = Copy(
+            sizeof(real), cells_of(input, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]), <void*> columns_of(cols, g), g
+        )
     with nogil:
-        each_task(im2col_entry, &job, geometry[GEO_N] * geometry[GEO_IC], n_threads)
+        each_task(im2col_entry, &job, g[GEO_N] * g[GEO_IC], n_threads)
 
 
 cdef void col2im_task(
@@ -1229,9 +1235,13 @@ def col2im(
     int n_threads,
 ):
     """The adjoint of im2col: output (N, IC, IH, IW) sums the columns' cells."""
-    cdef Copy job = Copy(sizeof(real), start_of_columns(cols), <void*> start(output), &geometry[0])
+    cdef:
+        const int64_t* g = &geometry[0]
+        Copy job = Copy(
+            sizeof(real), columns_of(cols, g), <void*> cells_of(output, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]), g
+        )
     with nogil:
-        each_task(col2im_entry, &job, geometry[GEO_N] * geometry[GEO_IC], n_threads)
+        each_task(col2im_entry, &job, g[GEO_N] * g[GEO_IC], n_threads)
 
 
 cdef void interleave_task(
@@ -1892,12 +1902,13 @@ def conv2d_grad_input(
 ):
     """The adjoint in x, with the epilogue of a convolution (bias (IC,) or (0,)): a transposed convolution."""
     cdef:
-        Blocking b = blocking(&geometry[0], 1)
-        Transposed t = transposed(&b, &geometry[0])
+        const int64_t* g = &geometry[0]
+        Blocking b = blocking(g, 1)
+        Transposed t = transposed(&b, g)
         Py_ssize_t blocks = geometry[GEO_G] * t.channel_blocks
         GradInput job = GradInput(
-            sizeof(real), start(grad_output), start(weight), start_of_row(bias), act_min, act_max, <void*> start(grad_input),
-            &workspace[0], &b, &t, &geometry[0],
+            sizeof(real), start(grad_output), start(weight), start_of_row(bias), act_min, act_max,
+            <void*> cells_of(grad_input, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]), &workspace[0], &b, &t, g,
         )
     with nogil:
         each_task(transpose_weight_entry, &job, blocks, n_threads)

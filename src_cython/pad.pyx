@@ -4,7 +4,7 @@ from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_MODE, GEO_PAD_TOP,
-    PAD_CIRCULAR, PAD_REFLECT, PAD_REPLICATE, each_task, int64_t, real, start, team_join,
+    PAD_CIRCULAR, PAD_REFLECT, PAD_REPLICATE, cells_of, each_task, int64_t, real, team_join,
 )
 
 team_join()
@@ -81,9 +81,14 @@ def pad2d(
     int n_threads,
 ):
     """input (N, IC, IH, IW) -> output (N, IC, OH, OW)."""
-    cdef Copy job = Copy(sizeof(real), start(input), <void*> start(output), &geometry[0])
+    cdef:
+        const int64_t* g = &geometry[0]
+        Copy job = Copy(
+            sizeof(real), cells_of(input, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]),
+            <void*> cells_of(output, g[GEO_N], g[GEO_IC], g[GEO_OH], g[GEO_OW]), g,
+        )
     with nogil:
-        each_task(pad2d_entry, &job, geometry[GEO_N] * geometry[GEO_IC], n_threads)
+        each_task(pad2d_entry, &job, g[GEO_N] * g[GEO_IC], n_threads)
 
 
 cdef void pad2d_adjoint_task(
@@ -129,6 +134,11 @@ def pad2d_adjoint(
     int n_threads,
 ):
     """grad_output (N, IC, OH, OW) -> grad_input (N, IC, IH, IW): each cell sums the cells that copied it."""
-    cdef Copy job = Copy(sizeof(real), start(grad_output), <void*> start(grad_input), &geometry[0])
+    cdef:
+        const int64_t* g = &geometry[0]
+        Copy job = Copy(
+            sizeof(real), cells_of(grad_output, g[GEO_N], g[GEO_IC], g[GEO_OH], g[GEO_OW]),
+            <void*> cells_of(grad_input, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]), g,
+        )
     with nogil:
-        each_task(pad2d_adjoint_entry, &job, geometry[GEO_N] * geometry[GEO_IC], n_threads)
+        each_task(pad2d_adjoint_entry, &job, g[GEO_N] * g[GEO_IC], n_threads)

@@ -9,8 +9,8 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
-    GEO_TURNED, address_in, address_out, ceil_div, each_task, int64_t, real, real_itemsize, start, start_of_row, team_join,
-    vd, vec, vf,
+    GEO_TURNED, address_in, address_out, ceil_div, cells_of, each_task, int64_t, real, real_itemsize, start_of_row,
+    team_join, vd, vec, vf,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
@@ -334,7 +334,8 @@ def max_pool2d_backward(
     cdef:
         const int64_t* g = &geometry[0]
         Pool job = Pool(
-            sizeof(real), start(grad_output), indices_of(indices), <void*> start(grad_input), &outside[0], NULL, 0, g
+            sizeof(real), cells_of(grad_output, g[GEO_N], g[GEO_IC], g[GEO_OH], g[GEO_OW]), indices_of(indices),
+            <void*> cells_of(grad_input, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]), &outside[0], NULL, 0, g,
         )
     outside[0] = 0
     with nogil:
@@ -357,7 +358,8 @@ def max_unpool2d(
     cdef:
         const int64_t* g = &geometry[0]
         Pool job = Pool(
-            sizeof(real), start(input), indices_of(indices), <void*> start(output), &outside[0], NULL, 0, g
+            sizeof(real), cells_of(input, g[GEO_N], g[GEO_IC], g[GEO_OH], g[GEO_OW]), indices_of(indices),
+            <void*> cells_of(output, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]), &outside[0], NULL, 0, g,
         )
     outside[0] = 0
     with nogil:
@@ -425,7 +427,8 @@ def max_unpool2d_backward(
     cdef:
         const int64_t* g = &geometry[0]
         Pool job = Pool(
-            sizeof(real), start(grad_output), indices_of(indices), <void*> start(grad_input), NULL,
+            sizeof(real), cells_of(grad_output, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]), indices_of(indices),
+            <void*> cells_of(grad_input, g[GEO_N], g[GEO_IC], g[GEO_OH], g[GEO_OW]), NULL,
             <void*> start_of_row(workspace), g[GEO_IH] * g[GEO_IW], g,
         )
     with nogil:
@@ -721,7 +724,9 @@ def avg_pool2d(
     cdef:
         const int64_t* g = &geometry[0]
         Pool job = Pool(
-            sizeof(real), start(input), NULL, <void*> start(output), NULL, <void*> start_of_row(workspace), mean_ring_size(g), g
+            sizeof(real), cells_of(input, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]), NULL,
+            <void*> cells_of(output, g[GEO_N], g[GEO_IC], g[GEO_OH], g[GEO_OW]), NULL, <void*> start_of_row(workspace),
+            mean_ring_size(g), g,
         )
     with nogil:
         each_task(avg_pool2d_entry, &job, row_tasks(g), n_threads)
@@ -834,7 +839,8 @@ def avg_pool2d_backward(
     cdef:
         const int64_t* g = &geometry[0]
         Pool job = Pool(
-            sizeof(real), start(grad_output), NULL, <void*> start(grad_input), NULL, &workspace[0], spread_size(g), g
+            sizeof(real), cells_of(grad_output, g[GEO_N], g[GEO_IC], g[GEO_OH], g[GEO_OW]), NULL,
+            <void*> cells_of(grad_input, g[GEO_N], g[GEO_IC], g[GEO_IH], g[GEO_IW]), NULL, &workspace[0], spread_size(g), g,
         )
     with nogil:
         each_task(avg_pool2d_backward_entry, &job, plane_tasks(g), n_threads)

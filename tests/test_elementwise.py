@@ -253,7 +253,7 @@ def test_threads_are_for_large_arrays(monkeypatch):
             def rectify(output, most, grad, workspace, geometry, n_threads):
                 asked.append(n_threads)
 
-    monkeypatch.setattr(_threads, "workers", lambda: 5)
+    monkeypatch.setattr(_threads, "get_num_threads", lambda: 5)
     for size in (elementwise.SMALL - 1, elementwise.SMALL):
         elementwise.rectify(Kernels, np.ones(size), np.inf, np.ones(size))
     assert asked == [1, 5]

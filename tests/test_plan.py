@@ -161,7 +161,7 @@ def test_large_plans_use_the_threads_there_are(engine):
         assert "  threads    1\n" in fc.plan_conv2d(BY_NAME["article"].problem()).explain()
         seen = []
         plan = fc.plan_conv2d(BY_NAME["filters-49"].problem())
-        plan._parallel, plan._run = True, lambda *arguments: seen.append(arguments[-1])
+        plan._most_workers, plan._run = 3, lambda *arguments: seen.append(arguments[-1])
         plan(np.zeros(plan.problem.input_shape, "float32"), np.zeros(plan.problem.weight_shape, "float32"), None)
     assert seen == [3]
 

@@ -269,7 +269,8 @@ def python(code, *arguments, **environment):
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "fork") or not os.path.isdir("/proc/self/task"), reason="this system has no fork, or lists no threads"
+    not hasattr(os, "fork") or not os.path.isdir("/proc/self/task"),
+    reason="this system has no fork, or lists no threads",
 )
 @pytest.mark.parametrize("name", ENGINES)
 def test_fork_after_use(name):

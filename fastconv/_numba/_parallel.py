@@ -30,7 +30,8 @@ from fastconv._numba._simd import cgutils, extending, ir, types
 
 # Bytes from a team's address to its words. What threads change while others read it has a cache line of its own.
 GATE, COUNTER = 0, 64
-ENTRY, TABLE, N_TASKS, AT_ONCE, N_WORKERS = 128, 136, 144, 152, 160  # the job, of which a thread takes so many tasks at once
+ENTRY, TABLE, N_TASKS, N_WORKERS = 128, 136, 144, 152  # the job
+AT_ONCE = 160  # tasks that a thread takes
 SPINS = 168  # how often who waits looks before sleeping
 SLEEPERS, WAKING = 192, 200  # helpers asleep; 1 while one of them is being woken
 CPUS, ACQUIRE, RELEASE, WAKE, DONE = 256, 264, 272, 280, 288  # set once: of this process, C functions, locks

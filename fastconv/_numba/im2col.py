@@ -257,8 +257,8 @@ def blocking(geometry, n_threads):
     elements += lines(chunk_panels * MR * carried_rows * OW)
     return Blocking(
         ICG, OCG, T, K, OH, OW, P, flat, in_place, run, NB, blocks, strip, strips, unit, units, pooled_rows, carried_rows,
-        by_rows, paired, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows, channels,
-        row_skip, row_step, copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements, elements,
+        by_rows, paired, kc, k_blocks, panels, chunks, chunk_panels, kept_panels, lent, phases, phase_width, row_width, rows,
+        channels, row_skip, row_step, copy_elements, b_elements, lone_elements, c_elements, ring_elements, shift_elements, elements,
     )  # fmt: skip
 
 
