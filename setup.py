@@ -107,7 +107,8 @@ def extensions() -> list[Extension]:
     """All compiled modules."""
     # GCC would fill a tile's sums with zeros by a call of memset, which takes them out of their registers; Clang has no such flag
     optimisation = [*FLAGS, *accepted("-fno-tree-loop-distribute-patterns")]
-    link = ["-Wl,-s"] if platform.system() == "Linux" else []  # no symbols
+    threads = accepted("-pthread")
+    link = [*threads, "-Wl,-s"] if platform.system() == "Linux" else threads  # -s: no symbols
 
     def extension(name: str, stem: str, flags: Sequence[str] = (), macros: Sequence[tuple[str, str]] = ()) -> Extension:
         return Extension(
@@ -115,7 +116,7 @@ def extensions() -> list[Extension]:
             [f"src_cython/{stem}.pyx"],
             include_dirs=["src_cython"],
             depends=["setup.py", *HEADERS],
-            extra_compile_args=[*optimisation, *flags],
+            extra_compile_args=[*optimisation, *flags, *threads],
             extra_link_args=link,
             define_macros=list(macros),
         )

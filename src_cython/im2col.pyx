@@ -181,7 +181,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.unit, b.units = wide, ceil_div(b.P - lone, wide)
         while b.blocks < b.units and is_idle(images * b.blocks * b.chunks, n_threads, EVEN):
             b.blocks += 1
-        b.NB, b.strips = ceil_div(b.units, b.blocks) * wide, b.blocks
+        b.NB, b.strips = ceil_div(b.units, max(b.blocks, 1)) * wide, b.blocks
     b.chunk_panels = ceil_div(b.panels, b.chunks)
     # The cells of a run stay in the first-level cache. Of a pool and of rows it is a block: RUN_CELLS says for which else
     b.run = b.NB

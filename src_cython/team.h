@@ -59,6 +59,7 @@ static inline void each_run_of_tasks(team_task function, const void *job, Py_ssi
 
 #ifndef _WIN32
 #include <pthread.h>
+#include <signal.h>
 #endif
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -69,6 +70,8 @@ static inline void each_run_of_tasks(team_task function, const void *job, Py_ssi
 
 /* Pauses, of 10 to 140 cycles each by kind of CPU: as long as what lies between two layers of a network takes in NumPy */
 enum { TEAM_SPINS = 30000 };
+
+enum { TEAM_STACK = 1 << 20 }; /* bytes of a helper's stack; tiles of Winograd take 128 KB */
 
 /* The gate: places still free, above them who is inside, above that a bit: the caller sleeps */
 static const int64_t TEAM_PLACES = ((int64_t)1 << 16) - 1, TEAM_INSIDE = (int64_t)1 << 16, TEAM_ASLEEP = (int64_t)1 << 32;
@@ -164,7 +167,7 @@ static void team_lead(Team *team, team_task function, const void *job, Py_ssize_
 }
 
 /* A helper's life. */
-static void team_serve(void *at)
+static void *team_serve(void *at)
 {
     Team *team = at;
     int64_t gate, spins = TEAM_READ(&team->spins);
@@ -186,6 +189,28 @@ static void team_serve(void *at)
             spins = TEAM_READ(&team->spins);
         }
     }
+}
+
+/* A new helper; whether there is one. It takes no signals, which are for threads that the program knows of. */
+static int team_start(Team *team)
+{
+#ifdef _WIN32
+    return PyThread_start_new_thread((void (*)(void *))team_serve, team) != PYTHREAD_INVALID_THREAD_ID;
+#else
+    pthread_t helper;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    int failed;
+    if (pthread_attr_init(&attributes)) return 0;
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, TEAM_STACK);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    failed = pthread_create(&helper, &attributes, team_serve, team);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return !failed;
+#endif
 }
 
 static PyThread_type_lock team_lock(void)
@@ -223,8 +248,7 @@ static void team_run(team_task function, const void *job, Py_ssize_t n_tasks, in
         return;
     }
     /* Fewer helpers do where the system gives no more threads. */
-    while (team->n_helpers < n_workers - 1 && PyThread_start_new_thread(team_serve, team) != PYTHREAD_INVALID_THREAD_ID)
-        team->n_helpers++;
+    while (team->n_helpers < n_workers - 1 && team_start(team)) team->n_helpers++;
     team_lead(team, function, job, n_tasks, n_workers, at_once);
     team_idle_take();
     team->next = team_idle;

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -389,6 +390,28 @@ def test_teams_do_every_task_whatever_their_size(name):
     engine = engine_or_skip(name)
     run = python(TEAMS, engine.backend, engine.isa or "", OPENBLAS_NUM_THREADS="1")
     assert (run.stdout, run.returncode) == ("[] True\n", 0), run.stderr[-2000:]
+
+
+HELPERS = """
+import os, signal, sys, threading
+import numpy as np
+import fastconv as fc
+threading.stack_size(65536)
+x, w = np.ones((1, 64, 40, 40), "float32"), np.ones((64, 64, 3, 3), "float32")
+with fc.config(backend=sys.argv[1], isa=sys.argv[2] or None, num_threads=2):
+    out = fc.conv2d(x, w, padding=1, algorithm="winograd")
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.kill(os.getpid(), signal.SIGTERM)
+print(signal.sigwait([signal.SIGTERM]) == signal.SIGTERM, threading.stack_size(), round(float(out[0, 0, 5, 5])))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no signals of threads")
+@pytest.mark.parametrize("name", COMPILED)
+def test_helpers_take_no_signals_and_have_stacks_of_their_own_size(name):
+    engine = engine_or_skip(name)
+    run = python(HELPERS, engine.backend, engine.isa or "", OPENBLAS_NUM_THREADS="1")
+    assert (run.stdout, run.returncode) == ("True 65536 576\n", 0), run.stderr[-2000:]
 
 
 # ------------------------------------------------------------------------------------------------------- settings

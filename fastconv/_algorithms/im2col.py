@@ -19,11 +19,15 @@ def cost(problem: ConvProblem, op: str, *, packed: bool = False) -> float:
     """Estimated nanoseconds on one thread.
 
     About 40 multiply-adds a ns, taken as if tiles had 8 filters and 16 pixels of an image; packing the columns costs a copy
-    of them, packing the weight about 2 ns for each 8 of its elements, unless it is ``packed``.
+    of them, packing the weight about 2 ns for each 8 of its elements, unless it is ``packed``. A gradient of the weight has
+    tiles of 8 rows of K, and turns grad_output.
     """
     filters = -(-problem.OCG // 8) * 8 * problem.G
     pixels = problem.N * -(-problem.OH * problem.OW // 16) * 16
     K = problem.ICG * problem.KH * problem.KW
+    if op == "grad_weight":
+        pixels = problem.N * problem.OH * problem.OW
+        return pixels * (filters * -(-K // 8) * 8 / 40.0 + problem.G * K / 4.0 + problem.OC * 0.4) + 2000.0
     packing = 0.0 if packed else problem.OC * K / 4.0
     return pixels * filters * K / 40.0 + pixels * problem.G * K / 4.0 + packing + 2000.0
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +40,8 @@ _N_WORDS = 40
 
 # Pauses, of 10 to 140 cycles each by kind of CPU: as long as what lies between two layers of a network takes in NumPy
 _SPINS = 30000
+
+_STACK = 1 << 20  # bytes of a helper's, at least; tiles of Winograd take 128 KB
 
 # The gate: places still free, above them who is inside, above that a bit: the caller sleeps. -1: helpers go home.
 PLACES, INSIDE, ASLEEP = (1 << 16) - 1, 1 << 16, 1 << 32
@@ -245,13 +248,20 @@ class Team:
         """Have at least so many helpers, or as many as can be started."""
         if n_helpers <= len(self._helpers):
             return
-        with suppress(RuntimeError):  # the system gives no more threads, or Python ends
-            while len(self._helpers) < n_helpers:
-                helper = threading.Thread(target=self._help, name="fastconv", daemon=True)
-                helper.start()
-                self._helpers.append(helper)
+        with _starting, suppress(RuntimeError):  # the system gives no more threads, or Python ends
+            users = threading.stack_size(0)
+            threading.stack_size(max(users, _STACK) if users else 0)
+            try:
+                while len(self._helpers) < n_helpers:
+                    helper = threading.Thread(target=self._help, name="fastconv", daemon=True)
+                    helper.start()
+                    self._helpers.append(helper)
+            finally:
+                threading.stack_size(users)
 
     def _help(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):  # signals are for threads that the program knows of
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._serve(self.address)
 
     def end(self) -> None:
@@ -270,6 +280,7 @@ def _new_lock() -> int:
 
 
 _idle: list[Team] = []
+_starting = threading.Lock()  # while stacks have another size than the program's own threads are to get
 
 
 def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int, static: bool) -> None:

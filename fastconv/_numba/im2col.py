@@ -229,7 +229,7 @@ def blocking(geometry, n_threads):
         unit, units = wide, ceil_div(P - lone, wide)
         while blocks < units and is_idle(images * blocks * chunks, n_threads, EVEN):
             blocks += 1
-        NB, strips = ceil_div(units, blocks) * wide, blocks
+        NB, strips = ceil_div(units, max(blocks, 1)) * wide, blocks
     chunk_panels = ceil_div(panels, chunks)
     # The cells of a run stay in the first-level cache. Of a pool and of rows it is a block: RUN_CELLS says for which else
     run = NB

@@ -14,7 +14,7 @@ from fastconv.layers._base import Elementwise, Layer, axis_of, count, floats, sa
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass
 
-# In eval mode so few rows go through NumPy: packing the weights for our kernels would cost more than the product.
+# In eval mode so few rows meet the weight as it stands: packing it would cost more than the product.
 FEW = 8
 
 
@@ -23,8 +23,15 @@ def _product(left: np.ndarray, right: np.ndarray, bias: np.ndarray | None = None
     channels are its rows, ``left`` holds the filters. Unlike BLAS it gives the same bits on any number of threads.
     """
     if 0 in left.shape or 0 in right.shape:
-        return left @ right
+        product = left @ right
+        return product if bias is None else product + bias[:, None]
     return functional.conv2d(right[None, :, None], left[:, :, None, None], bias)[0, :, 0]
+
+
+def _product_of_rows(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left @ right.T, both read along their rows: the gradient of a 1x1 convolution's weight for one row of pixels."""
+    size = (len(left), len(right), 1, 1)
+    return functional.conv2d_grad_weight(right[None, :, None], size, left[None, :, None])[:, :, 0, 0]
 
 
 class Linear(Layer):
@@ -94,12 +101,12 @@ class Linear(Layer):
         same_dtype(self, x, self.weight)
         self._check_features(x.shape)
         rows = x.reshape(-1, self.in_features)
-        if rows.size == 0 or (len(rows) < FEW and not self.training):
-            output = x @ self.weight.T
+        if rows.size and len(rows) < FEW and not self.training:
+            columns = _product_of_rows(self.weight, rows)
             if self.bias is not None:
-                output += self.bias
-            return output, (x, self.weight)
-        columns = _product(self.weight, rows.T, self.bias)
+                columns += self.bias[:, None]
+        else:
+            columns = _product(self.weight, rows.T, self.bias)
         return np.ascontiguousarray(columns.T).reshape(*x.shape[:-1], self.out_features), (x, self.weight)
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:
