@@ -51,7 +51,6 @@ cdef extern from "team.h" nogil:
     # One task of a job, which holds what its tasks share; of one of several workers, who has a slice of the workspace
     ctypedef void (*team_task)(const void* job, Py_ssize_t task, int worker) noexcept nogil
     void each_task(team_task function, const void* job, Py_ssize_t n_tasks, int n_threads)
-    void each_run_of_tasks(team_task function, const void* job, Py_ssize_t n_tasks, int n_threads)
 
 # Used together with `real`: only (float, vf) and (double, vd) are ever called.
 ctypedef fused vec:

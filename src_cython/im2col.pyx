@@ -21,7 +21,7 @@ from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
     GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
-    add_outer, ceil_div, cells_of, clamp, each_run_of_tasks, each_task, fill, int64_t, lines, opaque, operands, prefetch,
+    add_outer, ceil_div, cells_of, clamp, each_task, fill, int64_t, lines, opaque, operands, prefetch,
     real, start, start_of_row, team_join, vec, vd, vf, vfma, vfma_at, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_FILTERS, LONE_SPAN, RUN_CELLS
@@ -1406,7 +1406,7 @@ def pack_weight(
         Blocking b = blocking(&geometry[0], 1)
         Pack job = Pack(sizeof(real), start(weight), <void*> start_of_row(packed), &b, geometry[GEO_TURNED] != 0)
     with nogil:
-        each_run_of_tasks(
+        each_task(
             pack_weight_entry, &job, geometry[GEO_G] * b.panels, n_threads if packed.shape[0] > FEW_WEIGHTS else 1
         )
 

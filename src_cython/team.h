@@ -1,24 +1,30 @@
 /* Several threads for a task, the twin of fastconv/_numba/_parallel.py. A team is the caller's thread and helpers, which need
    no GIL; all modules share the teams of one, cpu, and reach them by a capsule.
 
-   A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: one that
-   nobody took, of as many parts in turns as there are threads, or such a part whole. Neighbouring tasks write side by side,
-   where cores would take lines and what they fetch ahead from each other; so those that run at once lie a part apart. A
-   helper enters at the gate, one for each place, and whoever finds no task left shuts it and leaves.
+   A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: one after
+   the other of its own part, of which there are as many as threads, then what is left of the others'. Neighbouring tasks read
+   and write side by side, where cores would take lines and what they fetch ahead from each other; and the next job often
+   goes on with what this one has left in a core's cache. A helper enters at the gate, one for each place, and whoever finds
+   no task left shuts it and leaves.
    The caller waits for those inside, never for one that has not come: on a busy machine, or where a helper that slept is
    woken on the caller's own CPU, it does the work of those by itself. An OpenMP region would wait for them, for milliseconds.
    Who waits spins for a while, as the next job often follows at once, and then sleeps: a helper on the lock `wake`, the
-   caller on `done`. Several Python threads lead a team each. A fork has no helpers, so it starts teams of its own. */
+   caller on `done`. Systems may wake a helper on the caller's own CPU and leave it there, however long the caller works. So
+   the caller gives way, once it has worked for a while without a helper that it woke, and the helper moves to another CPU.
+   Several Python threads lead a team each. A fork has no helpers, so it starts teams of its own. */
 #ifndef FASTCONV_TEAM_H
 #define FASTCONV_TEAM_H
 
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* for CPU sets */
+#endif
 #include <Python.h>
 #include <pythread.h>
 #include <stdint.h>
 #include <stdlib.h>
 
 typedef void (*team_task)(const void *job, Py_ssize_t task, int worker);
-typedef void (*team_run_t)(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads, Py_ssize_t at_once);
+typedef void (*team_run_t)(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads);
 
 #define TEAM_MODULE "fastconv._cython.cpu"
 #define TEAM_CAPSULE TEAM_MODULE ".run"
@@ -35,21 +41,11 @@ static int team_join(void)
     return team_run_shared ? 0 : -1;
 }
 
-/* Tasks 0 ... n_tasks - 1 on up to n_threads threads, worker 0 <= worker < n_threads: one at a time. */
+/* Tasks 0 ... n_tasks - 1 on up to n_threads threads, worker 0 <= worker < n_threads. */
 static inline void each_task(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads)
 {
     if (n_threads > 1 && n_tasks > 1) {
-        team_run_shared(function, job, n_tasks, n_threads, 1);
-        return;
-    }
-    for (Py_ssize_t task = 0; task < n_tasks; task++) function(job, task, 0);
-}
-
-/* The same, an equal part of neighbouring tasks at a time. */
-static inline void each_run_of_tasks(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads)
-{
-    if (n_threads > 1 && n_tasks > 1) {
-        team_run_shared(function, job, n_tasks, n_threads, (n_tasks + n_threads - 1) / n_threads);
+        team_run_shared(function, job, n_tasks, n_threads);
         return;
     }
     for (Py_ssize_t task = 0; task < n_tasks; task++) function(job, task, 0);
@@ -61,6 +57,10 @@ static inline void each_run_of_tasks(team_task function, const void *job, Py_ssi
 #include <pthread.h>
 #include <signal.h>
 #endif
+#ifdef __linux__
+#include <sched.h>
+#include <time.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #define TEAM_PAUSE() __builtin_ia32_pause()
@@ -71,6 +71,7 @@ static inline void each_run_of_tasks(team_task function, const void *job, Py_ssi
 /* Pauses, of 10 to 140 cycles each by kind of CPU: as long as what lies between two layers of a network takes in NumPy */
 enum { TEAM_SPINS = 30000 };
 
+enum { TEAM_PATIENCE = 100000 }; /* ns; to give way costs about as much, where there is something to give way to */
 enum { TEAM_STACK = 1 << 20 }; /* bytes of a helper's stack; tiles of Winograd take 128 KB */
 
 /* The gate: places still free, above them who is inside, above that a bit: the caller sleeps */
@@ -79,15 +80,22 @@ static const int64_t TEAM_PLACES = ((int64_t)1 << 16) - 1, TEAM_INSIDE = (int64_
 /* What threads change while others read it has a cache line of its own. */
 #define TEAM_LINE __attribute__((aligned(64)))
 
+typedef struct Part {
+    TEAM_LINE int64_t taken; /* tasks of it, and how often one was looked for in vain */
+} Part;
+
 typedef struct Team {
     TEAM_LINE int64_t gate;
-    TEAM_LINE int64_t counter;
-    TEAM_LINE team_task function; /* the job, of which a thread takes so many tasks at once */
+    TEAM_LINE team_task function; /* the job */
     const void *job;
-    int64_t n_tasks, at_once, n_workers, spins; /* spins: how often who waits looks before sleeping */
+    int64_t n_tasks, n_workers, spins; /* spins: how often who waits looks before sleeping */
+    Part *parts;
+    int64_t woken; /* when a helper was woken that has not run since, in ns; 0: none */
+    int cpu;       /* the caller's then */
     TEAM_LINE int64_t sleepers, waking; /* helpers asleep; 1 while one of them is being woken */
     TEAM_LINE PyThread_type_lock wake, done;
-    int n_helpers;
+    void *memory; /* of the parts, so many */
+    int room, n_helpers;
     struct Team *next; /* idle team */
 } Team;
 
@@ -112,21 +120,64 @@ static void team_wake(Team *team)
     if (TEAM_READ(&team->sleepers) > 0 && team_swap(&team->waking, 0, 1) == 0) PyThread_release_lock(team->wake);
 }
 
+#ifdef __linux__
+static int64_t team_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* The caller is about to wake a helper. */
+static void team_call(Team *team)
+{
+    if (TEAM_READ(&team->woken)) return;
+    TEAM_WRITE(&team->cpu, sched_getcpu());
+    TEAM_WRITE(&team->woken, team_now());
+}
+
+/* The caller, between two tasks. */
+static void team_give_way(Team *team)
+{
+    int64_t woken = TEAM_READ(&team->woken);
+    if (!woken || team_now() - woken < TEAM_PATIENCE) return;
+    sched_yield();
+    team_swap(&team->woken, woken, team_now()); /* unless one has come */
+}
+
+/* A helper that runs again goes from the caller's CPU to another. */
+static void team_come(Team *team)
+{
+    int cpu = TEAM_READ(&team->cpu);
+    cpu_set_t all, others;
+    if (TEAM_READ(&team->woken) && cpu >= 0 && cpu < CPU_SETSIZE && sched_getcpu() == cpu
+        && !sched_getaffinity(0, sizeof all, &all)) {
+        others = all;
+        CPU_CLR(cpu, &others);
+        if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others)) sched_setaffinity(0, sizeof all, &all);
+    }
+    TEAM_WRITE(&team->woken, 0);
+}
+#else
+static void team_call(Team *team) { (void)team; }
+static void team_give_way(Team *team) { (void)team; }
+static void team_come(Team *team) { (void)team; }
+#endif
+
 /* Take tasks until none is left, then shut the gate and leave; what the gate is after that. */
 static int64_t team_perform(Team *team, int worker)
 {
     team_task function = team->function;
     const void *job = team->job;
-    int64_t n_tasks = team->n_tasks, at_once = team->at_once, parts = team->n_workers, part, longer, taken;
-    int64_t gate, left, found;
-    for (taken = TEAM_ADD(&team->counter, at_once); taken < n_tasks; taken = TEAM_ADD(&team->counter, at_once)) {
-        if (at_once == 1) {
-            part = taken % parts;
-            longer = part < n_tasks % parts ? part : n_tasks % parts;
-            function(job, part * (n_tasks / parts) + longer + taken / parts, worker);
-        } else {
-            for (int64_t end = taken + at_once < n_tasks ? taken + at_once : n_tasks; taken < end; taken++)
-                function(job, taken, worker);
+    int64_t n_workers = team->n_workers, least = team->n_tasks / n_workers, longer = team->n_tasks % n_workers;
+    int64_t i, part, size, first, taken, gate, left, found;
+    for (i = 0; i < n_workers; i++) {
+        part = (worker + i) % n_workers;
+        first = part * least + (part < longer ? part : longer);
+        size = least + (part < longer);
+        while (TEAM_READ(&team->parts[part].taken) < size && (taken = TEAM_ADD(&team->parts[part].taken, 1)) < size) {
+            function(job, first + taken, worker);
+            if (worker == 0) team_give_way(team);
         }
     }
     for (gate = TEAM_READ(&team->gate);; gate = found) {
@@ -137,17 +188,17 @@ static int64_t team_perform(Team *team, int worker)
 }
 
 /* The caller's part of a job. */
-static void team_lead(Team *team, team_task function, const void *job, Py_ssize_t n_tasks, int n_workers, Py_ssize_t at_once)
+static void team_lead(Team *team, team_task function, const void *job, Py_ssize_t n_tasks, int n_workers)
 {
     /* Who spins takes a CPU from those who work where there are more threads than CPUs */
     int64_t spins = n_workers <= team_cpus ? TEAM_SPINS : 0, gate, found;
     team->function = function;
     team->job = job;
     team->n_tasks = n_tasks;
-    team->at_once = at_once;
     team->n_workers = n_workers;
     TEAM_WRITE(&team->spins, spins);
-    TEAM_WRITE(&team->counter, 0);
+    for (int i = 0; i < n_workers; i++) TEAM_WRITE(&team->parts[i].taken, 0);
+    if (TEAM_READ(&team->sleepers) > 0) team_call(team);
     TEAM_WRITE(&team->gate, TEAM_INSIDE + n_workers - 1);
     team_wake(team);
     gate = team_perform(team, 0);
@@ -171,6 +222,7 @@ static void *team_serve(void *at)
 {
     Team *team = at;
     int64_t gate, spins = TEAM_READ(&team->spins);
+    team_come(team);
     for (;;) {
         gate = TEAM_READ(&team->gate);
         if (gate & TEAM_PLACES) {
@@ -185,6 +237,7 @@ static void *team_serve(void *at)
             PyThread_acquire_lock(team->wake, WAIT_LOCK);
             TEAM_WRITE(&team->waking, 0);
             TEAM_ADD(&team->sleepers, -1);
+            team_come(team);
             if (TEAM_READ(&team->gate) & TEAM_PLACES) team_wake(team);
             spins = TEAM_READ(&team->spins);
         }
@@ -220,15 +273,33 @@ static PyThread_type_lock team_lock(void)
     return lock;
 }
 
+static void *team_line(void *memory)
+{
+    return (void *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+}
+
 /* A new team without helpers, or NULL where memory is short. Teams live as long as the process, as their helpers do. */
 static Team *team_new(void)
 {
     void *memory = calloc(1, sizeof(Team) + 64);
     if (!memory) return NULL;
-    Team *team = (Team *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+    Team *team = team_line(memory);
     team->wake = team_lock();
     team->done = team_lock();
     return team->wake && team->done ? team : NULL;
+}
+
+/* Have parts for so many workers; whether there are. Nobody is inside. */
+static int team_room(Team *team, int n_workers)
+{
+    if (team->room >= n_workers) return 1;
+    void *memory = malloc(n_workers * sizeof(Part) + 64);
+    if (!memory) return 0;
+    free(team->memory);
+    team->memory = memory;
+    team->parts = team_line(memory);
+    team->room = n_workers;
+    return 1;
 }
 
 static void team_idle_take(void)
@@ -236,20 +307,25 @@ static void team_idle_take(void)
     while (__atomic_exchange_n(&team_idle_taken, 1, __ATOMIC_SEQ_CST)) TEAM_PAUSE();
 }
 
-static void team_run(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads, Py_ssize_t at_once)
+static void team_run(team_task function, const void *job, Py_ssize_t n_tasks, int n_threads)
 {
     int n_workers = n_tasks < n_threads ? (int)n_tasks : n_threads;
     team_idle_take();
     Team *team = team_idle;
     if (team) team_idle = team->next;
     TEAM_WRITE(&team_idle_taken, 0);
-    if (!team && !(team = team_new())) {
+    if (!team) team = team_new();
+    if (team && team_room(team, n_workers)) {
+        while (team->n_helpers < n_workers - 1) { /* fewer do where the system gives no more threads */
+            team_call(team);
+            if (!team_start(team)) break;
+            team->n_helpers++;
+        }
+        team_lead(team, function, job, n_tasks, n_workers);
+    } else {
         for (Py_ssize_t task = 0; task < n_tasks; task++) function(job, task, 0);
-        return;
     }
-    /* Fewer helpers do where the system gives no more threads. */
-    while (team->n_helpers < n_workers - 1 && team_start(team)) team->n_helpers++;
-    team_lead(team, function, job, n_tasks, n_workers, at_once);
+    if (!team) return;
     team_idle_take();
     team->next = team_idle;
     team_idle = team;

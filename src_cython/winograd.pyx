@@ -24,7 +24,7 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
     GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED, Operands,
-    VL_FLOAT, add_outer, ceil_div, clamp, each_run_of_tasks, each_task, fill, int64_t, lines, operands, prefetch, real, start,
+    VL_FLOAT, add_outer, ceil_div, clamp, each_task, fill, int64_t, lines, operands, prefetch, real, start,
     start_of_row, team_join, vd, vec, vf, vfma, vmax, vmin, vset_d, vset_f,
 )
 from common cimport CACHE_LINE, DEPTHS, LINE, VL_DOUBLE as _VL_DOUBLE, WINOGRAD_MR as _MR, WINOGRAD_NV as _NV
@@ -1005,7 +1005,7 @@ def pack_weight(
             sizeof(real), start(weight), <void*> start_of_row(packed), &b, geometry[GEO_G], geometry[GEO_TURNED] != 0
         )
     with nogil:
-        each_run_of_tasks(pack_weight_entry, &job, job.G * b.panels, n_threads)
+        each_task(pack_weight_entry, &job, job.G * b.panels, n_threads)
 
 
 # -------------------------------------------------------------------------------------------------- kernels: forward
@@ -1037,7 +1037,7 @@ cdef void conv2d_task(
     cdef:
         Py_ssize_t G = geometry[GEO_G], g = task // b.row_blocks % G, n = task // b.row_blocks // G
         Py_ssize_t row_block = task % b.row_blocks, row_from, row_end, pooled_from, pooled_to, block, panel, xi, i
-        Py_ssize_t least_rows, longer, plane, origin, pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
+        Py_ssize_t plane, origin, pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
         bint accumulate = geometry[GEO_ACCUMULATE] and not b.pooled_rows
         const real* image = input + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
         const real* u = packed + g * b.u_elements
@@ -1059,10 +1059,8 @@ cdef void conv2d_task(
         origin = row_from
     else:
         pooled_from = pooled_to = 0
-        least_rows = b.tile_rows // b.row_blocks
-        longer = b.tile_rows % b.row_blocks
-        row_from = (row_block * least_rows + min(row_block, longer)) * b.m
-        row_end = min(row_from + (least_rows + (1 if row_block < longer else 0)) * b.m, b.OH)
+        row_from = row_block * b.tile_rows // b.row_blocks * b.m  # neighbours that are a thread's part have as many rows
+        row_end = min((row_block + 1) * b.tile_rows // b.row_blocks * b.m, b.OH)
         out = output + (n * G + g) * b.OCG * b.OH * b.OW
         plane = b.OH * b.OW
         origin = 0

@@ -103,11 +103,8 @@ class Task:
                 found = self._entries[dtype] = _ENTRY(address)
         return found
 
-    def run(self, n_tasks: int, n_threads: int, *arguments: Any, schedule: str = "dynamic") -> None:
-        """Run tasks 0 ... n_tasks - 1; with ``n_threads`` 1 no thread is started.
-
-        A thread takes the next task, or with the schedule "static" its part of the tasks, which lie side by side.
-        """
+    def run(self, n_tasks: int, n_threads: int, *arguments: Any) -> None:
+        """Run tasks 0 ... n_tasks - 1; with ``n_threads`` 1 no thread is started."""
         dtype = arguments[self._dtype_from].dtype
         entry = self._entries.get(dtype)
         if entry is None:
@@ -120,7 +117,7 @@ class Task:
                 arguments = (*arguments[:i], float(arguments[i]), *arguments[i + 1 :])
         table = id(arguments) + _ITEMS
         if n_threads > 1 and n_tasks > 1:
-            _parallel.run(n_tasks, n_threads, entry, table, schedule == "static")
+            _parallel.run(n_tasks, n_threads, entry, table)
         else:
             entry(0, int(n_tasks), 0, table)  # a pointer is no integer of NumPy
 

@@ -2,13 +2,16 @@
 code leads through the tasks of a job; it needs neither the GIL nor Numba's threading layers, whose import would cost more
 than a first call may take.
 
-A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: one that
-nobody took, of as many parts in turns as there are threads, or such a part whole. Neighbouring tasks write side by side,
-where cores would take lines and what they fetch ahead from each other; so those that run at once lie a part apart. A
-helper enters at the gate, one for each place, and whoever finds no task left shuts it and leaves.
+A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: one after
+the other of its own part, of which there are as many as threads, then what is left of the others'. Neighbouring tasks read
+and write side by side, where cores would take lines and what they fetch ahead from each other; and the next job often goes
+on with what this one has left in a core's cache. A helper enters at the gate, one for each place, and whoever finds no task
+left shuts it and leaves.
 The caller waits for those inside, never for one that has not come: on a busy machine it does the work of those by itself.
 Who waits spins for a while, as the next job often follows at once, and then sleeps: a helper on the lock WAKE, the caller
-on DONE. Several Python threads lead a team each. A fork has no helpers, so no teams.
+on DONE. Systems may wake a helper on the caller's own CPU and leave it there, however long the caller works. So the caller
+gives way, once it has worked for a while without a helper that it woke, and the helper moves to another CPU. Several Python
+threads lead a team each. A fork has no helpers, so it starts teams of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import atexit
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,18 +34,23 @@ from fastconv._numba import _late, _store
 from fastconv._numba._simd import cgutils, extending, ir, types
 
 # Bytes from a team's address to its words. What threads change while others read it has a cache line of its own.
-GATE, COUNTER = 0, 64
-ENTRY, TABLE, N_TASKS, N_WORKERS = 128, 136, 144, 152  # the job
-AT_ONCE = 160  # tasks that a thread takes
-SPINS = 168  # how often who waits looks before sleeping
-SLEEPERS, WAKING = 192, 200  # helpers asleep; 1 while one of them is being woken
-CPUS, ACQUIRE, RELEASE, WAKE, DONE = 256, 264, 272, 280, 288  # set once: of this process, C functions, locks
-_N_WORDS = 40
+GATE, ENTRY, TABLE, N_TASKS, N_WORKERS = 0, 64, 72, 80, 88
+PARTS = 96  # address of the parts, a line each: how many of its tasks were taken, or looked for in vain
+SPINS = 104  # how often who waits looks before sleeping
+WOKEN, CPU = 112, 120  # when a helper was woken that has not run since, in ns, 0: none; the caller's CPU then
+SLEEPERS, WAKING = 128, 136  # helpers asleep; 1 while one of them is being woken
+CPUS, ACQUIRE, RELEASE, WAKE, DONE = 192, 200, 208, 216, 224  # set once: of this process, C functions, locks
+CLOCK, YIELD, WHERE, GET, SET = 232, 240, 248, 256, 264  # C functions, 0 where the system has none of them
+TIME, ALL, OTHERS = 320, 384, 512  # of the caller; sets of CPUs, of the one helper that moves
+SET_BYTES = 128
+_N_WORDS = 80
 
 # Pauses, of 10 to 140 cycles each by kind of CPU: as long as what lies between two layers of a network takes in NumPy
 _SPINS = 30000
 
 _STACK = 1 << 20  # bytes of a helper's, at least; tiles of Winograd take 128 KB
+
+PATIENCE = 100_000  # ns; to give way costs about as much, where there is something to give way to
 
 # The gate: places still free, above them who is inside, above that a bit: the caller sleeps. -1: helpers go home.
 PLACES, INSIDE, ASLEEP = (1 << 16) - 1, 1 << 16, 1 << 32
@@ -110,6 +119,18 @@ def call(typingctx, function, a, b, c, d):
 
 
 @_intrinsic
+def ask(typingctx, function, a, b, c):
+    """What the C function at an address returns, an int."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(64)] * 3)
+        result = builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return builder.sext(result, ir.IntType(64))
+
+    return types.int64(*[types.int64] * 4), codegen
+
+
+@_intrinsic
 def pause(typingctx):
     """Tell the CPU that this thread spins."""
 
@@ -130,18 +151,63 @@ def wake(team):
 
 
 @_late.helper
+def now(team):
+    ask(read(team + CLOCK), 1, team + TIME, 0)  # CLOCK_MONOTONIC
+    return read(team + TIME) * 1_000_000_000 + read(team + TIME + 8)
+
+
+@_late.helper
+def summon(team):
+    """The caller is about to wake a helper."""
+    if read(team + SET) != 0 and read(team + WOKEN) == 0:
+        write(team + CPU, ask(read(team + WHERE), 0, 0, 0))
+        write(team + WOKEN, now(team))
+
+
+@_late.helper
+def give_way(team):
+    """The caller, between two tasks."""
+    woken = read(team + WOKEN)
+    if woken != 0 and now(team) - woken >= PATIENCE:
+        ask(read(team + YIELD), 0, 0, 0)
+        swap(team + WOKEN, woken, now(team))  # unless one has come
+
+
+@_late.helper
+def come(team):
+    """A helper that runs again goes from the caller's CPU to another."""
+    cpu = read(team + CPU)
+    if (
+        read(team + WOKEN) != 0 and 0 <= cpu < 8 * SET_BYTES and ask(read(team + WHERE), 0, 0, 0) == cpu
+        and ask(read(team + GET), 0, SET_BYTES, team + ALL) >= 0
+    ):  # fmt: skip
+        left = 0
+        for i in range(0, SET_BYTES, 8):
+            others = read(team + ALL + i)
+            if cpu // 64 == i // 8:
+                others &= ~(1 << cpu % 64)
+            write(team + OTHERS + i, others)
+            left |= others
+        if left != 0 and ask(read(team + SET), 0, SET_BYTES, team + OTHERS) == 0:
+            ask(read(team + SET), 0, SET_BYTES, team + ALL)
+    write(team + WOKEN, 0)
+
+
+@_late.helper
 def perform(team, worker):
     """Take tasks until none is left, then shut the gate and leave; what the gate is after that."""
-    entry, table, n_tasks, at_once = read(team + ENTRY), read(team + TABLE), read(team + N_TASKS), read(team + AT_ONCE)
-    parts, taken = read(team + N_WORKERS), add(team + COUNTER, at_once)
-    while taken < n_tasks:
-        if at_once == 1:
-            part = taken % parts
-            task = part * (n_tasks // parts) + min(part, n_tasks % parts) + taken // parts
-            call(entry, task, task + 1, worker, table)
-        else:
-            call(entry, taken, min(taken + at_once, n_tasks), worker, table)
-        taken = add(team + COUNTER, at_once)
+    entry, table, parts, n_workers = read(team + ENTRY), read(team + TABLE), read(team + PARTS), read(team + N_WORKERS)
+    least, longer = read(team + N_TASKS) // n_workers, read(team + N_TASKS) % n_workers
+    for i in range(n_workers):
+        part = (worker + i) % n_workers
+        first, size = part * least + min(part, longer), least + (1 if part < longer else 0)
+        while read(parts + 64 * part) < size:
+            taken = add(parts + 64 * part, 1)
+            if taken >= size:
+                break
+            call(entry, first + taken, first + taken + 1, worker, table)
+            if worker == 0:
+                give_way(team)
     gate = read(team + GATE)
     while True:
         left = (gate & ~PLACES) - INSIDE
@@ -151,17 +217,19 @@ def perform(team, worker):
         gate = found
 
 
-def lead(team, entry, table, n_tasks, n_workers, at_once):
+def lead(team, entry, table, n_tasks, n_workers):
     """The caller's part of a job."""
     write(team + ENTRY, entry)
     write(team + TABLE, table)
     write(team + N_TASKS, n_tasks)
-    write(team + AT_ONCE, at_once)
     write(team + N_WORKERS, n_workers)
-    write(team + COUNTER, 0)
+    for part in range(n_workers):
+        write(read(team + PARTS) + 64 * part, 0)
     # Who spins takes a CPU from those who work where there are more threads than CPUs
     spins = _SPINS if n_workers <= read(team + CPUS) else 0
     write(team + SPINS, spins)
+    if read(team + SLEEPERS) > 0:
+        summon(team)
     write(team + GATE, INSIDE + n_workers - 1)
     wake(team)
     gate = perform(team, 0)
@@ -181,6 +249,7 @@ def lead(team, entry, table, n_tasks, n_workers, at_once):
 def serve(team):
     """A helper's life."""
     spins = read(team + SPINS)
+    come(team)
     while True:
         gate = read(team + GATE)
         if gate < 0:
@@ -198,6 +267,7 @@ def serve(team):
             call(read(team + ACQUIRE), read(team + WAKE), 1, 0, 0)
             write(team + WAKING, 0)
             add(team + SLEEPERS, -1)
+            come(team)
             if read(team + GATE) & PLACES:
                 wake(team)
             spins = read(team + SPINS)
@@ -240,12 +310,18 @@ class Team:
         self._write(DONE, _new_lock())
         for place, function in ((ACQUIRE, _python.PyThread_acquire_lock), (RELEASE, _python.PyThread_release_lock)):
             self._write(place, ctypes.cast(function, ctypes.c_void_p).value)
+        for place, function in _system_functions().items():
+            self._write(place, function)
+        self._parts = np.zeros(0, np.int64)
 
     def _write(self, place: int, value: Any) -> None:
         self._words[place // 8] = value
 
     def grow(self, n_helpers: int) -> None:
-        """Have at least so many helpers, or as many as can be started."""
+        """Have at least so many helpers, or as many as can be started, and parts for them and the caller."""
+        if self._parts.size < 8 * (n_helpers + 2):  # nobody is inside
+            self._parts = np.zeros(8 * (n_helpers + 2), np.int64)
+            self._write(PARTS, self._parts.ctypes.data + -self._parts.ctypes.data % 64)
         if n_helpers <= len(self._helpers):
             return
         with _starting, suppress(RuntimeError):  # the system gives no more threads, or Python ends
@@ -273,6 +349,22 @@ class Team:
             helper.join()
 
 
+@cache
+def _system_functions() -> dict[int, int]:
+    """Those by which a helper moves, if this is Linux."""
+    if not sys.platform.startswith("linux"):
+        return {}
+    names = {
+        CLOCK: "clock_gettime", YIELD: "sched_yield", WHERE: "sched_getcpu", GET: "sched_getaffinity",
+        SET: "sched_setaffinity",
+    }  # fmt: skip
+    library = ctypes.CDLL(None)
+    try:
+        return {place: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for place, name in names.items()}
+    except AttributeError:
+        return {}
+
+
 def _new_lock() -> int:
     lock = _allocate_lock()
     _python.PyThread_acquire_lock(ctypes.c_void_p(lock), 1)
@@ -283,8 +375,8 @@ _idle: list[Team] = []
 _starting = threading.Lock()  # while stacks have another size than the program's own threads are to get
 
 
-def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int, static: bool) -> None:
-    """Run tasks 0 ... n_tasks - 1 on up to ``n_threads`` threads: one by one, or ``static``, in equal runs."""
+def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int) -> None:
+    """Run tasks 0 ... n_tasks - 1 on up to ``n_threads`` threads."""
     try:
         team = _idle.pop()
     except IndexError:
@@ -292,8 +384,7 @@ def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int, st
     try:
         n_workers = min(n_threads, int(n_tasks))
         team.grow(n_workers - 1)
-        at_once = -(-int(n_tasks) // n_workers) if static else 1
-        team.lead(team.address, entry, table, int(n_tasks), n_workers, at_once)
+        team.lead(team.address, entry, table, int(n_tasks), n_workers)
     finally:
         _idle.append(team)
 

@@ -1379,7 +1379,7 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
     plan = plan_of(geometry)
     n_tasks = geometry[GEO_G] * plan.blocking.panels
     words, n_threads = words_of(plan, weight), n_threads if packed.size > FEW_WEIGHTS else 1
-    pack_weight_task.run(n_tasks, n_threads, weight, packed, geometry, words, schedule="static")
+    pack_weight_task.run(n_tasks, n_threads, weight, packed, geometry, words)
 
 
 def conv2d_workspace(geometry, n_workers):

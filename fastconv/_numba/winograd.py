@@ -964,7 +964,7 @@ def pack_weight(weight, packed, workspace, geometry, n_threads):
     """weight (OC, ICG, K, K), turned (IC, OCG, K, K) -> packed, in the order in which this back end's conv2d reads it."""
     plan = plan_of(geometry, weight.itemsize)
     n_tasks = int(geometry[GEO_G]) * plan.blocking.panels
-    pack_weight_task.run(n_tasks, n_threads, weight, packed, geometry, plan.words, schedule="static")
+    pack_weight_task.run(n_tasks, n_threads, weight, packed, geometry, plan.words)
 
 
 # -------------------------------------------------------------------------------------------------- kernels: forward
@@ -1022,9 +1022,8 @@ def conv2d_task(
         origin = row_from
     else:
         pooled_from = pooled_to = 0
-        least_rows, longer = b.tile_rows // b.row_blocks, b.tile_rows % b.row_blocks
-        row_from = (row_block * least_rows + min(row_block, longer)) * b.m
-        row_end = min(row_from + (least_rows + (1 if row_block < longer else 0)) * b.m, b.OH)
+        row_from = row_block * b.tile_rows // b.row_blocks * b.m  # neighbours that are a thread's part have as many rows
+        row_end = min((row_block + 1) * b.tile_rows // b.row_blocks * b.m, b.OH)
         out = address(output) + (n * G + g) * b.OCG * b.OH * b.OW * size
         plane = b.OH * b.OW
         origin = 0
