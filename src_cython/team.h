@@ -90,8 +90,8 @@ typedef struct Team {
     const void *job;
     int64_t n_tasks, n_workers, spins; /* spins: how often who waits looks before sleeping */
     Part *parts;
-    int64_t woken; /* when a helper was woken that has not run since, in ns; 0: none */
-    int cpu;       /* the caller's then */
+    int64_t woken, patience; /* when a helper was woken that has not run since, in ns, 0: none; how long the caller bears it */
+    int cpu;                 /* the caller's */
     TEAM_LINE int64_t sleepers, waking; /* helpers asleep; 1 while one of them is being woken */
     TEAM_LINE PyThread_type_lock wake, done;
     void *memory; /* of the parts, so many */
@@ -114,12 +114,6 @@ static int64_t team_swap(int64_t *p, int64_t old, int64_t new)
     return old;
 }
 
-/* Wake a helper, who wakes the next; at most one is told at a time, so the lock is never released twice. */
-static void team_wake(Team *team)
-{
-    if (TEAM_READ(&team->sleepers) > 0 && team_swap(&team->waking, 0, 1) == 0) PyThread_release_lock(team->wake);
-}
-
 #ifdef __linux__
 static int64_t team_now(void)
 {
@@ -128,21 +122,28 @@ static int64_t team_now(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* The caller is about to wake a helper. */
+/* Somebody is about to wake a helper. */
 static void team_call(Team *team)
 {
     if (TEAM_READ(&team->woken)) return;
-    TEAM_WRITE(&team->cpu, sched_getcpu());
+    TEAM_WRITE(&team->patience, TEAM_PATIENCE);
     TEAM_WRITE(&team->woken, team_now());
 }
 
-/* The caller, between two tasks. */
+/* The caller, before a job. */
+static void team_stand(Team *team)
+{
+    if (TEAM_READ(&team->sleepers) > 0) TEAM_WRITE(&team->cpu, sched_getcpu());
+}
+
+/* The caller, between two tasks; each time in vain it waits twice as long for the next. */
 static void team_give_way(Team *team)
 {
-    int64_t woken = TEAM_READ(&team->woken);
-    if (!woken || team_now() - woken < TEAM_PATIENCE) return;
+    int64_t woken = TEAM_READ(&team->woken), patience = TEAM_READ(&team->patience);
+    if (!woken || team_now() - woken < patience) return;
+    TEAM_WRITE(&team->patience, 2 * patience);
+    TEAM_WRITE(&team->cpu, sched_getcpu());
     sched_yield();
-    team_swap(&team->woken, woken, team_now()); /* unless one has come */
 }
 
 /* A helper that runs again goes from the caller's CPU to another. */
@@ -160,9 +161,23 @@ static void team_come(Team *team)
 }
 #else
 static void team_call(Team *team) { (void)team; }
+static void team_stand(Team *team) { (void)team; }
 static void team_give_way(Team *team) { (void)team; }
 static void team_come(Team *team) { (void)team; }
 #endif
+
+/* Wake a helper, who wakes the next. Helpers leave the sleepers one at a time, while `waking` is 1: so the lock is never
+   released twice, nor for none. */
+static void team_wake(Team *team)
+{
+    if (TEAM_READ(&team->sleepers) == 0 || team_swap(&team->waking, 0, 1) != 0) return;
+    if (TEAM_READ(&team->sleepers) > 0) {
+        team_call(team);
+        PyThread_release_lock(team->wake);
+    } else {
+        TEAM_WRITE(&team->waking, 0);
+    }
+}
 
 /* Take tasks until none is left, then shut the gate and leave; what the gate is after that. */
 static int64_t team_perform(Team *team, int worker)
@@ -198,7 +213,7 @@ static void team_lead(Team *team, team_task function, const void *job, Py_ssize_
     team->n_workers = n_workers;
     TEAM_WRITE(&team->spins, spins);
     for (int i = 0; i < n_workers; i++) TEAM_WRITE(&team->parts[i].taken, 0);
-    if (TEAM_READ(&team->sleepers) > 0) team_call(team);
+    team_stand(team);
     TEAM_WRITE(&team->gate, TEAM_INSIDE + n_workers - 1);
     team_wake(team);
     gate = team_perform(team, 0);
@@ -222,7 +237,6 @@ static void *team_serve(void *at)
 {
     Team *team = at;
     int64_t gate, spins = TEAM_READ(&team->spins);
-    team_come(team);
     for (;;) {
         gate = TEAM_READ(&team->gate);
         if (gate & TEAM_PLACES) {
@@ -235,16 +249,16 @@ static void *team_serve(void *at)
         } else {
             TEAM_ADD(&team->sleepers, 1);
             PyThread_acquire_lock(team->wake, WAIT_LOCK);
-            TEAM_WRITE(&team->waking, 0);
             TEAM_ADD(&team->sleepers, -1);
             team_come(team);
+            TEAM_WRITE(&team->waking, 0);
             if (TEAM_READ(&team->gate) & TEAM_PLACES) team_wake(team);
             spins = TEAM_READ(&team->spins);
         }
     }
 }
 
-/* A new helper; whether there is one. It takes no signals, which are for threads that the program knows of. */
+/* A new helper; whether there is one. It takes no signals but its own faults: they are for threads that the program knows of. */
 static int team_start(Team *team)
 {
 #ifdef _WIN32
@@ -252,13 +266,15 @@ static int team_start(Team *team)
 #else
     pthread_t helper;
     pthread_attr_t attributes;
-    sigset_t all, before;
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
+    sigset_t others, before;
     int failed;
     if (pthread_attr_init(&attributes)) return 0;
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, TEAM_STACK);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigfillset(&others);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&others, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &others, &before);
     failed = pthread_create(&helper, &attributes, team_serve, team);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
@@ -317,7 +333,6 @@ static void team_run(team_task function, const void *job, Py_ssize_t n_tasks, in
     if (!team) team = team_new();
     if (team && team_room(team, n_workers)) {
         while (team->n_helpers < n_workers - 1) { /* fewer do where the system gives no more threads */
-            team_call(team);
             if (!team_start(team)) break;
             team->n_helpers++;
         }

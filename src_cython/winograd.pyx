@@ -1059,7 +1059,8 @@ cdef void conv2d_task(
         origin = row_from
     else:
         pooled_from = pooled_to = 0
-        row_from = row_block * b.tile_rows // b.row_blocks * b.m  # neighbours that are a thread's part have as many rows
+        # Tasks are cut so that any neighbours, as a thread's part is, have as many rows
+        row_from = row_block * b.tile_rows // b.row_blocks * b.m
         row_end = min((row_block + 1) * b.tile_rows // b.row_blocks * b.m, b.OH)
         out = output + (n * G + g) * b.OCG * b.OH * b.OW
         plane = b.OH * b.OW

@@ -37,8 +37,9 @@ from fastconv._numba._simd import cgutils, extending, ir, types
 GATE, ENTRY, TABLE, N_TASKS, N_WORKERS = 0, 64, 72, 80, 88
 PARTS = 96  # address of the parts, a line each: how many of its tasks were taken, or looked for in vain
 SPINS = 104  # how often who waits looks before sleeping
-WOKEN, CPU = 112, 120  # when a helper was woken that has not run since, in ns, 0: none; the caller's CPU then
+CPU = 112  # the caller's
 SLEEPERS, WAKING = 128, 136  # helpers asleep; 1 while one of them is being woken
+WOKEN, BEARS = 144, 152  # when a helper was woken that has not run since, in ns, 0: none; how long the caller bears it
 CPUS, ACQUIRE, RELEASE, WAKE, DONE = 192, 200, 208, 216, 224  # set once: of this process, C functions, locks
 CLOCK, YIELD, WHERE, GET, SET = 232, 240, 248, 256, 264  # C functions, 0 where the system has none of them
 TIME, ALL, OTHERS = 320, 384, 512  # of the caller; sets of CPUs, of the one helper that moves
@@ -144,13 +145,6 @@ def pause(typingctx):
 
 
 @_late.helper
-def wake(team):
-    """Wake a helper, who wakes the next; at most one is told at a time, so the lock is never released twice."""
-    if read(team + SLEEPERS) > 0 and swap(team + WAKING, 0, 1) == 0:
-        call(read(team + RELEASE), read(team + WAKE), 0, 0, 0)
-
-
-@_late.helper
 def now(team):
     ask(read(team + CLOCK), 1, team + TIME, 0)  # CLOCK_MONOTONIC
     return read(team + TIME) * 1_000_000_000 + read(team + TIME + 8)
@@ -158,19 +152,27 @@ def now(team):
 
 @_late.helper
 def summon(team):
-    """The caller is about to wake a helper."""
+    """Somebody is about to wake a helper."""
     if read(team + SET) != 0 and read(team + WOKEN) == 0:
-        write(team + CPU, ask(read(team + WHERE), 0, 0, 0))
+        write(team + BEARS, PATIENCE)
         write(team + WOKEN, now(team))
 
 
 @_late.helper
+def stand(team):
+    """The caller, before a job."""
+    if read(team + SET) != 0 and read(team + SLEEPERS) > 0:
+        write(team + CPU, ask(read(team + WHERE), 0, 0, 0))
+
+
+@_late.helper
 def give_way(team):
-    """The caller, between two tasks."""
-    woken = read(team + WOKEN)
-    if woken != 0 and now(team) - woken >= PATIENCE:
+    """The caller, between two tasks; each time in vain it waits twice as long for the next."""
+    woken, bears = read(team + WOKEN), read(team + BEARS)
+    if woken != 0 and now(team) - woken >= bears:
+        write(team + BEARS, 2 * bears)
+        write(team + CPU, ask(read(team + WHERE), 0, 0, 0))
         ask(read(team + YIELD), 0, 0, 0)
-        swap(team + WOKEN, woken, now(team))  # unless one has come
 
 
 @_late.helper
@@ -191,6 +193,19 @@ def come(team):
         if left != 0 and ask(read(team + SET), 0, SET_BYTES, team + OTHERS) == 0:
             ask(read(team + SET), 0, SET_BYTES, team + ALL)
     write(team + WOKEN, 0)
+
+
+@_late.helper
+def wake(team):
+    """Wake a helper, who wakes the next. Helpers leave the sleepers one at a time, while WAKING is 1: so the lock is never
+    released twice, nor for none.
+    """
+    if read(team + SLEEPERS) > 0 and swap(team + WAKING, 0, 1) == 0:
+        if read(team + SLEEPERS) > 0:
+            summon(team)
+            call(read(team + RELEASE), read(team + WAKE), 0, 0, 0)
+        else:
+            write(team + WAKING, 0)
 
 
 @_late.helper
@@ -228,8 +243,7 @@ def lead(team, entry, table, n_tasks, n_workers):
     # Who spins takes a CPU from those who work where there are more threads than CPUs
     spins = _SPINS if n_workers <= read(team + CPUS) else 0
     write(team + SPINS, spins)
-    if read(team + SLEEPERS) > 0:
-        summon(team)
+    stand(team)
     write(team + GATE, INSIDE + n_workers - 1)
     wake(team)
     gate = perform(team, 0)
@@ -249,7 +263,6 @@ def lead(team, entry, table, n_tasks, n_workers):
 def serve(team):
     """A helper's life."""
     spins = read(team + SPINS)
-    come(team)
     while True:
         gate = read(team + GATE)
         if gate < 0:
@@ -265,9 +278,9 @@ def serve(team):
         else:
             add(team + SLEEPERS, 1)
             call(read(team + ACQUIRE), read(team + WAKE), 1, 0, 0)
-            write(team + WAKING, 0)
             add(team + SLEEPERS, -1)
             come(team)
+            write(team + WAKING, 0)
             if read(team + GATE) & PLACES:
                 wake(team)
             spins = read(team + SPINS)
@@ -312,32 +325,37 @@ class Team:
             self._write(place, ctypes.cast(function, ctypes.c_void_p).value)
         for place, function in _system_functions().items():
             self._write(place, function)
-        self._parts = np.zeros(0, np.int64)
+        self._parts: list[np.ndarray] = []  # all that there were: an interrupted call may have left any of them in use
+        self._room = 0
 
     def _write(self, place: int, value: Any) -> None:
         self._words[place // 8] = value
 
     def grow(self, n_helpers: int) -> None:
         """Have at least so many helpers, or as many as can be started, and parts for them and the caller."""
-        if self._parts.size < 8 * (n_helpers + 2):  # nobody is inside
-            self._parts = np.zeros(8 * (n_helpers + 2), np.int64)
-            self._write(PARTS, self._parts.ctypes.data + -self._parts.ctypes.data % 64)
+        if self._room <= n_helpers:  # nobody is inside
+            self._parts.append(np.zeros(8 * (n_helpers + 2), np.int64))
+            start = self._parts[-1].ctypes.data
+            self._write(PARTS, start + -start % 64)
+            self._room = n_helpers + 1
         if n_helpers <= len(self._helpers):
             return
-        with _starting, suppress(RuntimeError):  # the system gives no more threads, or Python ends
-            users = threading.stack_size(0)
-            threading.stack_size(max(users, _STACK) if users else 0)
+        with _stacks.lock, suppress(RuntimeError):  # the system gives no more threads, or Python ends
+            _stacks.users = threading.stack_size(0)
+            threading.stack_size(max(_stacks.users, _STACK) if _stacks.users else 0)
             try:
                 while len(self._helpers) < n_helpers:
                     helper = threading.Thread(target=self._help, name="fastconv", daemon=True)
                     helper.start()
                     self._helpers.append(helper)
             finally:
-                threading.stack_size(users)
+                _stacks.restore()
 
     def _help(self) -> None:
-        if hasattr(signal, "pthread_sigmask"):  # signals are for threads that the program knows of
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        if hasattr(
+            signal, "pthread_sigmask"
+        ):  # but for its own faults, signals are for threads that the program knows of
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         self._serve(self.address)
 
     def end(self) -> None:
@@ -372,7 +390,23 @@ def _new_lock() -> int:
 
 
 _idle: list[Team] = []
-_starting = threading.Lock()  # while stacks have another size than the program's own threads are to get
+_FAULTS = {getattr(signal, f"SIG{name}", None) for name in ("SEGV", "BUS", "FPE", "ILL", "TRAP", "ABRT", "SYS")}
+
+
+class _Stacks:
+    """While helpers are started, stacks have another size than the program's own threads are to get."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users: int | None = None
+
+    def restore(self) -> None:
+        if self.users is not None:
+            threading.stack_size(self.users)
+            self.users = None
+
+
+_stacks = _Stacks()
 
 
 def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int) -> None:
@@ -396,5 +430,13 @@ def _end() -> None:
 
 
 atexit.register(_end)
+
+
+def _after_fork_in_child() -> None:
+    _idle.clear()  # their helpers are not here
+    _stacks.lock = threading.Lock()
+    _stacks.restore()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)
+    os.register_at_fork(after_in_child=_after_fork_in_child)
