@@ -256,6 +256,7 @@ static void *team_serve(void *at)
             spins = TEAM_READ(&team->spins);
         }
     }
+    return NULL; /* not reached */
 }
 
 /* A new helper; whether there is one. It takes no signals but its own faults: they are for threads that the program knows of. */
