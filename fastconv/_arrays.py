@@ -114,8 +114,11 @@ def check_out(
     dtype: str,
     inputs: tuple[np.ndarray | None, ...],
     name: str = "out",
-) -> None:
-    """Raise unless ``out`` can take the result: an ndarray of ``shape`` and ``dtype`` apart from all ``inputs``."""
+) -> bool:
+    """Raise unless ``out`` can take the result: an ndarray of ``shape`` and ``dtype`` apart from all ``inputs``.
+
+    Whether a kernel can write it itself; else the result is to be copied into it.
+    """
     if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)):
         raise TypeError(f"{function}: {name} is a {type(out).__name__}: it must be a NumPy array")
     if out.dtype is not DTYPES[dtype] and out.dtype != DTYPES[dtype]:
@@ -129,6 +132,7 @@ def check_out(
     for array in inputs:
         if array is not None and not (owner and array is not out and array.flags.owndata) and _overlap(out, array):
             raise ValueError(f"{function}: {name} overlaps an input: it must have memory of its own")
+    return flags.carray and out.dtype.isnative
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
@@ -138,8 +142,3 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
         return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True  # their bounds overlap and the exact question is too hard: refuse
-
-
-def kernel_ready(out: np.ndarray) -> bool:
-    """Whether a kernel can write ``out`` itself; else the result is copied into it."""
-    return out.flags.carray and out.dtype.isnative

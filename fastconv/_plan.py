@@ -40,6 +40,11 @@ SPARE_BYTES = 16 * 2**20  # workspace allowed to "auto" beside twice input and o
 known_plans: dict[Any, Plan] = {}  # of public calls, by their raw arguments
 
 
+def most_workers(work: int, least: int) -> int:
+    """Threads for so much work, of which each gets ``least`` or more; one if there is less."""
+    return max(work // least, 1)
+
+
 class Plan:
     """One operation on arrays of fixed shapes, ready to run: ``plan(x, weight, bias, out=, workspace=)``.
 
@@ -85,7 +90,7 @@ class Plan:
         self._run = step.run
         self._dtype, self._dtype_name = np.dtype(problem.dtype), problem.dtype
         self._no_bias = np.empty(0, self._dtype)
-        self._most_workers = max(problem.macs // (THREAD_POOL if op in pool.OPS else THREAD_WORK), 1)
+        self._most_workers = most_workers(problem.macs, THREAD_POOL if op in pool.OPS else THREAD_WORK)
         self._elements = {1: step.workspace(1)}  # of workspace, by number of threads
         if op in ("forward", *pool.OPS):
             fused = getattr(problem, "pool", None)
@@ -107,7 +112,9 @@ class Plan:
         return min(_threads.get_num_threads(), self._most_workers)
 
     def _workspace_elements(self, n_workers: int) -> int:
-        elements = self._elements[n_workers] = self._step.workspace(n_workers)
+        elements = self._elements.get(n_workers)
+        if elements is None:
+            elements = self._elements[n_workers] = self._step.workspace(n_workers)
         return elements
 
     def __call__(
@@ -128,12 +135,8 @@ class Plan:
         self, operands: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...], workspace: np.ndarray | None = None
     ) -> None:
         """Run on checked arrays, into ``outputs``."""
-        n_workers = _threads.get_num_threads()
-        if n_workers > self._most_workers:
-            n_workers = self._most_workers
-        elements = self._elements.get(n_workers)
-        if elements is None:
-            elements = self._workspace_elements(n_workers)
+        n_workers = self._workers()
+        elements = self._workspace_elements(n_workers)
         if workspace is None:
             space = _arena.workspace(elements, self._dtype_name)
         else:

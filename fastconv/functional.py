@@ -24,13 +24,12 @@ from fastconv._arrays import (
     check_index_range,
     check_out,
     contiguous,
-    kernel_ready,
     ready,
     ready_indices,
     same_dtype,
 )
 from fastconv._packed import PackedWeight
-from fastconv._plan import THREAD_WORK, Plan, known_plans, plan_conv2d, plan_pool2d
+from fastconv._plan import THREAD_WORK, Plan, known_plans, most_workers, plan_conv2d, plan_pool2d
 from fastconv._problem import (
     ConvProblem,
     PoolProblem,
@@ -125,13 +124,14 @@ def _run(
     out: Any = None,
 ) -> np.ndarray:
     """Run ``plan`` on (array, shape that the kernel reads) pairs; a result of ``shape``, in ``out`` if given."""
+    in_place = False
     if out is not None:  # before anything is copied
-        check_out(function, out, shape, plan.problem.dtype, tuple([array for array, _ in arrays]))
+        in_place = check_out(function, out, shape, plan.problem.dtype, tuple([array for array, _ in arrays]))
     operands = tuple([None if array is None else ready(array, wanted) for array, wanted in arrays])
     if out is None:
         result = plan(*operands)
         return result if result.shape == shape else result.reshape(shape)
-    if kernel_ready(out):
+    if in_place:
         plan(*operands, out=out.reshape(plan.output_shape))
     else:
         out[...] = plan(*operands).reshape(shape)
@@ -323,15 +323,7 @@ def _conv(
             result = np.empty(plan.output_shape, x.dtype)
         else:
             result = out
-            # What is all that a kernel asks for and owns its memory, as every input does, overlaps none
-            fits = (
-                type(out) is np.ndarray and out.dtype is x.dtype and out.shape == plan.output_shape
-                and out.flags.carray and out.flags.owndata and out is not x and x.flags.owndata
-                and (packed or (out is not w and w.flags.owndata)) and (b is None or b.flags.owndata)
-            )  # fmt: skip
-            if not fits:
-                check_out(function, out, plan.output_shape, problem.dtype, (x, w, b))
-                as_they_are = kernel_ready(out)
+            as_they_are = check_out(function, out, plan.output_shape, problem.dtype, (x, w, b))
     if packed:
         w = weight.packed_for(plan)
     if as_they_are:
@@ -509,13 +501,11 @@ def conv2d_relu_max_pool2d(
         make,
     )  # fmt: skip
     shape = _result_shape(plan, x.ndim, 2)
-    if out is not None:
-        check_out(function, out, shape, dtype, (x, w, b))
+    direct = out is not None and check_out(function, out, shape, dtype, (x, w, b))
     problem = plan.problem
     kernel_weight = weight.packed_for(plan) if packed else ready(w, problem.weight_shape)
     kernel_bias = ready(b, b.shape) if b is not None else NO_BIAS[dtype]
     operands = (ready(x, problem.input_shape), kernel_weight, kernel_bias)
-    direct = out is not None and kernel_ready(out)
     values = out.reshape(plan.output_shape) if direct else np.empty(plan.output_shape, dtype)  # type: ignore[union-attr]
     indices = np.empty(plan.output_shape, np.int64) if return_indices else NO_INDICES
     plan.run(operands, (values, indices))
@@ -929,7 +919,7 @@ def _kernels(function: str, backend: str) -> _backends.Kernels:
 
 
 def _workers(problem: ConvProblem) -> int:
-    return min(_threads.get_num_threads(), max(problem.macs // THREAD_WORK, 1))
+    return min(_threads.get_num_threads(), most_workers(problem.macs, THREAD_WORK))
 
 
 # ------------------------------------------------------------------------------------------------ pooling
@@ -1073,8 +1063,7 @@ def _max_pool(
     if return_indices is not True and return_indices is not False:
         return_indices = flag(function, "return_indices", return_indices)
     if out is not None:
-        check_out(function, out, shape, plan.problem.dtype, (input if plain else x,))
-        in_place = kernel_ready(out)
+        in_place = check_out(function, out, shape, plan.problem.dtype, (input if plain else x,))
     as_planned = shape is plan.output_shape
     if in_place:
         target = out if as_planned else out.reshape(plan.output_shape)

@@ -203,6 +203,14 @@ cdef inline Py_ssize_t real_itemsize(object array) except 0:
     return itemsize
 
 
+# What the tasks of a kernel share that copies or adds cells of one array into another.
+cdef struct Copy:
+    Py_ssize_t itemsize
+    const void* source
+    void* target
+    const int64_t* geometry
+
+
 # The arrays of a convolution's forward kernel, by address; NULL for those without cells.
 cdef struct Operands:
     Py_ssize_t itemsize

@@ -1475,36 +1475,28 @@ cdef void conv_task(
 
 # What the tasks of the forward, and of the adjoint of stride 1, share.
 cdef struct Forward:
-    Py_ssize_t itemsize
-    const void* input
-    const void* zeros
-    const void* weight
-    const void* bias
-    double low, high
-    void* output
-    void* pooled
-    int64_t* indices
-    void* rows           # of all workers, of each
+    const Operands* operands   # workspace: a row of zeros, then rows of each worker, so many elements
     Py_ssize_t slice
+    double low, high
     Conv conv
-    const int64_t* geometry
 
 
 cdef void conv2d_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
     cdef:
         const Forward* f = <const Forward*> job
-        Py_ssize_t at = worker * f.slice
-    if f.itemsize == sizeof(float):
+        const Operands* o = f.operands
+        Py_ssize_t rows = f.conv.IW + worker * f.slice
+    if o.itemsize == sizeof(float):
         conv_task(
-            task, &f.conv, <const float*> f.input, <const float*> f.zeros, <const float*> f.weight, <const float*> f.bias,
-            <float> f.low, <float> f.high, <float*> f.output, <float*> f.pooled, f.indices, <float*> f.rows + at, f.geometry,
-            <vf*> NULL,
+            task, &f.conv, <const float*> o.input, <const float*> o.workspace, <const float*> o.weight, <const float*> o.bias,
+            <float> f.low, <float> f.high, <float*> o.output, <float*> o.pooled, o.indices, <float*> o.workspace + rows,
+            o.geometry, <vf*> NULL,
         )
     else:
         conv_task(
-            task, &f.conv, <const double*> f.input, <const double*> f.zeros, <const double*> f.weight, <const double*> f.bias,
-            f.low, f.high, <double*> f.output, <double*> f.pooled, f.indices, <double*> f.rows + at, f.geometry,
-            <vd*> NULL,
+            task, &f.conv, <const double*> o.input, <const double*> o.workspace, <const double*> o.weight,
+            <const double*> o.bias, f.low, f.high, <double*> o.output, <double*> o.pooled, o.indices,
+            <double*> o.workspace + rows, o.geometry, <vd*> NULL,
         )
 
 
@@ -1525,10 +1517,7 @@ def conv2d(
     cdef:
         Operands o = operands(input, weight, bias, output, pooled, indices, workspace, geometry)
         Conv conv = forward(o.geometry)
-        Forward job = Forward(
-            o.itemsize, o.input, o.workspace, o.weight, o.bias, act_min, act_max, o.output, o.pooled, o.indices,
-            <char*> o.workspace + conv.IW * o.itemsize, rows_of_worker(&conv) + pool_ring_size(o.geometry), conv, o.geometry,
-        )
+        Forward job = Forward(&o, rows_of_worker(&conv) + pool_ring_size(o.geometry), act_min, act_max, conv)
     if conv.n_tasks == 0:
         return
     with nogil:
@@ -1793,10 +1782,10 @@ def conv2d_grad_input(
             sizeof(real), batch, start(grad_output), start(weight), start_of_row(bias), act_min, act_max,
             <void*> start(grad_input), &geometry[0],
         )
-        Forward turned = Forward(
-            sizeof(real), job.grad_output, &workspace[0], job.weight, job.bias, act_min, act_max, job.grad_input, NULL, NULL,
-            NULL, 0, conv, &geometry[0],
+        Operands o = Operands(
+            sizeof(real), job.grad_output, job.weight, job.bias, job.grad_input, NULL, NULL, &workspace[0], &geometry[0]
         )
+        Forward turned = Forward(&o, 0, act_min, act_max, conv)
     with nogil:
         if not finite(weight):
             each_task(exact_entry, &job, planes, n_threads)

@@ -20,9 +20,9 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT,
-    GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Operands, VL_FLOAT,
-    add_outer, ceil_div, cells_of, clamp, each_task, fill, int64_t, lines, opaque, operands, prefetch,
-    real, start, start_of_row, team_join, vec, vd, vf, vfma, vfma_at, vmax, vmin,
+    GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_STRIDE_W, GEO_TURNED, Copy, Operands,
+    VL_FLOAT, add_outer, ceil_div, cells_of, clamp, each_task, fill, int64_t, lines, opaque, operands, prefetch, real, start,
+    start_of_row, team_join, vec, vd, vf, vfma, vfma_at, vmax, vmin,
 )
 from common cimport BLOCK_PIXELS, CACHE_LINE, DEPTHS, HEADED, IN_PLACE_FILTERS, LONE_SPAN, RUN_CELLS
 from common cimport LISTED_DEPTHS, LISTED_MR, LISTED_NV, TRIPLE_RUN_CELLS, loads_are_scarce
@@ -1106,14 +1106,6 @@ cdef inline void pack_flat(
 
 
 # ------------------------------------------------------------------------------------------- kernels: columns
-
-
-# What the tasks of im2col, col2im and interleave share.
-cdef struct Copy:
-    Py_ssize_t itemsize
-    const void* source
-    void* target
-    const int64_t* geometry
 
 
 cdef inline const real* columns_of(const real[:, :, :, :, :, ::1] cols, const int64_t* geometry) except? NULL:

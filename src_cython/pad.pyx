@@ -4,7 +4,7 @@ from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_MODE, GEO_PAD_TOP,
-    PAD_CIRCULAR, PAD_REFLECT, PAD_REPLICATE, cells_of, each_task, int64_t, real, team_join,
+    Copy, PAD_CIRCULAR, PAD_REFLECT, PAD_REPLICATE, cells_of, each_task, int64_t, real, team_join,
 )
 
 team_join()
@@ -21,14 +21,6 @@ cdef inline Py_ssize_t source(Py_ssize_t position, Py_ssize_t extent, int64_t mo
     if mode == PAD_CIRCULAR:
         return position + extent if position < 0 else position - extent
     return -1
-
-
-# What the tasks of a kernel share.
-cdef struct Copy:
-    Py_ssize_t itemsize
-    const void* source
-    void* target
-    const int64_t* geometry
 
 
 cdef void pad2d_task(

@@ -123,7 +123,7 @@ static int64_t team_now(void)
 }
 
 /* Somebody is about to wake a helper. */
-static void team_call(Team *team)
+static void team_summon(Team *team)
 {
     if (TEAM_READ(&team->woken)) return;
     TEAM_WRITE(&team->patience, TEAM_PATIENCE);
@@ -160,7 +160,7 @@ static void team_come(Team *team)
     TEAM_WRITE(&team->woken, 0);
 }
 #else
-static void team_call(Team *team) { (void)team; }
+static void team_summon(Team *team) { (void)team; }
 static void team_stand(Team *team) { (void)team; }
 static void team_give_way(Team *team) { (void)team; }
 static void team_come(Team *team) { (void)team; }
@@ -172,7 +172,7 @@ static void team_wake(Team *team)
 {
     if (TEAM_READ(&team->sleepers) == 0 || team_swap(&team->waking, 0, 1) != 0) return;
     if (TEAM_READ(&team->sleepers) > 0) {
-        team_call(team);
+        team_summon(team);
         PyThread_release_lock(team->wake);
     } else {
         TEAM_WRITE(&team->waking, 0);

@@ -42,7 +42,8 @@ SLEEPERS, WAKING = 128, 136  # helpers asleep; 1 while one of them is being woke
 WOKEN, BEARS = 144, 152  # when a helper was woken that has not run since, in ns, 0: none; how long the caller bears it
 CPUS, ACQUIRE, RELEASE, WAKE, DONE = 192, 200, 208, 216, 224  # set once: of this process, C functions, locks
 CLOCK, YIELD, WHERE, GET, SET = 232, 240, 248, 256, 264  # C functions, 0 where the system has none of them
-TIME, ALL, OTHERS = 320, 384, 512  # of the caller; sets of CPUs, of the one helper that moves
+HERE, THERE = 320, 336  # the time: of the caller, of the one who wakes another
+ALL, OTHERS = 384, 512  # sets of CPUs, of the one helper that moves
 SET_BYTES = 128
 _N_WORDS = 80
 
@@ -145,9 +146,10 @@ def pause(typingctx):
 
 
 @_late.helper
-def now(team):
-    ask(read(team + CLOCK), 1, team + TIME, 0)  # CLOCK_MONOTONIC
-    return read(team + TIME) * 1_000_000_000 + read(team + TIME + 8)
+def now(team, place):
+    """Nanoseconds, by way of two words."""
+    ask(read(team + CLOCK), 1, team + place, 0)  # CLOCK_MONOTONIC
+    return read(team + place) * 1_000_000_000 + read(team + place + 8)
 
 
 @_late.helper
@@ -155,7 +157,7 @@ def summon(team):
     """Somebody is about to wake a helper."""
     if read(team + SET) != 0 and read(team + WOKEN) == 0:
         write(team + BEARS, PATIENCE)
-        write(team + WOKEN, now(team))
+        write(team + WOKEN, now(team, THERE))
 
 
 @_late.helper
@@ -169,7 +171,7 @@ def stand(team):
 def give_way(team):
     """The caller, between two tasks; each time in vain it waits twice as long for the next."""
     woken, bears = read(team + WOKEN), read(team + BEARS)
-    if woken != 0 and now(team) - woken >= bears:
+    if woken != 0 and now(team, HERE) - woken >= bears:
         write(team + BEARS, 2 * bears)
         write(team + CPU, ask(read(team + WHERE), 0, 0, 0))
         ask(read(team + YIELD), 0, 0, 0)
@@ -352,9 +354,8 @@ class Team:
                 _stacks.restore()
 
     def _help(self) -> None:
-        if hasattr(
-            signal, "pthread_sigmask"
-        ):  # but for its own faults, signals are for threads that the program knows of
+        # But for its own faults, signals are for threads that the program knows of
+        if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         self._serve(self.address)
 
