@@ -250,6 +250,7 @@ cdef inline void tile_step(
     const real* b,            # IN   vector j at at[j]
     const Py_ssize_t* at,
     vec* acc,                 # INOUT [rows][nv]
+    real* copy,               # OUT   (nv * VL) the vectors, unless it is NULL
     const int rows,
     const int nv,
 ) noexcept nogil:
@@ -257,9 +258,11 @@ cdef inline void tile_step(
     cdef:
         vec[FEW_VECTORS] x
         vec filter
-        Py_ssize_t i, j
+        Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
     for j in range(nv):
         x[j] = (<const vec*> (b + at[j]))[0]
+        if copy != NULL:
+            (<vec*> (copy + j * VL))[0] = x[j]
     for i in range(rows):
         if nv == 1:
             acc[i] = vfma_at(acc[i], a + i, x[0])
@@ -281,8 +284,9 @@ cdef inline void tile_sums(
     const int rows,           # filters and
     const int nv,             # vectors of pixels in use
     const bint listed,        # places are listed
-    Py_ssize_t ahead,         # pixels: 0, or so far to the right cells are fetched
-    const bint fetched,       # which is asked here
+    Py_ssize_t ahead,         # pixels: so far to the right cells are fetched
+    real* copy,               # OUT  [kc][nv * VL] the cells, where a panel has several vectors
+    const bint first,         # both of this is done
 ) noexcept nogil:
     # rows * nv independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one broadcast
     # filter stay in registers: rows, nv and flags must be constants at each call, and the loop must run once at least, or
@@ -290,7 +294,7 @@ cdef inline void tile_sums(
     cdef:
         Py_ssize_t[FEW_VECTORS] at
         const real* next_panel = a + kc * _MR  # of filters
-        Py_ssize_t i, j, k, line = CACHE_LINE // sizeof(real)
+        Py_ssize_t i, j, k, line = CACHE_LINE // sizeof(real), VL = sizeof(vec) // sizeof(real)
         Py_ssize_t depths = LISTED_DEPTHS if listed or nv == LISTED_NV > _NV else DEPTHS
     for j in range(nv):
         at[j] = place[j] if listed else j * apart
@@ -301,8 +305,10 @@ cdef inline void tile_sums(
         for k in range(ceil_div(depths * _MR, line)):
             prefetch(next_panel + k * line)
         for k in range(depths):
-            tile_step(a + k * _MR, b + depth[k] if listed else b, at, acc, rows, nv)
-            for j in range(nv if fetched else 0):
+            tile_step(
+                a + k * _MR, b + depth[k] if listed else b, at, acc, copy + k * nv * VL if first and _NV > 1 else NULL, rows, nv
+            )
+            for j in range(0 if not first else nv if _NV == 1 else 1):
                 prefetch(b + at[j] + ahead)
             if not listed:
                 b += ldb
@@ -313,6 +319,8 @@ cdef inline void tile_sums(
         kc -= depths
         if listed:
             depth += depths
+        if first:
+            copy += depths * nv * VL
 
 
 cdef inline void tile_body(
@@ -336,7 +344,8 @@ cdef inline void tile_body(
     Py_ssize_t b_step,
     Py_ssize_t panels,        # or one below the other, of so many panels of filters
     Py_ssize_t ahead,
-    const bint fetched,
+    real* copy,
+    const bint first,
     vec* unused,              # names the vector type
 ) noexcept nogil:
     # accumulate and finish must be constants, too. The clamp's bounds come by memory, as two registers that live through
@@ -351,7 +360,7 @@ cdef inline void tile_body(
     for _tile in range(tiles * panels):
         if not listed:
             c = <real*> opaque(c)
-        tile_sums(a, b, ldb, apart, depth, place, kc, &acc[0], rows, nv, listed, ahead, fetched)
+        tile_sums(a, b, ldb, apart, depth, place, kc, &acc[0], rows, nv, listed, ahead, copy, first)
         if accumulate:
             for i in range(rows):
                 for j in range(nv):
@@ -380,40 +389,42 @@ cdef inline void tile_body(
             b += b_step * (nv // _NV)
             c += c_step
             bias += bias_step
+            if first:
+                copy += kc * nv * VL
 
 
 cdef inline void plain_body(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, const bint accumulate,
     Finish finish, const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles,
-    Py_ssize_t b_step, Py_ssize_t panels, Py_ssize_t ahead, const bint fetched, vec* unused,
+    Py_ssize_t b_step, Py_ssize_t panels, Py_ssize_t ahead, real* copy, const bint first, vec* unused,
 ) noexcept nogil:
     """`tile_body` whose places are not listed, with a constant for what it does with its sums."""
     if finish == KEEP:
         tile_body(
             a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, KEEP, bias, bounds, rows, nv, False, tiles, b_step, panels,
-            ahead, fetched, unused,
+            ahead, copy, first, unused,
         )
     elif finish == CLAMP:
         tile_body(
             a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, CLAMP, bias, bounds, rows, nv, False, tiles, b_step, panels,
-            ahead, fetched, unused,
+            ahead, copy, first, unused,
         )
     elif finish == RAISE:
         tile_body(
             a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, RAISE, bias, bounds, rows, nv, False, tiles, b_step, panels,
-            ahead, fetched, unused,
+            ahead, copy, first, unused,
         )
     else:
         tile_body(
             a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, SHIFT, bias, bounds, rows, nv, False, tiles, b_step, panels,
-            ahead, fetched, unused,
+            ahead, copy, first, unused,
         )
 
 
 cdef inline void tile(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
     const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles, Py_ssize_t b_step,
-    Py_ssize_t panels, Py_ssize_t ahead, const bint fetched, vec* unused,
+    Py_ssize_t panels, Py_ssize_t ahead, real* copy, const bint first, vec* unused,
 ) noexcept nogil:
     """`plain_body` with a constant for its flag."""
     cdef Py_ssize_t i, j
@@ -426,11 +437,11 @@ cdef inline void tile(
                     c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bounds[0], bounds[1])
     elif accumulate:
         plain_body(
-            a, b, ldb, kc, c, ldc, True, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
+            a, b, ldb, kc, c, ldc, True, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, copy, first, unused
         )
     else:
         plain_body(
-            a, b, ldb, kc, c, ldc, False, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, fetched, unused
+            a, b, ldb, kc, c, ldc, False, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, copy, first, unused
         )
 
 
@@ -442,13 +453,14 @@ cdef Py_ssize_t triple_tiles(
     cdef Py_ssize_t i = 0, triples = tiles // LISTED_NV if _NV == 1 else 0
     if triples and ahead:
         tile(
-            a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, LISTED_MR, LISTED_NV, triples, b_step, 1, ahead, True, unused
+            a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, LISTED_MR, LISTED_NV, triples, b_step, 1, ahead, NULL,
+            True, unused,
         )
         i = LISTED_MR
     while triples and i < rows:
         tile(
             a + i, b, ldb, kc, c + i * ldc, ldc, accumulate, finish, bias + i, bounds, LISTED_MR, LISTED_NV, triples, b_step, 1,
-            0, False, unused,
+            0, NULL, False, unused,
         )
         i += LISTED_MR
     return triples * LISTED_NV
@@ -456,19 +468,22 @@ cdef Py_ssize_t triple_tiles(
 
 cdef void whole_tiles(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
-    Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t panels, Py_ssize_t ahead, vec* unused,
+    Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t panels, Py_ssize_t ahead, real* copy,
+    vec* unused,
 ) noexcept nogil:
-    """ahead: the first filters to meet a run that is read in place fetch the next one. No hardware does along channels."""
+    """ahead: the first filters to meet a run that is read in place fetch the next one, as no hardware does along channels; and,
+    but for panels of one vector, copy its cells for the others.
+    """
     cdef Py_ssize_t done
     if _NV == 1 and TRIPLE:
         done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, bounds, _MR, tiles, ahead, unused)
         b += done * b_step
         c += done * <Py_ssize_t> (sizeof(vec) // sizeof(real))
         tiles -= done
-    if _NV == 1 and ahead:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, 1, ahead, True, unused)
+    if ahead:
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, 1, ahead, copy, True, unused)
     else:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, panels, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, panels, 0, NULL, False, unused)
 
 
 cdef inline Py_ssize_t height(Py_ssize_t filters) noexcept nogil:
@@ -486,13 +501,13 @@ cdef inline void low_tiles(
 ) noexcept nogil:
     """Tiles of at most four rows, a `height`."""
     if rows == 1 and _NV == 1:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 1, nv, tiles, b_step, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 1, nv, tiles, b_step, 1, 0, NULL, False, unused)
     elif rows == 2:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 2, nv, tiles, b_step, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 2, nv, tiles, b_step, 1, 0, NULL, False, unused)
     elif rows == 3 and _NV == 1:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 3, nv, tiles, b_step, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 3, nv, tiles, b_step, 1, 0, NULL, False, unused)
     else:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 4, nv, tiles, b_step, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, 4, nv, tiles, b_step, 1, 0, NULL, False, unused)
 
 
 cdef void part_tiles(
@@ -516,13 +531,13 @@ cdef void part_tiles(
             b += done * b_step
             c += done * VL
             tiles -= done
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, min(8, _MR), _NV, tiles, b_step, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, min(8, _MR), _NV, tiles, b_step, 1, 0, NULL, False, unused)
     elif rows == 12 and _MR > 12:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, min(12, _MR), _NV, tiles, b_step, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, min(12, _MR), _NV, tiles, b_step, 1, 0, NULL, False, unused)
     elif nv == 1 and _NV > 1:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, 1, 1, 0, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, 1, 1, 0, 1, 0, NULL, False, unused)
     else:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, 1, 0, 1, 0, False, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, 1, 0, 1, 0, NULL, False, unused)
 
 
 cdef void edge_tile(
@@ -561,7 +576,7 @@ cdef inline void listed_body(
 ) noexcept nogil:
     """`tile_body` whose places are listed."""
     tile_body(
-        a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, bounds, rows, nv, True, tiles, 0, 1, 0, False, unused
+        a, b, 0, depth, place, kc, c, ldc, to, False, finish, bias, bounds, rows, nv, True, tiles, 0, 1, 0, NULL, False, unused
     )
 
 
@@ -642,7 +657,7 @@ cdef inline void paired_body(
         vec[2 * LISTED_MR] acc
         vec v, other, low_v, high_v
         Py_ssize_t i, VL = sizeof(vec) // sizeof(real)
-    tile_sums(a, b, 0, 0, depth, place, kc, &acc[0], rows, 2, True, 0, False)
+    tile_sums(a, b, 0, 0, depth, place, kc, &acc[0], rows, 2, True, 0, NULL, False)
     fill(&low_v, bounds[0])
     fill(&high_v, bounds[1])
     for i in range(rows // 2):
@@ -1517,7 +1532,7 @@ cdef void conv2d_block(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, g = ng % geometry[GEO_G]
         Py_ssize_t p_from, pixels, lone, cells, ldc, k_block, k_from, kc, panel, panels, kept, j, q, i, first, filters
-        Py_ssize_t head = 0, tiles, run, run_from, run_to, whole, ahead, b_step, row, oc_from = panel_start(b, panel_from)
+        Py_ssize_t head = 0, tiles, run, run_from, run_to, whole, rest, ahead, b_step, row, oc_from = panel_start(b, panel_from)
         Py_ssize_t pooled_from, pooled_to, row_from, row_to, carried, carry_from, rows_to_carry
         Py_ssize_t step = geometry[GEO_POOL_STRIDE_H], top = geometry[GEO_POOL_PAD_TOP], KH = geometry[GEO_POOL_KH]
         Py_ssize_t plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
@@ -1527,6 +1542,7 @@ cdef void conv2d_block(
         const real* x             # of a flat problem, this block's cells
         const real* y
         const real* source        # of the cells of a run
+        bint copying              # by the first filters that meet a run
         Py_ssize_t[_KC] depth
         Py_ssize_t[MOST_PLACES + LISTED_NV] place      # a last part of a tile reads places for a whole one
         Py_ssize_t[MOST_PLACES] to
@@ -1561,8 +1577,9 @@ cdef void conv2d_block(
         lone = 0                              # how a pixel is summed must not depend on where blocks begin
     else:
         pooled_from = pooled_to = row_from = carried = carry_from = rows_to_carry = 0
-        if b.in_place and b.P % VL == 0 and b.P >= HEADED * VL:
-            head = (VL - <size_t> image // sizeof(real) % VL) % VL
+        if b.flat and (b.in_place or _NV > 1) and b.P % VL == 0 and b.P >= HEADED * VL:
+            q = VL if b.P % NR else NR
+            head = (q - <size_t> image // sizeof(real) % q) % q
         p_from = block * b.units // b.blocks * b.unit + head
         pixels = b.P - p_from if block == b.blocks - 1 else (block + 1) * b.units // b.blocks * b.unit + head - p_from
         ldc = b.P
@@ -1619,11 +1636,14 @@ cdef void conv2d_block(
         run_from = 0
         while True:                                                                        # loop 2: runs of B panels
             run_to = min(run_from + run, tiles)
+            whole = max(min(run_to, cells // NR), run_from)
+            copying = _NV > 1 and b.flat and not b.in_place and kc > 0 and panel_start(b, panel_from + 1) - oc_from == _MR
             if b.in_place:
                 source = x + run_from * NR
             elif b.flat:
                 source = b_block
-                pack_flat(x + run_from * NR, b_block, kc, min(pixels - run_from * NR, b.run), b.P, unused)
+                q = whole - run_from if copying else 0
+                pack_flat(x + (run_from + q) * NR, b_block + q * b_step, kc, min(pixels - run_from * NR, b.run) - q * NR, b.P, unused)
             else:
                 source = b_block + run_from * b_step
             panel = panel_from
@@ -1638,16 +1658,19 @@ cdef void conv2d_block(
                 # by tile
                 q = run_from * NR
                 panels = 1
-                whole = max(min(run_to, cells // NR), run_from)
                 if b.by_rows:
                     listed_panel(
                         a, copied, depth, place, kc, map, ldc, to, finish, shift, bounds, filters, cells // VL, unused
                     )
-                    whole = run_to
                 elif filters < _MR and height(filters) == filters:
                     part_tiles(
                         a, source, ldb, b_step, kc, map + q, ldc, accumulate, finish, shift, bounds, filters, _NV,
                         whole - run_from, unused,
+                    )
+                elif filters == _MR and copying and panel == panel_from:
+                    whole_tiles(
+                        a, x + q, b.P, NR, kc, map + q, ldc, accumulate, finish, shift, bounds, whole - run_from, 1, 2 * NR - 1,
+                        b_block, unused,
                     )
                 elif filters == _MR:
                     ahead = b.run if _NV == 1 and b.in_place and panel == panel_from else 0
@@ -1655,11 +1678,10 @@ cdef void conv2d_block(
                         panels = max(min(panel_to, b.OCG // _MR - (b.lent > 0)) - panel, 1)
                     whole_tiles(
                         a, source, ldb, b_step, kc, map + q, ldc, accumulate, finish, shift, bounds, whole - run_from, panels,
-                        ahead, unused,
+                        ahead, NULL, unused,
                     )
-                else:
-                    whole = run_from
-                for j in range(whole, run_to):                                             # loop 4: pixels
+                rest = run_to if b.by_rows else whole if filters == _MR or height(filters) == filters else run_from
+                for j in range(rest, run_to):                                              # loop 4: pixels
                     q = j * NR
                     y, row = source + (j - run_from) * b_step, ldb
                     if b.in_place and q + NR > cells and cells % VL:  # nothing past the caller's array may be read
@@ -1825,7 +1847,7 @@ cdef void conv2d_grad_input_task(
             memset(packed + oc * NR + pixels, 0, (NR - pixels) * sizeof(real))
         for j in range(t.tiles):
             whole_tiles(
-                a + j * b.OCG * _MR, packed, NR, 0, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, NULL, 1, 1, 0, unused
+                a + j * b.OCG * _MR, packed, NR, 0, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, NULL, 1, 1, 0, NULL, unused
             )
         for c in range(channels):
             for tap in range(b.T):

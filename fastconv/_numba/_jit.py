@@ -83,15 +83,15 @@ class Task:
         kinds = list(self.kinds.values())
         self._dtype_from = next(i for i, kind in enumerate(kinds) if kind.dtype == "real" and kind.ndim)
         self._numbers = [i for i, kind in enumerate(kinds) if not kind.ndim]
-        self._entries: dict[np.dtype, Callable[..., None]] = {}
+        self._entries: dict[np.dtype, tuple[Callable[..., None], int]] = {}
         tasks.append(self)
 
     @property
     def name(self) -> str:
         return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}"
 
-    def entry(self, dtype: np.dtype) -> Callable[..., None]:
-        """The machine code: loaded, or else compiled and kept."""
+    def entry(self, dtype: np.dtype) -> tuple[Callable[..., None], int]:
+        """The machine code and its address: loaded, or else compiled and kept."""
         with _late.lock:
             found = self._entries.get(dtype)
             if found is None:
@@ -100,7 +100,7 @@ class Task:
                 if address is None:
                     _late.make_all()
                     address = _late.compiler().compile_task(self, dtype, file)
-                found = self._entries[dtype] = _ENTRY(address)
+                found = self._entries[dtype] = _ENTRY(address), address
         return found
 
     def run(self, n_tasks: int, n_threads: int, *arguments: Any) -> None:
@@ -117,9 +117,9 @@ class Task:
                 arguments = (*arguments[:i], float(arguments[i]), *arguments[i + 1 :])
         table = id(arguments) + _ITEMS
         if n_threads > 1 and n_tasks > 1:
-            _parallel.run(n_tasks, n_threads, entry, table)
+            _parallel.run(n_tasks, n_threads, entry[1], table)
         else:
-            entry(0, int(n_tasks), 0, table)  # a pointer is no integer of NumPy
+            entry[0](0, int(n_tasks), 0, table)  # a pointer is no integer of NumPy
 
     def _run_python(self, n_tasks: int, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
         worker = (0,) if self.has_worker else ()

@@ -46,6 +46,7 @@ HERE, THERE = 320, 336  # the time: of the caller, of the one who wakes another
 ALL, OTHERS = 384, 512  # sets of CPUs, of the one helper that moves
 SET_BYTES = 128
 _N_WORDS = 80
+_ENTRY, _TABLE, _N_TASKS, _N_WORKERS = ENTRY // 8, TABLE // 8, N_TASKS // 8, N_WORKERS // 8
 
 # Pauses, of 10 to 140 cycles each by kind of CPU: as long as what lies between two layers of a network takes in NumPy
 _SPINS = 30000
@@ -234,12 +235,9 @@ def perform(team, worker):
         gate = found
 
 
-def lead(team, entry, table, n_tasks, n_workers):
-    """The caller's part of a job."""
-    write(team + ENTRY, entry)
-    write(team + TABLE, table)
-    write(team + N_TASKS, n_tasks)
-    write(team + N_WORKERS, n_workers)
+def lead(team):
+    """The caller's part of the job that `run` has written down."""
+    n_workers = read(team + N_WORKERS)
     for part in range(n_workers):
         write(read(team + PARTS) + 64 * part, 0)
     # Who spins takes a CPU from those who work where there are more threads than CPUs
@@ -316,8 +314,9 @@ class Team:
 
     def __init__(self) -> None:
         words = np.zeros(_N_WORDS + 8, np.int64)
-        self._words = words[-words.ctypes.data % 64 // 8 :]  # from a cache line's start
-        self.address = self._words.ctypes.data
+        words = words[-words.ctypes.data % 64 // 8 :]  # from a cache line's start
+        self.address = words.ctypes.data
+        self.words = memoryview(words)  # written in half the time
         self._helpers: list[threading.Thread] = []
         self.lead, self._serve = machine_code()
         self._write(CPUS, _threads.available_cpus())
@@ -329,27 +328,27 @@ class Team:
             self._write(place, function)
         self._parts: list[np.ndarray] = []  # all that there were: an interrupted call may have left any of them in use
         self._room = 0
+        self.size = 1  # the caller and the helpers
 
     def _write(self, place: int, value: Any) -> None:
-        self._words[place // 8] = value
+        self.words[place // 8] = value
 
-    def grow(self, n_helpers: int) -> None:
-        """Have at least so many helpers, or as many as can be started, and parts for them and the caller."""
-        if self._room <= n_helpers:  # nobody is inside
-            self._parts.append(np.zeros(8 * (n_helpers + 2), np.int64))
+    def grow(self, n_workers: int) -> None:
+        """Have parts for so many, and as many helpers beside the caller, or those that can be started."""
+        if self._room < n_workers:  # nobody is inside
+            self._parts.append(np.zeros(8 * (n_workers + 1), np.int64))
             start = self._parts[-1].ctypes.data
             self._write(PARTS, start + -start % 64)
-            self._room = n_helpers + 1
-        if n_helpers <= len(self._helpers):
-            return
+            self._room = n_workers
         with _stacks.lock, suppress(RuntimeError):  # the system gives no more threads, or Python ends
             _stacks.users = threading.stack_size(0)
             threading.stack_size(max(_stacks.users, _STACK) if _stacks.users else 0)
             try:
-                while len(self._helpers) < n_helpers:
+                while self.size < n_workers:
                     helper = threading.Thread(target=self._help, name="fastconv", daemon=True)
                     helper.start()
                     self._helpers.append(helper)
+                    self.size += 1
             finally:
                 _stacks.restore()
 
@@ -363,7 +362,7 @@ class Team:
         """Send the helpers home."""
         self._write(GATE, -1)
         for _ in self._helpers:
-            _python.PyThread_release_lock(ctypes.c_void_p(int(self._words[WAKE // 8])))
+            _python.PyThread_release_lock(ctypes.c_void_p(self.words[WAKE // 8]))
         for helper in self._helpers:
             helper.join()
 
@@ -410,16 +409,19 @@ class _Stacks:
 _stacks = _Stacks()
 
 
-def run(n_tasks: int, n_threads: int, entry: Callable[..., None], table: int) -> None:
-    """Run tasks 0 ... n_tasks - 1 on up to ``n_threads`` threads."""
+def run(n_tasks: int, n_threads: int, entry: int, table: int) -> None:
+    """Run tasks 0 ... n_tasks - 1 of the entry at an address on up to ``n_threads`` threads."""
     try:
         team = _idle.pop()
     except IndexError:
         team = Team()
     try:
-        n_workers = min(n_threads, int(n_tasks))
-        team.grow(n_workers - 1)
-        team.lead(team.address, entry, table, int(n_tasks), n_workers)
+        n_workers = n_threads if n_threads < n_tasks else int(n_tasks)
+        if team.size < n_workers:
+            team.grow(n_workers)
+        words = team.words  # ctypes would take longer for each word than this does
+        words[_ENTRY], words[_TABLE], words[_N_TASKS], words[_N_WORKERS] = entry, table, n_tasks, n_workers
+        team.lead(team.address)
     finally:
         _idle.append(team)
 

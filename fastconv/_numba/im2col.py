@@ -379,16 +379,19 @@ def places_of(place, apart, nv, listed):
 
 
 @straight
-def add_products(acc, filters, next_panel, cells, ldb, depth, at, dtype, depths, listed, ahead, fetched):
-    size = itemsize(dtype)
+def add_products(acc, filters, next_panel, cells, ldb, depth, at, dtype, depths, listed, ahead, copied, first):
+    size, VL = itemsize(dtype), lanes(dtype)
     for k in range(ceil_div(depths * MR * size, CACHE_LINE)):
         prefetch(filters + next_panel + k * CACHE_LINE)
     for k in range(depths):
         row = cells + (get(depth, k, np.int64) if listed else k * ldb) * size
         x = [load(row, place, dtype) for place in at]
-        if fetched:
-            for place in at:
+        if first:
+            for place in at if NV == 1 else at[:1]:
                 prefetch(row + place * size + ahead)
+        if first and NV > 1:
+            for j, cell in enumerate(x):
+                store(copied, (k * len(x) + j) * VL, cell)
         for i, sums in enumerate(acc):
             filter = broadcast(get(filters, k * MR + i, dtype))
             acc[i] = [fma(filter, cell, total) for cell, total in zip(x, sums, strict=True)]
@@ -460,12 +463,13 @@ def tile(
     tiles,  # one beside the other, whose pixels lie so far apart in b,
     b_step,
     panels,  # or one below the other, of so many panels of filters
-    ahead,  # bytes: so far to the right cells are fetched,
+    ahead,  # bytes: so far to the right cells are fetched
+    copied,  # OUT  [kc][nv * VL] the cells, where a panel has several vectors
     dtype,
     rows,  # filters and
     nv,  # vectors of pixels in use; literals, as are
     depths,  # those of one turn
-    fetched,  # where that is asked for
+    first,  # both of this is done
     listed,  # places are listed
     paired,  # pixels of two rows of the map, one below the other: c are VL / 2 pooled pixels, bias is [MR][VL / 2]
 ):
@@ -482,18 +486,22 @@ def tile(
         acc, at = no_sums(dtype, rows, nv), places_of(place, apart, nv, listed)
         while left >= depths:
             rolled()
-            acc = add_products(acc, filters, next_panel, cells, ldb, turn, at, dtype, depths, listed, ahead, fetched)
+            acc = add_products(acc, filters, next_panel, cells, ldb, turn, at, dtype, depths, listed, ahead, copied, first)
             filters += depths * MR * size
             left -= depths
+            if first:
+                copied += depths * nv * lanes(dtype) * size
             if listed:
                 turn += depths * INDEX_BYTES
             else:
                 cells += depths * ldb * size
         while left > 0:
             rolled()
-            acc = add_products(acc, filters, next_panel, cells, ldb, turn, at, dtype, 1, listed, ahead, fetched)
+            acc = add_products(acc, filters, next_panel, cells, ldb, turn, at, dtype, 1, listed, ahead, copied, first)
             filters += MR * size
             left -= 1
+            if first:
+                copied += nv * lanes(dtype) * size
             if listed:
                 turn += INDEX_BYTES
             else:
@@ -522,13 +530,13 @@ def tile(
 
 @helper
 def plain_tile(
-    a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, dtype, rows, nv, fetched
+    a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, copied, dtype, rows, nv, first
 ):
     """A tile whose places are not listed. Of a panel of one vector, a tile of several reads several panels."""
     apart = b_step if NV == 1 else lanes(dtype)
     tile(
-        a, b, ldb, apart, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, dtype, rows,
-        nv, LISTED_DEPTHS if nv == LISTED_NV > NV else DEPTHS, fetched, False, False,
+        a, b, ldb, apart, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, copied, dtype,
+        rows, nv, LISTED_DEPTHS if nv == LISTED_NV > NV else DEPTHS, first, False, False,
     )  # fmt: skip
 
 
@@ -538,8 +546,8 @@ def triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, h
     size, i, triples = itemsize(dtype), 0, tiles // LISTED_NV
     if triples > 0 and ahead > 0:
         plain_tile(
-            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, triples, b_step, 1, ahead, dtype, LISTED_MR, LISTED_NV,
-            True,
+            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, triples, b_step, 1, ahead, 0, dtype, LISTED_MR,
+            LISTED_NV, True,
         )  # fmt: skip
         i += LISTED_MR
     while triples > 0 and i < rows:
@@ -552,20 +560,22 @@ def triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, h
 
 
 @helper
-def whole_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, ahead, dtype):
-    """ahead: the first filters to meet a run that is read in place fetch the next one. No hardware does along channels."""
+def whole_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, ahead, copied, dtype):
+    """ahead: the first filters to meet a run that is read in place fetch the next one, as no hardware does along channels; and,
+    but for panels of one vector, copy its cells for the others.
+    """
     if TRIPLE:
         done = triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, MR, tiles, ahead, dtype)
         b += done * b_step * itemsize(dtype)
         c += done * lanes(dtype) * itemsize(dtype)
         tiles -= done
-    if NV == 1 and ahead > 0:
+    if ahead > 0:
         plain_tile(
-            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, ahead, dtype, MR, NV, True
+            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, ahead, copied, dtype, MR, NV, True
         )  # fmt: skip
     else:
         plain_tile(
-            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, 0, dtype, MR, NV, False
+            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, 0, 0, dtype, MR, NV, False
         )  # fmt: skip
 
 
@@ -582,7 +592,7 @@ def height(filters):
 @helper
 def some_rows(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, dtype, rows, nv):
     plain_tile(
-        a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, 0, dtype, rows, nv, False
+        a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, 0, 0, dtype, rows, nv, False
     )  # fmt: skip
 
 
@@ -657,7 +667,7 @@ def some_tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, filter
 def listed_rows(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, tiles, dtype, rows, nv):
     """A tile whose places are listed."""
     tile(
-        a, b, 0, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, tiles, 0, 1, 0, dtype, rows, nv,
+        a, b, 0, 0, depth, place, kc, c, ldc, to, False, finish, bias, low, high, tiles, 0, 1, 0, 0, dtype, rows, nv,
         LISTED_DEPTHS, False, True, False,
     )  # fmt: skip
 
@@ -719,8 +729,8 @@ def listed_panel(a, b, depth, place, kc, c, ldc, to, finish, bias, low, high, fi
 @helper
 def paired_rows(a, b, depth, place, kc, z, ldz, bias, low, high, dtype, rows):
     tile(
-        a, b, 0, 0, depth, place, kc, z, ldz, 0, False, CLAMP, bias, low, high, 1, 0, 1, 0, dtype, rows, 2, LISTED_DEPTHS,
-        False, True, True,
+        a, b, 0, 0, depth, place, kc, z, ldz, 0, False, CLAMP, bias, low, high, 1, 0, 1, 0, 0, dtype, rows, 2,
+        LISTED_DEPTHS, False, True, True,
     )  # fmt: skip
 
 
@@ -1438,8 +1448,8 @@ def conv2d_block(
         lone = 0  # how a pixel is summed must not depend on where blocks begin
     else:
         pooled_from = pooled_to = row_from = carried = carry_from = rows_to_carry = 0
-        if b.in_place > 0 and b.P % VL == 0 and b.P >= HEADED * VL:
-            head = -(image // size) % VL
+        if b.flat > 0 and (b.in_place > 0 or NV > 1) and b.P % VL == 0 and b.P >= HEADED * VL:
+            head = -(image // size) % (VL if b.P % NR else NR)
         p_from = block * b.units // b.blocks * b.unit + head
         pixels = b.P - p_from if block == b.blocks - 1 else (block + 1) * b.units // b.blocks * b.unit + head - p_from
         ldc = b.P
@@ -1498,11 +1508,19 @@ def conv2d_block(
         run_from = 0
         while True:  # loop 2: runs of B panels
             run_to = min(run_from + run, tiles)
+            whole = max(min(run_to, cells // NR), run_from)
+            copying = (  # by the first filters that meet a run
+                NV > 1 and b.flat > 0 and b.in_place == 0 and kc > 0 and panel_start(b, panel_from + 1) - oc_from == MR
+            )
             source = b_block  # of the cells of a run
             if b.in_place > 0:
                 source = x + run_from * NR * size
             elif b.flat > 0:
-                pack_flat(x + run_from * NR * size, b_block, kc, min(pixels - run_from * NR, b.run), b.P, dtype)
+                q = whole - run_from if copying else 0
+                pack_flat(
+                    x + (run_from + q) * NR * size, b_block + q * b_step * size, kc,
+                    min(pixels - run_from * NR, b.run) - q * NR, b.P, dtype,
+                )  # fmt: skip
             else:
                 source += run_from * b_step * size
             panel = panel_from
@@ -1517,17 +1535,20 @@ def conv2d_block(
                 # by tile
                 target = map + run_from * NR * size
                 panels = 1
-                whole = max(min(run_to, cells // NR), run_from)
                 if b.by_rows > 0:
                     listed_panel(
                         a, copied, address(depth), places, kc, map, ldc, targets, finish, shift, low, high, filters,
                         cells // VL, dtype,
                     )  # fmt: skip
-                    whole = run_to
                 elif filters < MR and height(filters) == filters:
                     part_tiles(
                         a, source, ldb, b_step, kc, target, ldc, accumulate, finish, shift, low, high, filters, NV,
                         whole - run_from, dtype,
+                    )  # fmt: skip
+                elif filters == MR and copying and panel == panel_from:
+                    whole_tiles(
+                        a, x + run_from * NR * size, b.P, NR, kc, target, ldc, accumulate, finish, shift, low, high,
+                        whole - run_from, 1, (2 * NR - 1) * size, b_block, dtype,
                     )  # fmt: skip
                 elif filters == MR:
                     ahead = b.run * size if NV == 1 and b.in_place > 0 and panel == panel_from else 0
@@ -1535,11 +1556,10 @@ def conv2d_block(
                         panels = max(min(panel_to, b.OCG // MR - int(b.lent > 0)) - panel, 1)
                     whole_tiles(
                         a, source, ldb, b_step, kc, target, ldc, accumulate, finish, shift, low, high, whole - run_from,
-                        panels, ahead, dtype,
+                        panels, ahead, 0, dtype,
                     )  # fmt: skip
-                else:
-                    whole = run_from
-                for j in range(whole, run_to):  # loop 4: pixels
+                rest = run_to if b.by_rows > 0 else whole if filters == MR or height(filters) == filters else run_from
+                for j in range(rest, run_to):  # loop 4: pixels
                     q = j * NR
                     y, row = source + (j - run_from) * b_step * size, ldb
                     # Nothing past the caller's array may be read
@@ -1750,7 +1770,7 @@ def conv2d_grad_input_task(
         for j in range(t.tiles):
             whole_tiles(
                 a + j * b.OCG * MR * size, packed, NR, 0, b.OCG, columns + j * MR * NR * size, NR, False, KEEP, packed, low,
-                high, 1, 1, 0, dtype,
+                high, 1, 1, 0, 0, dtype,
             )  # fmt: skip
         for c in range(channels):
             plane = image + c * IH * IW * size
