@@ -350,7 +350,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     b.tile_columns = ceil_div(b.OW, b.m)
     plane = b.tile_rows * b.tile_columns
     cells = b.T * b.T
-    b.shared = plane < FEW_TILES and geometry[GEO_POOL_KH] == 0
+    b.shared = plane < FEW_TILES
     b.pooled_rows = 0
     b.map_elements = 0
     if b.shared:
@@ -360,6 +360,9 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
         b.columns = b.tile_columns
         b.task_rows = b.OH
         b.row_blocks = 1
+        if geometry[GEO_POOL_KH] > 0:
+            b.pooled_rows = geometry[GEO_POOL_OH]
+            b.map_elements = lines(b.NR * b.OH * b.OW)
     else:
         b.images = 1
         most = MOST_TILES_DEEP if max(b.S * b.S * b.ICG, b.OCG) > DEEP else MOST_TILES
@@ -1144,18 +1147,30 @@ cdef void output_task(
     const real* bias,             # IN   of the group, or NULL
     real low,
     real high,
-    real* output,                 # OUT  first image of the chunk, first filter of the group
+    real* output,                 # OUT  first image of the chunk, first filter of the group, as
+    real* pooled,                 # OUT
+    int64_t* indices,             # OUT  or NULL
+    real* maps,                   # map_elements, of the panel where they are pooled, and what that takes
     const Block* at,
     const Blocking* b,
     const int64_t* geometry,
     vec* unused,
 ) noexcept nogil:
-    cdef Py_ssize_t n = task // b.panels, P = b.OH * b.OW
+    cdef:
+        Py_ssize_t n = task // b.panels, panel = task % b.panels, P = b.OH * b.OW, first = panel * b.NR, i, q
+        Py_ssize_t pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
+        real* out = maps - first * P if b.pooled_rows else output + n * geometry[GEO_OC] * P
+        bint accumulate = geometry[GEO_ACCUMULATE] and not b.pooled_rows
     output_block(
-        c, n * at.tiles, task % b.panels, input + n * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW], weight,
-        bias, output + n * geometry[GEO_OC] * P, P, 0, b.OH, geometry[GEO_ACCUMULATE] != 0, low, high, at, b, geometry,
-        unused,
+        c, n * at.tiles, panel, input + n * geometry[GEO_IC] * geometry[GEO_IH] * geometry[GEO_IW], weight, bias, out, P, 0,
+        b.OH, accumulate, low, high, at, b, geometry, unused,
     )
+    for i in range(first, min(first + b.NR, b.OCG) if b.pooled_rows else first):
+        q = (n * geometry[GEO_OC] + i) * pooled_plane
+        max_pool_rows(
+            <const real*> out + i * P, 0, 0, b.pooled_rows, pooled + q, indices + q if indices != NULL else NULL,
+            maps + b.map_elements, geometry, unused,
+        )
 
 
 cdef struct Forward:
@@ -1190,7 +1205,9 @@ cdef struct Chunk:
     const void* weight
     const void* bias          # or NULL
     double low, high
-    void* output              # OUT  first image of the chunk, first filter of the group
+    void* output              # OUT  first image of the chunk, first filter of the group, as
+    void* pooled              # OUT
+    int64_t* indices          # OUT  or NULL
     void* v
     void* c
     void* scratch
@@ -1224,16 +1241,20 @@ cdef void multiply_entry(const void* job, Py_ssize_t task, int worker) noexcept 
 
 
 cdef void output_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
-    cdef const Chunk* d = <const Chunk*> job
+    cdef:
+        const Chunk* d = <const Chunk*> job
+        Py_ssize_t maps = worker * d.blocking.worker_elements + d.blocking.copy_elements
     if d.itemsize == sizeof(float):
         output_task(
             task, <const float*> d.c, <const float*> d.input, <const float*> d.weight, <const float*> d.bias, <float> d.low,
-            <float> d.high, <float*> d.output, &d.at, d.blocking, d.geometry, <vf*> NULL,
+            <float> d.high, <float*> d.output, <float*> d.pooled, d.indices, <float*> d.scratch + maps, &d.at, d.blocking,
+            d.geometry, <vf*> NULL,
         )
     else:
         output_task(
             task, <const double*> d.c, <const double*> d.input, <const double*> d.weight, <const double*> d.bias, d.low,
-            d.high, <double*> d.output, &d.at, d.blocking, d.geometry, <vd*> NULL,
+            d.high, <double*> d.output, <double*> d.pooled, d.indices, <double*> d.scratch + maps, &d.at, d.blocking,
+            d.geometry, <vd*> NULL,
         )
 
 
@@ -1241,7 +1262,7 @@ cdef void chunks_of(const Operands* o, double low, double high, const Blocking* 
     """Whole planes: three phases for each chunk of images and group."""
     cdef:
         const int64_t* geo = o.geometry
-        Py_ssize_t G = geo[GEO_G], g, n, images, chunk
+        Py_ssize_t G = geo[GEO_G], g, n, images, chunk, pooled_plane = geo[GEO_POOL_OH] * geo[GEO_POOL_OW]
         real* v = <real*> o.workspace
         const real* u = <const real*> o.weight
         const real* weight = u + G * b.u_elements
@@ -1257,7 +1278,9 @@ cdef void chunks_of(const Operands* o, double low, double high, const Blocking* 
         job.u = u + g * b.u_elements
         job.weight = weight + g * b.OCG * b.ICG * b.K * b.K
         job.bias = <const real*> o.bias + g * b.OCG if o.bias != NULL else NULL
-        job.output = <real*> o.output + (n * G + g) * b.OCG * b.OH * b.OW
+        job.output = <real*> o.output + (n * G + g) * b.OCG * b.OH * b.OW if o.output != NULL else NULL
+        job.pooled = <real*> o.pooled + (n * G + g) * b.OCG * pooled_plane if o.pooled != NULL else NULL
+        job.indices = o.indices + (n * G + g) * b.OCG * pooled_plane if o.indices != NULL else NULL
         job.tiles = images * whole.tiles
         each_task(input_entry, &job, images * b.image_blocks, n_threads)
         each_task(multiply_entry, &job, b.T * b.T * ceil_div(b.panels, b.chunk_panels), n_threads)

@@ -238,7 +238,8 @@ def blocking(geometry, VL):
     plane, cells = tile_rows * tile_columns, T * T
     pooled_rows = 0
     map_elements = 0
-    together = plane < FEW_TILES and geometry[GEO_POOL_KH] == 0
+    pools = geometry[GEO_POOL_KH] > 0
+    together = plane < FEW_TILES and (G < MANY_GROUPS or not pools)
     in_phases = int(together and G < MANY_GROUPS)
     if together:
         images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (S * S * ICG + OCG), 1))
@@ -247,17 +248,20 @@ def blocking(geometry, VL):
         columns = tile_columns
         task_rows = OH
         row_blocks = 1
+        if pools:
+            pooled_rows = geometry[GEO_POOL_OH]
+            map_elements = lines(NR * OH * OW)
     else:
         images = 1
         most = MOST_TILES_DEEP if max(S * S * ICG, OCG) > DEEP else MOST_TILES
         columns = max(ceil_div(tile_columns, max(ceil_div(tile_columns, most), 1)), 1)
         rows = max(most // columns, 1)
         row_blocks = ceil_div(tile_rows, rows)
-        if geometry[GEO_POOL_KH] == 0 and 1 < row_blocks < tile_rows:  # two threads share an even number better
+        if not pools and 1 < row_blocks < tile_rows:  # two threads share an even number better
             row_blocks += row_blocks % 2
         rows = ceil_div(tile_rows, max(row_blocks, 1))
         task_rows = rows * m
-        if geometry[GEO_POOL_KH] > 0:
+        if pools:
             stride_h = geometry[GEO_POOL_STRIDE_H]
             pooled_rows = max((task_rows - max(geometry[GEO_POOL_KH] - stride_h, 0)) // stride_h, 1)
             row_blocks = ceil_div(geometry[GEO_POOL_OH], pooled_rows)
@@ -1127,6 +1131,7 @@ def multiply_task(
 @task
 def output_task(
     task: index,
+    worker: index,
     chunk: index,
     input: const_real[:, :, :, ::1],  # IN
     packed: const_real[::1],  # IN
@@ -1134,7 +1139,9 @@ def output_task(
     least: real,
     most: real,
     output: real[:, :, :, ::1],  # OUT
-    workspace: real[::1],  # IN
+    pooled: real[:, :, :, ::1],  # OUT
+    indices: int64[:, :, :, ::1],  # OUT
+    workspace: real[::1],  # IN/OUT
     geometry: const_int64[::1],  # IN
     words: const_int64[::1],  # IN
 ):
@@ -1142,16 +1149,27 @@ def output_task(
     size = itemsize(dtype)
     b = blocking_in(words)
     first, g, images, at = chunk_of(chunk, b, geometry)
-    n, P = task // b.panels, b.OH * b.OW
-    plane = geometry[GEO_IH] * geometry[GEO_IW]
+    n, panel, P = task // b.panels, task % b.panels, b.OH * b.OW
+    plane, pooled_plane = geometry[GEO_IH] * geometry[GEO_IW], geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
     weight = address(packed) + (geometry[GEO_G] * b.u_elements + g * b.OCG * b.ICG * b.K * b.K) * size
+    # Maps of the panel, where they are pooled, and what that takes
+    maps = address(workspace) + (b.v_elements + b.m_elements + worker * b.worker_elements + b.copy_elements) * size
+    filter = first * b.OCG + n * geometry[GEO_OC]
+    out = maps - panel * b.NR * P * size if b.pooled_rows > 0 else address(output) + filter * P * size
     output_block(
-        address(workspace) + b.v_elements * size, n * at.tiles, task % b.panels,
+        address(workspace) + b.v_elements * size, n * at.tiles, panel,
         address(input) + (first * b.ICG + n * geometry[GEO_IC]) * plane * size, weight,
-        address(bias) + g * b.OCG * size if bias.size > 0 else 0,
-        address(output) + (first * b.OCG + n * geometry[GEO_OC]) * P * size, P, 0, b.OH,
-        geometry[GEO_ACCUMULATE] != 0, least, most, at, b, geometry, dtype,
+        address(bias) + g * b.OCG * size if bias.size > 0 else 0, out, P, 0, b.OH,
+        geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0, least, most, at, b, geometry, dtype,
     )  # fmt: skip
+    if b.pooled_rows > 0:
+        for i in range(panel * b.NR, min((panel + 1) * b.NR, b.OCG)):
+            q = (filter + i) * pooled_plane
+            max_pool_rows(
+                out + i * P * size, 0, 0, b.pooled_rows, address(pooled) + q * size,
+                address(indices) + q * itemsize(np.int64) if indices.size > 0 else 0, maps + b.map_elements * size, geometry,
+                dtype,
+            )  # fmt: skip
 
 
 def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
@@ -1173,7 +1191,8 @@ def conv2d(input, packed, bias, act_min, act_max, output, pooled, indices, works
         input_task.run(images * b.image_blocks, n_threads, chunk, input, workspace, geometry, words)
         multiply_task.run(n_products, n_threads, chunk, packed, workspace, geometry, words)
         output_task.run(
-            images * b.panels, n_threads, chunk, input, packed, bias, act_min, act_max, output, workspace, geometry, words
+            images * b.panels, n_threads, chunk, input, packed, bias, act_min, act_max, output, pooled, indices, workspace,
+            geometry, words,
         )  # fmt: skip
 
 
