@@ -38,7 +38,9 @@ cdef enum:
     MOST_TILES = 32            # of a block
     MOST_TILES_DEEP = 64       # with more than DEEP channels: U is read once for each block
     DEEP = 128
-    FEW_TILES = 100            # planes of fewer share their phases
+    FEW_TILES = 100            # planes of fewer share their phases, and those of fewer than
+    FEW_OVERLAPPED = 256       # these, of which tasks of their own would compute rows twice for windows that overlap
+    OVERLAPPED_TASKS = 8       # of larger ones, at most
     SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
     PANEL_CHUNKS = 4           # tasks that a matrix product is split into
     MOST_CELLS = 64            # T * T
@@ -350,7 +352,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     b.tile_columns = ceil_div(b.OW, b.m)
     plane = b.tile_rows * b.tile_columns
     cells = b.T * b.T
-    b.shared = plane < FEW_TILES
+    b.shared = plane < (FEW_OVERLAPPED if geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H] else FEW_TILES)
     b.pooled_rows = 0
     b.map_elements = 0
     if b.shared:
@@ -376,6 +378,8 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
         if geometry[GEO_POOL_KH] > 0:
             stride_h = geometry[GEO_POOL_STRIDE_H]
             b.pooled_rows = max((b.task_rows - max(geometry[GEO_POOL_KH] - stride_h, 0)) // stride_h, 1)
+            if geometry[GEO_POOL_KH] > stride_h:
+                b.pooled_rows = max(b.pooled_rows, ceil_div(geometry[GEO_POOL_OH], OVERLAPPED_TASKS))
             b.row_blocks = ceil_div(geometry[GEO_POOL_OH], b.pooled_rows)
             b.task_rows = min((b.pooled_rows - 1) * stride_h + geometry[GEO_POOL_KH], b.OH)
             b.map_elements = lines(b.OCG * b.task_rows * b.OW)

@@ -52,7 +52,9 @@ from fastconv._problem import WINOGRAD_POINTS as POINTS
 MOST_TILES = 32  # of a block
 MOST_TILES_DEEP = 64  # with more than DEEP channels: U is read once for each block
 DEEP = 128
-FEW_TILES = 100  # planes of fewer share their phases
+FEW_TILES = 100  # planes of fewer share their phases, and those of fewer than
+FEW_OVERLAPPED = 256  # these, of which tasks of their own would compute rows twice for windows that overlap
+OVERLAPPED_TASKS = 8  # of larger ones, at most
 MANY_GROUPS = 16  # of so many no phases are shared: they are tasks enough, and small
 SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
 PANEL_CHUNKS = 4  # tasks that a matrix product is split into
@@ -239,7 +241,8 @@ def blocking(geometry, VL):
     pooled_rows = 0
     map_elements = 0
     pools = geometry[GEO_POOL_KH] > 0
-    together = plane < FEW_TILES and (G < MANY_GROUPS or not pools)
+    few = FEW_OVERLAPPED if geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H] else FEW_TILES
+    together = plane < few and (G < MANY_GROUPS or not pools)
     in_phases = int(together and G < MANY_GROUPS)
     if together:
         images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (S * S * ICG + OCG), 1))
@@ -264,6 +267,8 @@ def blocking(geometry, VL):
         if pools:
             stride_h = geometry[GEO_POOL_STRIDE_H]
             pooled_rows = max((task_rows - max(geometry[GEO_POOL_KH] - stride_h, 0)) // stride_h, 1)
+            if geometry[GEO_POOL_KH] > stride_h:
+                pooled_rows = max(pooled_rows, ceil_div(geometry[GEO_POOL_OH], OVERLAPPED_TASKS))
             row_blocks = ceil_div(geometry[GEO_POOL_OH], pooled_rows)
             task_rows = min((pooled_rows - 1) * stride_h + geometry[GEO_POOL_KH], OH)
             map_elements = lines(OCG * task_rows * OW)

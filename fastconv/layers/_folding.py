@@ -7,6 +7,7 @@ with scale = weight / sqrt(running_var + eps) of the normalisation, the convolut
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,12 @@ class Fold:
     """The weight and the bias of a convolution with a normalisation in them."""
 
     def __init__(self, conv: Conv2d, norm: BatchNorm2d) -> None:
-        self._pack, self._others = conv._pack, _others(conv, norm)
+        self._pack, self._eps, self._others = conv._pack, norm.eps, _others(conv, norm)
+        arrays = [array for array in self._others if array is not None]
+        # Nobody can look into an array with gaps at once: it never fits
+        self._lasts = all(array.flags.c_contiguous for array in arrays)
+        self._views = [memoryview(array).cast("B") for array in arrays if self._lasts]  # what they hold now
+        self._bytes = [array.tobytes() for array in arrays]
         dtype, mean, variance = conv.weight.dtype, norm.running_mean, norm.running_var
         assert mean is not None and variance is not None
         scale = 1 / np.sqrt(variance + np.float64(norm.eps), dtype=np.float64)
@@ -44,45 +50,43 @@ class Fold:
 
     def fits(self, conv: Conv2d, norm: BatchNorm2d) -> bool:
         """Whether nothing has changed since: the convolution's weight is locked, all else is compared."""
-        return self._pack is conv._pack and self._others == _others(conv, norm)
+        return (
+            self._lasts and self._pack is conv._pack and self._eps == norm.eps
+            and all(map(operator.is_, self._others, _others(conv, norm))) and self._views == self._bytes
+        )  # fmt: skip
 
 
 def _others(conv: Conv2d, norm: BatchNorm2d) -> tuple[Any, ...]:
-    """All that the result depends on but the convolution's weight."""
-    arrays = (conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return norm.eps, *(None if array is None else array.tobytes() for array in arrays)
+    """The arrays that the result depends on, but the convolution's weight."""
+    return conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
-def foldable(conv: Any, norm: Any, input: Any) -> bool:
-    """Whether ``norm(conv(input))`` may be one convolution: in eval mode, and nobody looks in between."""
-    return (
-        type(conv) is Conv2d
-        and type(norm) is BatchNorm2d
-        and tape.running is None
+def fold(conv: Conv2d, norm: BatchNorm2d, input: Any) -> Fold | None:
+    """The two as one convolution, which ``conv`` keeps; None unless both are in eval mode and nobody looks in between."""
+    if not (
+        tape.running is None
         and conv._pack is not None
         and not norm.training
         and norm.running_mean is not None
-        and norm.running_mean.dtype == conv.weight.dtype
+        and norm.running_mean.dtype is conv.weight.dtype
         and norm.num_features == conv.out_channels
         and type(input) is np.ndarray
         and input.ndim == 4
-    )
-
-
-def fold(conv: Any, norm: Any) -> Fold:
-    """That of an earlier call, or a new one, which the convolution keeps."""
+    ):
+        return None
     kept: Fold | None = conv._folds.get(norm)
     if kept is None or not kept.fits(conv, norm):
         kept = conv._folds[norm] = Fold(conv, norm)
     return kept
 
 
-def unit(conv: Any, norm: Any, rectifier: Any, x: Any) -> Any:
+def unit(conv: Conv2d, norm: BatchNorm2d, rectifier: Any, x: Any) -> Any:
     """``rectifier(norm(conv(x)))``, without the last if it is None."""
-    if foldable(conv, norm, x):
-        return conv(x, fold=fold(conv, norm), activation=ACTIVATIONS.get(type(rectifier)))
+    folded = fold(conv, norm, x)
+    if folded is not None:
+        return conv(x, fold=folded, activation=ACTIVATIONS.get(type(rectifier)))
     x = conv(x)
-    if rectifies(norm, rectifier):
+    if type(rectifier) in ACTIVATIONS and not watched():
         return rectified_by(rectifier, norm(x, activation=ACTIVATIONS[type(rectifier)]))
     x = norm(x)
     return x if rectifier is None else rectifier(x)
@@ -100,11 +104,6 @@ def joined(term: Any, total: Any, last: Any, rectifier: Any = None) -> Any:
     bounds = resolve_activation("joined", ACTIVATIONS.get(type(rectifier)))
     elementwise.add(_backends.resolve(), ready(term, term.shape), bounds, total)
     return total if rectifier is None else rectified_by(rectifier, total)
-
-
-def rectifies(layer: Any, rectifier: Any) -> bool:
-    """Whether ``layer`` may apply the rectifier behind it in its last pass: nobody looks in between."""
-    return type(layer) in RECTIFY and type(rectifier) in ACTIVATIONS and not watched()
 
 
 def rectified_by(rectifier: Any, output: Any) -> Any:

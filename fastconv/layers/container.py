@@ -10,9 +10,9 @@ import numpy as np
 
 from fastconv._problem import integer
 from fastconv.layers._base import Layer, axis_of, floats
-from fastconv.layers._folding import ACTIVATIONS, fold, foldable, rectified_by, rectifies
+from fastconv.layers._folding import ACTIVATIONS, RECTIFY, fold, rectified_by
 from fastconv.layers._summary import Signal
-from fastconv.layers._tape import BackwardPass
+from fastconv.layers._tape import BackwardPass, watched
 from fastconv.layers.activation import ReLU
 from fastconv.layers.convolution import Conv2d
 from fastconv.layers.linear import Linear
@@ -58,8 +58,11 @@ class _Container(Layer):
         try:
             return self._layers[name](input, **options)
         except (TypeError, ValueError) as error:
-            error.add_note(f"which is layer {name!r} of {type(self).__name__}")
+            self._note(error, name)
             raise
+
+    def _note(self, error: Exception, name: str) -> None:
+        error.add_note(f"which is layer {name!r} of {type(self).__name__}")
 
 
 class Sequential(_Container):
@@ -127,26 +130,47 @@ class Sequential(_Container):
         if name in self._layers:
             raise ValueError(f"{type(self).__name__}.append: name {name!r}: it is taken already")
         self._layers[name] = self._checked(name, layer)
+        self._places = None
         return self
+
+    _places: list[tuple[str, Layer, Any, Any, Any]] | None = None
+
+    def _followed(self) -> list[tuple[str, Layer, Any, Any, Any]]:
+        """Each layer, and what it may take over: the normalisation behind it, the rectifier behind that, the one behind it."""
+        if self._places is None:
+            layers = [*self._layers.values(), None, None]
+            self._places = [
+                (
+                    name, layer, after if type(layer) is Conv2d and type(after) is BatchNorm2d else None,
+                    last if type(last) in ACTIVATIONS else None,
+                    after if type(layer) in RECTIFY and type(after) in ACTIVATIONS else None,
+                )
+                for (name, layer), after, last in zip(self._layers.items(), layers[1:], layers[2:], strict=False)
+            ]  # fmt: skip
+        return self._places
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
         output = input
         if not self._layers:
             output = floats(type(self).__name__, "input", input)
-        names, layers, at = [*self._layers], [*self._layers.values(), None, None], 0
-        while at < len(names):
-            # Layers normalise and rectify what they store: a pass over the maps, and an array, less for each
-            layer, after, last = layers[at : at + 3]
-            if foldable(layer, after, output):
-                activation = ACTIVATIONS.get(type(last))
-                output = self._apply(names[at], output, fold=fold(layer, after), activation=activation)
-                at += 2 if activation is None else 3
-            elif rectifies(layer, after):
-                output = rectified_by(after, self._apply(names[at], output, activation=ACTIVATIONS[type(after)]))
-                at += 2
-            else:
-                output = self._apply(names[at], output)
-                at += 1
+        places, at, name = self._followed(), 0, ""
+        try:
+            while at < len(places):
+                # Layers normalise and rectify what they store: a pass over the maps, and an array, less for each
+                name, layer, norm, last, rectifier = places[at]
+                folded = None if norm is None else fold(layer, norm, output)  # type: ignore[arg-type]
+                if folded is not None:
+                    output = layer(output, fold=folded, activation=ACTIVATIONS.get(type(last)))
+                    at += 2 if last is None else 3
+                elif rectifier is not None and not watched():
+                    output = rectified_by(rectifier, layer(output, activation=ACTIVATIONS[type(rectifier)]))
+                    at += 2
+                else:
+                    output = layer(output)
+                    at += 1
+        except (TypeError, ValueError) as error:
+            self._note(error, name)
+            raise
         return output, None
 
     def _backward(self, grad_output: np.ndarray, saved: Any, run: BackwardPass) -> Any:

@@ -63,6 +63,11 @@ class _Conv(Layer):
         self.bias = _initial.bias(init, shape, self.out_channels, kind, source) if with_bias else None
 
     def _input(self, input: Any) -> np.ndarray:
+        if (
+            type(input) is np.ndarray and input.dtype is self.weight.dtype and input.ndim == self._axes + 2
+            and input.shape[1] == self.in_channels and input.flags.carray
+        ):  # fmt: skip
+            return input
         function = type(self).__name__
         x = as_floats(function, "input", input)
         same_dtype(self, x, self.weight)
