@@ -113,8 +113,12 @@ def built_isas() -> tuple[str, ...]:
 
 def best_isa() -> str:
     """The level in use: the highest one that runs here and that FASTCONV_MAX_ISA allows."""
-    cap = ISAS.index(max_isa())
-    return next(isa for isa in reversed(built_isas()) if ISAS.index(isa) <= cap)
+    return _best_up_to(max_isa())
+
+
+@cache
+def _best_up_to(cap: str) -> str:
+    return next(isa for isa in reversed(built_isas()) if ISAS.index(isa) <= ISAS.index(cap))
 
 
 def available_backends() -> tuple[str, ...]:

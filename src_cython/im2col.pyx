@@ -1643,7 +1643,9 @@ cdef void conv2d_block(
             elif b.flat:
                 source = b_block
                 q = whole - run_from if copying else 0
-                pack_flat(x + (run_from + q) * NR, b_block + q * b_step, kc, min(pixels - run_from * NR, b.run) - q * NR, b.P, unused)
+                pack_flat(
+                    x + (run_from + q) * NR, b_block + q * b_step, kc, min(pixels - run_from * NR, b.run) - q * NR, b.P, unused
+                )
             else:
                 source = b_block + run_from * b_step
             panel = panel_from
@@ -1847,7 +1849,8 @@ cdef void conv2d_grad_input_task(
             memset(packed + oc * NR + pixels, 0, (NR - pixels) * sizeof(real))
         for j in range(t.tiles):
             whole_tiles(
-                a + j * b.OCG * _MR, packed, NR, 0, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, NULL, 1, 1, 0, NULL, unused
+                a + j * b.OCG * _MR, packed, NR, 0, b.OCG, columns + j * _MR * NR, NR, False, KEEP, NULL, NULL, 1, 1, 0, NULL,
+                unused,
             )
         for c in range(channels):
             for tap in range(b.T):

@@ -486,7 +486,9 @@ def tile(
         acc, at = no_sums(dtype, rows, nv), places_of(place, apart, nv, listed)
         while left >= depths:
             rolled()
-            acc = add_products(acc, filters, next_panel, cells, ldb, turn, at, dtype, depths, listed, ahead, copied, first)
+            acc = add_products(
+                acc, filters, next_panel, cells, ldb, turn, at, dtype, depths, listed, ahead, copied, first
+            )
             filters += depths * MR * size
             left -= depths
             if first:
@@ -530,8 +532,9 @@ def tile(
 
 @helper
 def plain_tile(
-    a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, copied, dtype, rows, nv, first
-):
+    a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, copied, dtype, rows, nv,
+    first,
+):  # fmt: skip
     """A tile whose places are not listed. Of a panel of one vector, a tile of several reads several panels."""
     apart = b_step if NV == 1 else lanes(dtype)
     tile(

@@ -7,7 +7,6 @@ with scale = weight / sqrt(running_var + eps) of the normalisation, the convolut
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,8 @@ class Fold:
     """The weight and the bias of a convolution with a normalisation in them."""
 
     def __init__(self, conv: Conv2d, norm: BatchNorm2d) -> None:
-        self._pack, self._eps, self._others = conv._pack, norm.eps, _others(conv, norm)
-        arrays = [array for array in self._others if array is not None]
-        # Nobody can look into an array with gaps at once: it never fits
-        self._lasts = all(array.flags.c_contiguous for array in arrays)
-        self._views = [memoryview(array).cast("B") for array in arrays if self._lasts]  # what they hold now
-        self._bytes = [array.tobytes() for array in arrays]
+        self._pack, self._eps = conv._pack, norm.eps
+        self._bytes = [None if array is None else array.tobytes() for array in _others(conv, norm)]
         dtype, mean, variance = conv.weight.dtype, norm.running_mean, norm.running_var
         assert mean is not None and variance is not None
         scale = 1 / np.sqrt(variance + np.float64(norm.eps), dtype=np.float64)
@@ -50,10 +45,9 @@ class Fold:
 
     def fits(self, conv: Conv2d, norm: BatchNorm2d) -> bool:
         """Whether nothing has changed since: the convolution's weight is locked, all else is compared."""
-        return (
-            self._lasts and self._pack is conv._pack and self._eps == norm.eps
-            and all(map(operator.is_, self._others, _others(conv, norm))) and self._views == self._bytes
-        )  # fmt: skip
+        if self._pack is not conv._pack or self._eps != norm.eps:
+            return False
+        return self._bytes == [None if array is None else array.tobytes() for array in _others(conv, norm)]
 
 
 def _others(conv: Conv2d, norm: BatchNorm2d) -> tuple[Any, ...]:

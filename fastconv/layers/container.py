@@ -107,6 +107,10 @@ class Sequential(_Container):
     )
     """
 
+    def __init__(self, *layers: Any) -> None:
+        super().__init__(*layers)
+        self._places = _places(self._layers)
+
     def __len__(self) -> int:
         return len(self._layers)
 
@@ -130,30 +134,14 @@ class Sequential(_Container):
         if name in self._layers:
             raise ValueError(f"{type(self).__name__}.append: name {name!r}: it is taken already")
         self._layers[name] = self._checked(name, layer)
-        self._places = None
+        self._places = _places(self._layers)
         return self
-
-    _places: list[tuple[str, Layer, Any, Any, Any]] | None = None
-
-    def _followed(self) -> list[tuple[str, Layer, Any, Any, Any]]:
-        """Each layer, and what it may take over: the normalisation behind it, the rectifier behind that, the one behind it."""
-        if self._places is None:
-            layers = [*self._layers.values(), None, None]
-            self._places = [
-                (
-                    name, layer, after if type(layer) is Conv2d and type(after) is BatchNorm2d else None,
-                    last if type(last) in ACTIVATIONS else None,
-                    after if type(layer) in RECTIFY and type(after) in ACTIVATIONS else None,
-                )
-                for (name, layer), after, last in zip(self._layers.items(), layers[1:], layers[2:], strict=False)
-            ]  # fmt: skip
-        return self._places
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
         output = input
         if not self._layers:
             output = floats(type(self).__name__, "input", input)
-        places, at, name = self._followed(), 0, ""
+        places, at, name = self._places, 0, ""
         try:
             while at < len(places):
                 # Layers normalise and rectify what they store: a pass over the maps, and an array, less for each
@@ -190,6 +178,19 @@ class Sequential(_Container):
 
     def _trace(self, *signals: Any, **options: Any) -> tuple[Any, int]:
         return self._forward(*signals)[0] if self._layers else signals[0], 0
+
+
+def _places(layers: Mapping[str, Layer]) -> list[tuple[str, Layer, Any, Any, Any]]:
+    """Each layer, and what it may take over: the normalisation behind it, the rectifier behind that, the one behind itself."""
+    then = [*layers.values(), None, None]
+    return [
+        (
+            name, layer, after if type(layer) is Conv2d and type(after) is BatchNorm2d else None,
+            last if type(last) in ACTIVATIONS else None,
+            after if type(layer) in RECTIFY and type(after) in ACTIVATIONS else None,
+        )
+        for (name, layer), after, last in zip(layers.items(), then[1:], then[2:], strict=False)
+    ]  # fmt: skip
 
 
 class Add(_Container):
