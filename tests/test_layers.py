@@ -1210,3 +1210,58 @@ def test_a_recorded_forward_in_eval_mode_normalises_by_itself():
     np.testing.assert_array_equal(again(x), net(x))
     with pytest.raises(ValueError, match=r"BatchNorm2d: input has shape \(6, 9, 8\)"):
         net(x[0])
+
+
+def pooled_unit(pool, normalised=True):
+    norm = (BatchNorm2d(16, dtype="float32"),) if normalised else ()
+    return Sequential(Conv2d(3, 16, 3, padding=1, rng=1), *norm, ReLU(), pool, Conv2d(16, 4, 1, rng=2))
+
+
+def calls_of_one_pass(net, x):
+    """What ``net`` gives for ``x``, and how often a convolution pooled its own maps."""
+    calls = []
+    whole = fastconv.functional.conv2d_relu_max_pool2d
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastconv.functional, "conv2d_relu_max_pool2d", lambda *a, **k: calls.append(1) or whole(*a, **k))
+        return net(x), len(calls)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("size", [2, (3, 2)])
+def test_eval_mode_pools_large_maps_within_the_convolution(size, normalised):
+    net = pooled_unit(MaxPool2d(size), normalised).eval()
+    x = np.random.default_rng(0).standard_normal((8, 3, 66, 65)).astype(np.float32)
+    actual, passes = calls_of_one_pass(net, x)
+    assert passes == 1
+    np.testing.assert_allclose(actual, layer_by_layer(net, x), rtol=0, atol=1e-5)
+    assert calls_of_one_pass(net, x[:1])[1] == 0  # its maps stay in a cache
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [MaxPool2d(3, 2), MaxPool2d(2, padding=1), MaxPool2d(2, dilation=2), MaxPool2d(2, ceil_mode=True), AvgPool2d(2)],
+    ids=str,
+)
+def test_other_pools_run_by_themselves(pool):
+    net = pooled_unit(pool).eval()
+    x = np.random.default_rng(0).standard_normal((8, 3, 65, 65)).astype(np.float32)
+    actual, passes = calls_of_one_pass(net, x)
+    assert passes == 0
+    np.testing.assert_allclose(actual, layer_by_layer(net, x), rtol=0, atol=1e-5)
+
+
+def test_a_recorded_forward_in_eval_mode_pools_by_itself():
+    net = pooled_unit(MaxPool2d(2)).eval()
+    x = np.random.default_rng(0).standard_normal((8, 3, 64, 64)).astype(np.float32)
+    with fastconv.record():
+        y, passes = calls_of_one_pass(net, x)
+        assert passes == 0 and net.backward(np.ones_like(y)).shape == x.shape
+    assert calls_of_one_pass(net.train(), x)[1] == 0
+
+
+def test_a_layer_that_is_appended_may_be_taken_over_too():
+    net = pooled_unit(MaxPool2d(2))[:2].append(ReLU()).append(MaxPool2d(2)).eval()
+    x = np.random.default_rng(0).standard_normal((8, 3, 64, 64)).astype(np.float32)
+    actual, passes = calls_of_one_pass(net, x)
+    assert passes == 1
+    np.testing.assert_allclose(actual, layer_by_layer(net, x), rtol=0, atol=1e-5)

@@ -563,7 +563,9 @@ def triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, h
 
 
 @helper
-def whole_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, ahead, copied, dtype):
+def whole_tiles(
+    a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, ahead, copied, dtype
+):  # fmt: skip
     """ahead: the first filters to meet a run that is read in place fetch the next one, as no hardware does along channels; and,
     but for panels of one vector, copy its cells for the others.
     """

@@ -24,6 +24,8 @@ from fastconv.layers.normalisation import BatchNorm2d
 ACTIVATIONS: dict[Any, str] = {ReLU: "relu", ReLU6: "relu6"}  # that kernels of the layer before apply themselves
 RECTIFY = (Conv2d, Conv1d, BatchNorm2d)  # whose kernels they are
 RECTIFIERS = (*ACTIVATIONS, type(None))
+LEAVES_CACHE = 1 << 21  # bytes of maps, which are worth pooling before they are stored,
+LARGE_MAP = 1 << 10  # if they have so many cells each
 
 
 class Fold:
@@ -72,6 +74,16 @@ def fold(conv: Conv2d, norm: BatchNorm2d, input: Any) -> Fold | None:
     if kept is None or not kept.fits(conv, norm):
         kept = conv._folds[norm] = Fold(conv, norm)
     return kept
+
+
+def pools(conv: Any, pool: Any, x: Any) -> bool:
+    """Whether ``pool(relu(conv(x)))`` is one pass: nobody looks in between, windows tile the maps, which would leave the cache."""
+    if tape.running is not None or type(x) is not np.ndarray or x.ndim != 4 or pool.return_indices or pool.ceil_mode:
+        return False
+    if pool.kernel_size != pool.stride or pool.padding not in (0, (0, 0)) or pool.dilation not in (1, (1, 1)):
+        return False
+    cells = x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
+    return cells >= LARGE_MAP and x.shape[0] * conv.out_channels * cells * x.itemsize >= LEAVES_CACHE
 
 
 def unit(conv: Conv2d, norm: BatchNorm2d, rectifier: Any, x: Any) -> Any:

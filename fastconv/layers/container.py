@@ -10,7 +10,7 @@ import numpy as np
 
 from fastconv._problem import integer
 from fastconv.layers._base import Layer, axis_of, floats
-from fastconv.layers._folding import ACTIVATIONS, RECTIFY, fold, rectified_by
+from fastconv.layers._folding import ACTIVATIONS, RECTIFY, fold, pools, rectified_by
 from fastconv.layers._summary import Signal
 from fastconv.layers._tape import BackwardPass, watched
 from fastconv.layers.activation import ReLU
@@ -144,10 +144,13 @@ class Sequential(_Container):
         places, at, name = self._places, 0, ""
         try:
             while at < len(places):
-                # Layers normalise and rectify what they store: a pass over the maps, and an array, less for each
-                name, layer, norm, last, rectifier = places[at]
+                # Layers normalise, rectify and pool what they store: a pass over the maps, and an array, less for each
+                name, layer, norm, last, rectifier, pool = places[at]
                 folded = None if norm is None else fold(layer, norm, output)  # type: ignore[arg-type]
-                if folded is not None:
+                if pool is not None and (folded is not None or norm is None) and pools(layer, pool, output):
+                    output = layer(output, fold=folded, pool=pool)
+                    at += 3 if folded is None else 4
+                elif folded is not None:
                     output = layer(output, fold=folded, activation=ACTIVATIONS.get(type(last)))
                     at += 2 if last is None else 3
                 elif rectifier is not None and not watched():
@@ -180,17 +183,21 @@ class Sequential(_Container):
         return self._forward(*signals)[0] if self._layers else signals[0], 0
 
 
-def _places(layers: Mapping[str, Layer]) -> list[tuple[str, Layer, Any, Any, Any]]:
-    """Each layer, and what it may take over: the normalisation behind it, the rectifier behind that, the one behind itself."""
-    then = [*layers.values(), None, None]
-    return [
-        (
-            name, layer, after if type(layer) is Conv2d and type(after) is BatchNorm2d else None,
-            last if type(last) in ACTIVATIONS else None,
-            after if type(layer) in RECTIFY and type(after) in ACTIVATIONS else None,
+def _places(layers: Mapping[str, Layer]) -> list[tuple[str, Layer, Any, Any, Any, Any]]:
+    """Each layer, and what it may take over: the normalisation behind it, the rectifier behind that, the one behind itself,
+    the max-pool behind a ReLU.
+    """
+    places = []
+    for at, (name, layer) in enumerate(layers.items()):
+        after, last, end = [*layers.values(), None, None, None][at + 1 : at + 4]
+        norm = after if type(layer) is Conv2d and type(after) is BatchNorm2d else None
+        rectifier = after if type(layer) in RECTIFY and type(after) in ACTIVATIONS else None
+        relu, pool = (after, last) if norm is None else (last, end)
+        pooled = type(layer) is Conv2d and type(relu) is ReLU and type(pool) is MaxPool2d
+        places.append(
+            (name, layer, norm, last if type(last) in ACTIVATIONS else None, rectifier, pool if pooled else None)
         )
-        for (name, layer), after, last in zip(layers.items(), then[1:], then[2:], strict=False)
-    ]  # fmt: skip
+    return places
 
 
 class Add(_Container):

@@ -223,9 +223,15 @@ class Conv2d(_Conv):
             vars(self)["weight"] = self.weight.copy()
         self._mode_changed()
 
-    def _forward(self, input: Any, *, activation: Any = None, fold: Any = None) -> tuple[Any, Any]:
+    def _forward(self, input: Any, *, activation: Any = None, fold: Any = None, pool: Any = None) -> tuple[Any, Any]:
         x = self._input(input)
         weight, bias = (self._pack or self.weight, self.bias) if fold is None else (fold.weight, fold.bias)
+        if pool is not None:  # behind a ReLU, in eval mode: see _folding.py
+            output = functional.conv2d_relu_max_pool2d(
+                x, weight, bias, self.stride, self.padding, self.dilation, self.groups, pool.kernel_size, pool.stride,
+                padding_mode=self.padding_mode,
+            )  # fmt: skip
+            return output, None
         output = functional.conv2d(
             x, weight, bias, self.stride, self.padding, self.dilation, self.groups,
             padding_mode=self.padding_mode, activation=activation,
