@@ -6,7 +6,8 @@ exists only as packed blocks of NB pixels by KC rows, in the scratch memory of o
 
     task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
            the other, of which each takes over the last rows of the one before; windows of 2x2 are pooled in registers
-    loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
+    loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]; of planes those
+           of a run in loop 2, which the first filters to meet them do as they multiply
     loop 2 over runs of B panels: with AVX-512 those that stay in the first-level cache, else all of a block
     loop 3 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
     loop 4 over the panels of NV*VL pixels of a run
@@ -85,7 +86,9 @@ cdef struct Blocking:
 
 
 cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept nogil:
-    """Every size that a plan of loops needs. Threads only decide on chunks of filters, which no sum reaches across."""
+    """Every size that a plan of loops needs. Threads only decide where blocks and chunks of filters
+    begin, which no sum reaches across.
+    """
     cdef:
         Blocking b
         Py_ssize_t KH = geometry[GEO_KH], KW = geometry[GEO_KW], G = max(geometry[GEO_G], 1), NR = _NV * VL_FLOAT
@@ -250,7 +253,7 @@ cdef inline void tile_step(
     const real* b,            # IN   vector j at at[j]
     const Py_ssize_t* at,
     vec* acc,                 # INOUT [rows][nv]
-    real* copy,               # OUT   (nv * VL) the vectors, unless it is NULL
+    real* packs,              # OUT   (nv * VL) the vectors, unless it is NULL
     const int rows,
     const int nv,
 ) noexcept nogil:
@@ -261,8 +264,8 @@ cdef inline void tile_step(
         Py_ssize_t i, j, VL = sizeof(vec) // sizeof(real)
     for j in range(nv):
         x[j] = (<const vec*> (b + at[j]))[0]
-        if copy != NULL:
-            (<vec*> (copy + j * VL))[0] = x[j]
+        if packs != NULL:
+            (<vec*> (packs + j * VL))[0] = x[j]
     for i in range(rows):
         if nv == 1:
             acc[i] = vfma_at(acc[i], a + i, x[0])
@@ -285,7 +288,7 @@ cdef inline void tile_sums(
     const int nv,             # vectors of pixels in use
     const bint listed,        # places are listed
     Py_ssize_t ahead,         # pixels: so far to the right cells are fetched
-    real* copy,               # OUT  [kc][nv * VL] the cells, where a panel has several vectors
+    real* packs,              # OUT  [kc][nv * VL] the cells, where a panel has several vectors
     const bint first,         # both of this is done
 ) noexcept nogil:
     # rows * nv independent FMA chains hide the latency of each. Every accumulator, the vectors of pixels and one broadcast
@@ -306,7 +309,7 @@ cdef inline void tile_sums(
             prefetch(next_panel + k * line)
         for k in range(depths):
             tile_step(
-                a + k * _MR, b + depth[k] if listed else b, at, acc, copy + k * nv * VL if first and _NV > 1 else NULL, rows, nv
+                a + k * _MR, b + depth[k] if listed else b, at, acc, packs + k * nv * VL if first and _NV > 1 else NULL, rows, nv
             )
             for j in range(0 if not first else nv if _NV == 1 else 1):
                 prefetch(b + at[j] + ahead)
@@ -319,8 +322,8 @@ cdef inline void tile_sums(
         kc -= depths
         if listed:
             depth += depths
-        if first:
-            copy += depths * nv * VL
+        if first and _NV > 1:
+            packs += depths * nv * VL
 
 
 cdef inline void tile_body(
@@ -344,7 +347,7 @@ cdef inline void tile_body(
     Py_ssize_t b_step,
     Py_ssize_t panels,        # or one below the other, of so many panels of filters
     Py_ssize_t ahead,
-    real* copy,
+    real* packs,
     const bint first,
     vec* unused,              # names the vector type
 ) noexcept nogil:
@@ -360,7 +363,7 @@ cdef inline void tile_body(
     for _tile in range(tiles * panels):
         if not listed:
             c = <real*> opaque(c)
-        tile_sums(a, b, ldb, apart, depth, place, kc, &acc[0], rows, nv, listed, ahead, copy, first)
+        tile_sums(a, b, ldb, apart, depth, place, kc, &acc[0], rows, nv, listed, ahead, packs, first)
         if accumulate:
             for i in range(rows):
                 for j in range(nv):
@@ -389,42 +392,42 @@ cdef inline void tile_body(
             b += b_step * (nv // _NV)
             c += c_step
             bias += bias_step
-            if first:
-                copy += kc * nv * VL
+            if first and _NV > 1:
+                packs += kc * nv * VL
 
 
 cdef inline void plain_body(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, const bint accumulate,
     Finish finish, const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles,
-    Py_ssize_t b_step, Py_ssize_t panels, Py_ssize_t ahead, real* copy, const bint first, vec* unused,
+    Py_ssize_t b_step, Py_ssize_t panels, Py_ssize_t ahead, real* packs, const bint first, vec* unused,
 ) noexcept nogil:
     """`tile_body` whose places are not listed, with a constant for what it does with its sums."""
     if finish == KEEP:
         tile_body(
             a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, KEEP, bias, bounds, rows, nv, False, tiles, b_step, panels,
-            ahead, copy, first, unused,
+            ahead, packs, first, unused,
         )
     elif finish == CLAMP:
         tile_body(
             a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, CLAMP, bias, bounds, rows, nv, False, tiles, b_step, panels,
-            ahead, copy, first, unused,
+            ahead, packs, first, unused,
         )
     elif finish == RAISE:
         tile_body(
             a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, RAISE, bias, bounds, rows, nv, False, tiles, b_step, panels,
-            ahead, copy, first, unused,
+            ahead, packs, first, unused,
         )
     else:
         tile_body(
             a, b, ldb, NULL, NULL, kc, c, ldc, NULL, accumulate, SHIFT, bias, bounds, rows, nv, False, tiles, b_step, panels,
-            ahead, copy, first, unused,
+            ahead, packs, first, unused,
         )
 
 
 cdef inline void tile(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate, Finish finish,
     const real* bias, const real* bounds, const int rows, const int nv, Py_ssize_t tiles, Py_ssize_t b_step,
-    Py_ssize_t panels, Py_ssize_t ahead, real* copy, const bint first, vec* unused,
+    Py_ssize_t panels, Py_ssize_t ahead, real* packs, const bint first, vec* unused,
 ) noexcept nogil:
     """`plain_body` with a constant for its flag."""
     cdef Py_ssize_t i, j
@@ -437,11 +440,11 @@ cdef inline void tile(
                     c[i * ldc + j] = clamp(c[i * ldc + j] + bias[i], bounds[0], bounds[1])
     elif accumulate:
         plain_body(
-            a, b, ldb, kc, c, ldc, True, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, copy, first, unused
+            a, b, ldb, kc, c, ldc, True, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, packs, first, unused
         )
     else:
         plain_body(
-            a, b, ldb, kc, c, ldc, False, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, copy, first, unused
+            a, b, ldb, kc, c, ldc, False, finish, bias, bounds, rows, nv, tiles, b_step, panels, ahead, packs, first, unused
         )
 
 
@@ -468,7 +471,7 @@ cdef Py_ssize_t triple_tiles(
 
 cdef void whole_tiles(
     const real* a, const real* b, Py_ssize_t ldb, Py_ssize_t b_step, Py_ssize_t kc, real* c, Py_ssize_t ldc, bint accumulate,
-    Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t panels, Py_ssize_t ahead, real* copy,
+    Finish finish, const real* bias, const real* bounds, Py_ssize_t tiles, Py_ssize_t panels, Py_ssize_t ahead, real* packs,
     vec* unused,
 ) noexcept nogil:
     """ahead: the first filters to meet a run that is read in place fetch the next one, as no hardware does along channels; and,
@@ -481,7 +484,7 @@ cdef void whole_tiles(
         c += done * <Py_ssize_t> (sizeof(vec) // sizeof(real))
         tiles -= done
     if ahead:
-        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, 1, ahead, copy, True, unused)
+        tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, 1, ahead, packs, True, unused)
     else:
         tile(a, b, ldb, kc, c, ldc, accumulate, finish, bias, bounds, _MR, _NV, tiles, b_step, panels, 0, NULL, False, unused)
 
@@ -1637,7 +1640,10 @@ cdef void conv2d_block(
         while True:                                                                        # loop 2: runs of B panels
             run_to = min(run_from + run, tiles)
             whole = max(min(run_to, cells // NR), run_from)
-            copying = _NV > 1 and b.flat and not b.in_place and kc > 0 and panel_start(b, panel_from + 1) - oc_from == _MR
+            copying = (
+                _NV > 1 and b.flat and not b.in_place and kc > 0 and panel_to - panel_from > 1
+                and panel_start(b, panel_from + 1) - oc_from == _MR
+            )
             if b.in_place:
                 source = x + run_from * NR
             elif b.flat:

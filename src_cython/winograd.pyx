@@ -41,7 +41,8 @@ cdef enum:
     FEW_TILES = 100            # planes of fewer share their phases, and those of fewer than
     FEW_OVERLAPPED = 256       # these, of which tasks of their own would compute rows twice for windows that overlap
     OVERLAPPED_TASKS = 8       # of larger ones, at most
-    SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
+    MANY_GROUPS = 16           # of so many no phases are shared: they are tasks enough, and small
+    SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them, or more tiles than FEW_TILES
     PANEL_CHUNKS = 4           # tasks that a matrix product is split into
     MOST_CELLS = 64            # T * T
     MOST_TAPS = 144            # of a kernel
@@ -329,7 +330,8 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
     cdef:
         Blocking b
-        Py_ssize_t G = max(geometry[GEO_G], 1), most, plane, cells, stride_h
+        Py_ssize_t G = max(geometry[GEO_G], 1), most, plane, cells, elements, stride_h
+        bint overlaps
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
     b.OH = geometry[GEO_OH]
@@ -352,11 +354,15 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     b.tile_columns = ceil_div(b.OW, b.m)
     plane = b.tile_rows * b.tile_columns
     cells = b.T * b.T
-    b.shared = plane < (FEW_OVERLAPPED if geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H] else FEW_TILES)
+    elements = cells * plane * (b.S * b.S * b.ICG + b.OCG)
+    overlaps = geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H]
+    b.shared = G < MANY_GROUPS and (
+        plane < FEW_TILES or (overlaps and plane < FEW_OVERLAPPED and elements <= SHARED_ELEMENTS)
+    )
     b.pooled_rows = 0
     b.map_elements = 0
     if b.shared:
-        b.images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (b.S * b.S * b.ICG + b.OCG), 1))
+        b.images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(elements, 1))
         b.images = max(min(b.images, geometry[GEO_N]), 1)
         b.rows = b.tile_rows
         b.columns = b.tile_columns
@@ -378,7 +384,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
         if geometry[GEO_POOL_KH] > 0:
             stride_h = geometry[GEO_POOL_STRIDE_H]
             b.pooled_rows = max((b.task_rows - max(geometry[GEO_POOL_KH] - stride_h, 0)) // stride_h, 1)
-            if geometry[GEO_POOL_KH] > stride_h:
+            if overlaps:
                 b.pooled_rows = max(b.pooled_rows, ceil_div(geometry[GEO_POOL_OH], OVERLAPPED_TASKS))
             b.row_blocks = ceil_div(geometry[GEO_POOL_OH], b.pooled_rows)
             b.task_rows = min((b.pooled_rows - 1) * stride_h + geometry[GEO_POOL_KH], b.OH)

@@ -1265,3 +1265,23 @@ def test_a_layer_that_is_appended_may_be_taken_over_too():
     actual, passes = calls_of_one_pass(net, x)
     assert passes == 1
     np.testing.assert_allclose(actual, layer_by_layer(net, x), rtol=0, atol=1e-5)
+
+
+def test_layers_that_share_what_is_inside_share_what_is_appended():
+    net = normalised_unit("float32", ()).eval()
+    x = np.random.default_rng(0).standard_normal((2, 4, 9, 8)).astype(np.float32)
+    net(x)
+    other = copy.copy(net).append(ReLU())
+    assert len(net) == len(other) == 3
+    np.testing.assert_array_equal(net(x), other(x))
+    np.testing.assert_allclose(net(x), layer_by_layer(other, x), rtol=0, atol=1e-4)
+
+
+def test_layers_from_different_pickles_are_folded():
+    conv, norm, _ = normalised_unit("float32", (ReLU(),))
+    net = Sequential(*(pickle.loads(pickle.dumps(layer)) for layer in (conv, norm)), ReLU()).eval()
+    x = np.random.default_rng(0).standard_normal((2, 4, 9, 8)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchNorm2d, "_forward", lambda *_: pytest.fail("it runs by itself"))
+        y = net(x)
+    np.testing.assert_allclose(y, layer_by_layer(net, x), rtol=0, atol=1e-4)

@@ -6,7 +6,8 @@ exists only as packed blocks of NB pixels by KC rows, in the scratch memory of o
 
     task   one block of NB pixels (of one image, group, chunk of filters); for a fused pool a strip of blocks, one below
            the other, of which each takes over the last rows of the one before; windows of 2x2 are pooled in registers
-    loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]
+    loop 1 over blocks of KC rows of cols: copy the input rows they touch, pack B panels [KC][NV*VL pixels]; of planes those
+           of a run in loop 2, which the first filters to meet them do as they multiply
     loop 2 over runs of B panels: with AVX-512 those that stay in the first-level cache, else all of a block
     loop 3 over panels of MR filters (A panels [KC][MR], packed once by pack_weight)
     loop 4 over the panels of NV*VL pixels of a run
@@ -132,7 +133,9 @@ def is_paired(OH, OW, K, k_blocks, flat, geometry):
 
 
 def blocking(geometry, n_threads):
-    """Every size that a plan of loops needs. Threads only decide on chunks of filters, which no sum reaches across."""
+    """Every size that a plan of loops needs. Threads only decide where blocks and chunks of filters
+    begin, which no sum reaches across.
+    """
     KH, KW, G, NR = geometry[GEO_KH], geometry[GEO_KW], max(geometry[GEO_G], 1), NV * VL_FLOAT
     stride_h, stride_w = geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W]
     dil_h, dil_w, images = geometry[GEO_DIL_H], geometry[GEO_DIL_W], geometry[GEO_N] * G
@@ -379,7 +382,7 @@ def places_of(place, apart, nv, listed):
 
 
 @straight
-def add_products(acc, filters, next_panel, cells, ldb, depth, at, dtype, depths, listed, ahead, copied, first):
+def add_products(acc, filters, next_panel, cells, ldb, depth, at, dtype, depths, listed, ahead, packs, first):
     size, VL = itemsize(dtype), lanes(dtype)
     for k in range(ceil_div(depths * MR * size, CACHE_LINE)):
         prefetch(filters + next_panel + k * CACHE_LINE)
@@ -391,7 +394,7 @@ def add_products(acc, filters, next_panel, cells, ldb, depth, at, dtype, depths,
                 prefetch(row + place * size + ahead)
         if first and NV > 1:
             for j, cell in enumerate(x):
-                store(copied, (k * len(x) + j) * VL, cell)
+                store(packs, (k * len(x) + j) * VL, cell)
         for i, sums in enumerate(acc):
             filter = broadcast(get(filters, k * MR + i, dtype))
             acc[i] = [fma(filter, cell, total) for cell, total in zip(x, sums, strict=True)]
@@ -464,7 +467,7 @@ def tile(
     b_step,
     panels,  # or one below the other, of so many panels of filters
     ahead,  # bytes: so far to the right cells are fetched
-    copied,  # OUT  [kc][nv * VL] the cells, where a panel has several vectors
+    packs,  # OUT  [kc][nv * VL] the cells, where a panel has several vectors
     dtype,
     rows,  # filters and
     nv,  # vectors of pixels in use; literals, as are
@@ -487,23 +490,23 @@ def tile(
         while left >= depths:
             rolled()
             acc = add_products(
-                acc, filters, next_panel, cells, ldb, turn, at, dtype, depths, listed, ahead, copied, first
+                acc, filters, next_panel, cells, ldb, turn, at, dtype, depths, listed, ahead, packs, first
             )
             filters += depths * MR * size
             left -= depths
             if first:
-                copied += depths * nv * lanes(dtype) * size
+                packs += depths * nv * lanes(dtype) * size
             if listed:
                 turn += depths * INDEX_BYTES
             else:
                 cells += depths * ldb * size
         while left > 0:
             rolled()
-            acc = add_products(acc, filters, next_panel, cells, ldb, turn, at, dtype, 1, listed, ahead, copied, first)
+            acc = add_products(acc, filters, next_panel, cells, ldb, turn, at, dtype, 1, listed, ahead, packs, first)
             filters += MR * size
             left -= 1
             if first:
-                copied += nv * lanes(dtype) * size
+                packs += nv * lanes(dtype) * size
             if listed:
                 turn += INDEX_BYTES
             else:
@@ -532,13 +535,13 @@ def tile(
 
 @helper
 def plain_tile(
-    a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, copied, dtype, rows, nv,
+    a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, packs, dtype, rows, nv,
     first,
 ):  # fmt: skip
     """A tile whose places are not listed. Of a panel of one vector, a tile of several reads several panels."""
     apart = b_step if NV == 1 else lanes(dtype)
     tile(
-        a, b, ldb, apart, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, copied, dtype,
+        a, b, ldb, apart, 0, 0, kc, c, ldc, 0, accumulate, finish, bias, low, high, tiles, b_step, panels, ahead, packs, dtype,
         rows, nv, LISTED_DEPTHS if nv == LISTED_NV > NV else DEPTHS, first, False, False,
     )  # fmt: skip
 
@@ -564,7 +567,7 @@ def triple_tiles(a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, h
 
 @helper
 def whole_tiles(
-    a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, ahead, copied, dtype
+    a, b, ldb, b_step, kc, c, ldc, accumulate, finish, bias, low, high, tiles, panels, ahead, packs, dtype
 ):  # fmt: skip
     """ahead: the first filters to meet a run that is read in place fetch the next one, as no hardware does along channels; and,
     but for panels of one vector, copy its cells for the others.
@@ -576,7 +579,7 @@ def whole_tiles(
         tiles -= done
     if ahead > 0:
         plain_tile(
-            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, ahead, copied, dtype, MR, NV, True
+            a, b, ldb, kc, c, ldc, accumulate, finish, bias, low, high, tiles, b_step, 1, ahead, packs, dtype, MR, NV, True
         )  # fmt: skip
     else:
         plain_tile(
@@ -1515,7 +1518,12 @@ def conv2d_block(
             run_to = min(run_from + run, tiles)
             whole = max(min(run_to, cells // NR), run_from)
             copying = (  # by the first filters that meet a run
-                NV > 1 and b.flat > 0 and b.in_place == 0 and kc > 0 and panel_start(b, panel_from + 1) - oc_from == MR
+                NV > 1
+                and b.flat > 0
+                and b.in_place == 0
+                and kc > 0
+                and panel_to - panel_from > 1
+                and panel_start(b, panel_from + 1) - oc_from == MR
             )
             source = b_block  # of the cells of a run
             if b.in_place > 0:

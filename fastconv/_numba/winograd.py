@@ -56,7 +56,7 @@ FEW_TILES = 100  # planes of fewer share their phases, and those of fewer than
 FEW_OVERLAPPED = 256  # these, of which tasks of their own would compute rows twice for windows that overlap
 OVERLAPPED_TASKS = 8  # of larger ones, at most
 MANY_GROUPS = 16  # of so many no phases are shared: they are tasks enough, and small
-SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them
+SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them, or more tiles than FEW_TILES
 PANEL_CHUNKS = 4  # tasks that a matrix product is split into
 TURNED = 16  # channels of a weight that are turned at a time
 STRIP_BYTES = 24576  # of a dense copy, whose lines stay in the first-level cache until all lanes are written
@@ -241,11 +241,13 @@ def blocking(geometry, VL):
     pooled_rows = 0
     map_elements = 0
     pools = geometry[GEO_POOL_KH] > 0
-    few = FEW_OVERLAPPED if geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H] else FEW_TILES
-    together = plane < few and (G < MANY_GROUPS or not pools)
+    elements = cells * plane * (S * S * ICG + OCG)
+    overlaps = geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H]
+    few = plane < FEW_TILES or (overlaps and plane < FEW_OVERLAPPED and elements <= SHARED_ELEMENTS)
+    together = few and (G < MANY_GROUPS or not pools)
     in_phases = int(together and G < MANY_GROUPS)
     if together:
-        images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(cells * plane * (S * S * ICG + OCG), 1))
+        images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(elements, 1))
         images = max(min(images, geometry[GEO_N]), 1)
         rows = tile_rows
         columns = tile_columns
@@ -267,7 +269,7 @@ def blocking(geometry, VL):
         if pools:
             stride_h = geometry[GEO_POOL_STRIDE_H]
             pooled_rows = max((task_rows - max(geometry[GEO_POOL_KH] - stride_h, 0)) // stride_h, 1)
-            if geometry[GEO_POOL_KH] > stride_h:
+            if overlaps:
                 pooled_rows = max(pooled_rows, ceil_div(geometry[GEO_POOL_OH], OVERLAPPED_TASKS))
             row_blocks = ceil_div(geometry[GEO_POOL_OH], pooled_rows)
             task_rows = min((pooled_rows - 1) * stride_h + geometry[GEO_POOL_KH], OH)

@@ -64,7 +64,7 @@ def fold(conv: Conv2d, norm: BatchNorm2d, input: Any) -> Fold | None:
         and conv._pack is not None
         and not norm.training
         and norm.running_mean is not None
-        and norm.running_mean.dtype is conv.weight.dtype
+        and norm.running_mean.dtype == conv.weight.dtype
         and norm.num_features == conv.out_channels
         and type(input) is np.ndarray
         and input.ndim == 4

@@ -53,10 +53,10 @@ class _Container(Layer):
     def named_children(self) -> Iterator[tuple[str, Layer]]:
         yield from self._layers.items()
 
-    def _apply(self, name: str, input: Any, **options: Any) -> Any:
+    def _apply(self, name: str, input: Any) -> Any:
         """Call one of the layers; an error says which."""
         try:
-            return self._layers[name](input, **options)
+            return self._layers[name](input)
         except (TypeError, ValueError) as error:
             self._note(error, name)
             raise
@@ -142,6 +142,8 @@ class Sequential(_Container):
         if not self._layers:
             output = floats(type(self).__name__, "input", input)
         places, at, name = self._places, 0, ""
+        if len(places) != len(self._layers):  # a copy shares its layers, to which the other has appended one
+            places = _places(self._layers)
         try:
             while at < len(places):
                 # Layers normalise, rectify and pool what they store: a pass over the maps, and an array, less for each
