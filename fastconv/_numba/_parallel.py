@@ -20,6 +20,7 @@ import atexit
 import ctypes
 import os
 import signal
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -46,7 +47,6 @@ HERE, THERE = 320, 336  # the time: of the caller, of the one who wakes another
 ALL, OTHERS = 384, 512  # sets of CPUs, of the one helper that moves
 SET_BYTES = 128
 _N_WORDS = 80
-_ENTRY, _TABLE, _N_TASKS, _N_WORKERS = ENTRY // 8, TABLE // 8, N_TASKS // 8, N_WORKERS // 8
 
 # Pauses, of 10 to 140 cycles each by kind of CPU: as long as what lies between two layers of a network takes in NumPy
 _SPINS = 30000
@@ -294,7 +294,7 @@ def _machine_code(function: Callable[..., None]) -> Callable[..., None]:
         if address is None:
             _late.make_all()
             address = _late.compiler().compile_words(function, name, "words", __file__)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * function.__code__.co_argcount)(address)
+    return ctypes.CFUNCTYPE(None)(address)  # without types of its arguments ctypes calls it in half the time
 
 
 @cache
@@ -315,8 +315,9 @@ class Team:
     def __init__(self) -> None:
         words = np.zeros(_N_WORDS + 8, np.int64)
         words = words[-words.ctypes.data % 64 // 8 :]  # from a cache line's start
-        self.address = words.ctypes.data
-        self.words = memoryview(words)  # written in half the time
+        self.words = memoryview(words)
+        self.job = self.words.cast("B")
+        self.place = ctypes.byref(ctypes.c_int64.from_address(words.ctypes.data))
         self._helpers: list[threading.Thread] = []
         self.lead, self._serve = machine_code()
         self._write(CPUS, _threads.available_cpus())
@@ -356,7 +357,7 @@ class Team:
         # But for its own faults, signals are for threads that the program knows of
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-        self._serve(self.address)
+        self._serve(self.place)
 
     def end(self) -> None:
         """Send the helpers home."""
@@ -390,6 +391,7 @@ def _new_lock() -> int:
 
 
 _idle: list[Team] = []
+_write_job = struct.Struct("4q").pack_into  # ENTRY, TABLE, N_TASKS, N_WORKERS
 _FAULTS = {getattr(signal, f"SIG{name}", None) for name in ("SEGV", "BUS", "FPE", "ILL", "TRAP", "ABRT", "SYS")}
 
 
@@ -419,9 +421,8 @@ def run(n_tasks: int, n_threads: int, entry: int, table: int) -> None:
         n_workers = n_threads if n_threads < n_tasks else int(n_tasks)
         if team.size < n_workers:
             team.grow(n_workers)
-        words = team.words  # ctypes would take longer for each word than this does
-        words[_ENTRY], words[_TABLE], words[_N_TASKS], words[_N_WORKERS] = entry, table, n_tasks, n_workers
-        team.lead(team.address)
+        _write_job(team.job, ENTRY, entry, table, n_tasks, n_workers)  # ctypes would take longer for each
+        team.lead(team.place)
     finally:
         _idle.append(team)
 
