@@ -137,3 +137,16 @@ def test_every_layer_of_a_small_network_agrees_with_central_differences():
 def test_errors_are_raised_before_any_weight_is_drawn(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("replacement", [fastconv.Identity(), fastconv.LocalResponseNorm(3)], ids=["identity", "lrn"])
+def test_a_normalisation_of_a_block_may_be_replaced(replacement):
+    net = models.resnet18(10, 3, filters=8, rng=0).eval()
+    block = net.layer1[0]
+    assert isinstance(block.bn1, fastconv.BatchNorm2d)
+    block.bn1 = replacement.eval()
+    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    actual = net(x)
+    with fastconv.record():  # in which every layer runs by itself
+        expected = net(x)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

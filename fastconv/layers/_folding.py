@@ -57,10 +57,12 @@ def _others(conv: Conv2d, norm: BatchNorm2d) -> tuple[Any, ...]:
     return conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
-def fold(conv: Conv2d, norm: BatchNorm2d, input: Any) -> Fold | None:
+def fold(conv: Any, norm: Any, input: Any) -> Fold | None:
     """The two as one convolution, which ``conv`` keeps; None unless both are in eval mode and nobody looks in between."""
     if not (
         tape.running is None
+        and type(conv) is Conv2d
+        and type(norm) is BatchNorm2d
         and conv._pack is not None
         and not norm.training
         and norm.running_mean is not None
@@ -86,13 +88,13 @@ def pools(conv: Any, pool: Any, x: Any) -> bool:
     return cells >= LARGE_MAP and x.shape[0] * conv.out_channels * cells * x.itemsize >= LEAVES_CACHE
 
 
-def unit(conv: Conv2d, norm: BatchNorm2d, rectifier: Any, x: Any) -> Any:
+def unit(conv: Any, norm: Any, rectifier: Any, x: Any) -> Any:
     """``rectifier(norm(conv(x)))``, without the last if it is None."""
     folded = fold(conv, norm, x)
     if folded is not None:
         return conv(x, fold=folded, activation=ACTIVATIONS.get(type(rectifier)))
     x = conv(x)
-    if type(rectifier) in ACTIVATIONS and not watched():
+    if rectifies(norm, rectifier):
         return rectified_by(rectifier, norm(x, activation=ACTIVATIONS[type(rectifier)]))
     x = norm(x)
     return x if rectifier is None else rectifier(x)
@@ -110,6 +112,11 @@ def joined(term: Any, total: Any, last: Any, rectifier: Any = None) -> Any:
     bounds = resolve_activation("joined", ACTIVATIONS.get(type(rectifier)))
     elementwise.add(_backends.resolve(), ready(term, term.shape), bounds, total)
     return total if rectifier is None else rectified_by(rectifier, total)
+
+
+def rectifies(layer: Any, rectifier: Any) -> bool:
+    """Whether ``layer`` may apply the rectifier behind it in its last pass: nobody looks in between."""
+    return type(layer) in RECTIFY and type(rectifier) in ACTIVATIONS and not watched()
 
 
 def rectified_by(rectifier: Any, output: Any) -> Any:

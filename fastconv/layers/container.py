@@ -10,9 +10,9 @@ import numpy as np
 
 from fastconv._problem import integer
 from fastconv.layers._base import Layer, axis_of, floats
-from fastconv.layers._folding import ACTIVATIONS, RECTIFY, fold, pools, rectified_by
+from fastconv.layers._folding import ACTIVATIONS, fold, pools, rectified_by, rectifies
 from fastconv.layers._summary import Signal
-from fastconv.layers._tape import BackwardPass, watched
+from fastconv.layers._tape import BackwardPass
 from fastconv.layers.activation import ReLU
 from fastconv.layers.convolution import Conv2d
 from fastconv.layers.linear import Linear
@@ -147,16 +147,17 @@ class Sequential(_Container):
         try:
             while at < len(places):
                 # Layers normalise, rectify and pool what they store: a pass over the maps, and an array, less for each
-                name, layer, norm, last, rectifier, pool = places[at]
-                folded = None if norm is None else fold(layer, norm, output)  # type: ignore[arg-type]
-                if pool is not None and (folded is not None or norm is None) and pools(layer, pool, output):
+                name, layer, after, last, pool = places[at]
+                folded = fold(layer, after, output)
+                if pool is not None and pools(layer, pool, output) and (folded is not None or type(after) is ReLU):
                     output = layer(output, fold=folded, pool=pool)
                     at += 3 if folded is None else 4
                 elif folded is not None:
-                    output = layer(output, fold=folded, activation=ACTIVATIONS.get(type(last)))
-                    at += 2 if last is None else 3
-                elif rectifier is not None and not watched():
-                    output = rectified_by(rectifier, layer(output, activation=ACTIVATIONS[type(rectifier)]))
+                    activation = ACTIVATIONS.get(type(last))
+                    output = layer(output, fold=folded, activation=activation)
+                    at += 2 if activation is None else 3
+                elif rectifies(layer, after):
+                    output = rectified_by(after, layer(output, activation=ACTIVATIONS[type(after)]))
                     at += 2
                 else:
                     output = layer(output)
@@ -185,20 +186,14 @@ class Sequential(_Container):
         return self._forward(*signals)[0] if self._layers else signals[0], 0
 
 
-def _places(layers: Mapping[str, Layer]) -> list[tuple[str, Layer, Any, Any, Any, Any]]:
-    """Each layer, and what it may take over: the normalisation behind it, the rectifier behind that, the one behind itself,
-    the max-pool behind a ReLU.
-    """
+def _places(layers: Mapping[str, Layer]) -> list[tuple[str, Layer, Any, Any, Any]]:
+    """Each layer, and those behind it that it may take over: two, and the max-pool behind a ReLU."""
     places = []
     for at, (name, layer) in enumerate(layers.items()):
         after, last, end = [*layers.values(), None, None, None][at + 1 : at + 4]
-        norm = after if type(layer) is Conv2d and type(after) is BatchNorm2d else None
-        rectifier = after if type(layer) in RECTIFY and type(after) in ACTIVATIONS else None
-        relu, pool = (after, last) if norm is None else (last, end)
+        relu, pool = (last, end) if type(after) is BatchNorm2d else (after, last)
         pooled = type(layer) is Conv2d and type(relu) is ReLU and type(pool) is MaxPool2d
-        places.append(
-            (name, layer, norm, last if type(last) in ACTIVATIONS else None, rectifier, pool if pooled else None)
-        )
+        places.append((name, layer, after, last, pool if pooled else None))
     return places
 
 
