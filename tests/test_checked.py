@@ -148,6 +148,11 @@ if engine.backend == "numba":
     assert_same(actual, data["grad_weight"].astype("float32"), "grad_weight in chunks")
     engine.k.direct.TASK = TASK
     engine.k.direct._planned.cache_clear()
+    engine.k.winograd.MANY_GROUPS, MANY_GROUPS = 1, engine.k.winograd.MANY_GROUPS  # so that few tiles are not put together
+    engine.k.winograd._planned.cache_clear()
+    convolution.check_fused_pool(engine, "winograd", BY_NAME["same-3x3"], "float32", (3, 2), (2, 1), (1, 0), True, 2)
+    engine.k.winograd.MANY_GROUPS = MANY_GROUPS
+    engine.k.winograd._planned.cache_clear()
     assert ran == {task.name for task in _jit.tasks}, {task.name for task in _jit.tasks} - ran
 assert not unraisable, unraisable[:3]
 print("fine", count, sys.modules[f"fastconv._{engine.backend}.{engine.isa + '.' if engine.isa else ''}direct"].__file__)
