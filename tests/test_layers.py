@@ -1285,3 +1285,14 @@ def test_layers_from_different_pickles_are_folded():
         patch.setattr(BatchNorm2d, "_forward", lambda *_: pytest.fail("it runs by itself"))
         y = net(x)
     np.testing.assert_allclose(y, layer_by_layer(net, x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", ">f8"])
+def test_a_copied_weight_keeps_its_numbers(dtype):
+    conv = Conv2d(3, 4, 3, rng=1)
+    conv.weight = conv.weight.astype(dtype)
+    conv.bias = conv.bias.astype(dtype)
+    for again in (copy.copy(conv), copy.deepcopy(conv)):
+        np.testing.assert_array_equal(again.weight, conv.weight)
+        np.testing.assert_array_equal(again.bias, conv.bias)
+        assert again.weight.dtype == again.bias.dtype == np.dtype(dtype)

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastconv import _backends, functional
 from fastconv._algorithms import elementwise
-from fastconv._arrays import DTYPES, as_floats, ready
+from fastconv._arrays import as_floats, ready
 from fastconv._packed import PackedWeight
 from fastconv._problem import PADDING_MODES, ConvProblem, at_least, choice, flag, pair, resolve_padding
 from fastconv.layers import _initial
@@ -221,8 +221,8 @@ class Conv2d(_Conv):
         vars(self).update(state)
         for name in self._parameter_names:  # of NumPy's own dtype objects, for which calls look first
             array = vars(self)[name]
-            if array is not None and array.dtype is not DTYPES[array.dtype.name]:
-                vars(self)[name] = array.view(DTYPES[array.dtype.name])
+            if array is not None:
+                vars(self)[name] = array.view(np.dtype(array.dtype.str))
         if not self.weight.flags.writeable:  # locked when it was pickled, and now a part of the pickle
             vars(self)["weight"] = self.weight.copy()
         self._mode_changed()
