@@ -16,7 +16,8 @@ With xi one of the T x T cells of a transformed tile, the products are T*T matri
     loop 5 over panels and tiles: transform, add bias, clamp, turn to rows of pixels
 
 A plane of many tiles is cut into blocks, and a task does all of this for its rows. Planes of few tiles are put together,
-several images at once, and each loop is a phase whose tasks share V and M: then U is read once for all of them.
+several images at once, and each loop is a phase whose tasks share V and M: then U is read once for all of them; a fused pool
+reads a panel's maps in the last. Of MANY_GROUPS a task does all of this for the rows of one.
 """
 
 from libc.string cimport memcpy, memset

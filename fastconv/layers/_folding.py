@@ -20,6 +20,7 @@ from fastconv.layers._tape import tape, watched
 from fastconv.layers.activation import ReLU, ReLU6
 from fastconv.layers.convolution import Conv1d, Conv2d
 from fastconv.layers.normalisation import BatchNorm2d
+from fastconv.layers.pooling import MaxPool2d
 
 ACTIVATIONS: dict[Any, str] = {ReLU: "relu", ReLU6: "relu6"}  # that kernels of the layer before apply themselves
 RECTIFY = (Conv2d, Conv1d, BatchNorm2d)  # whose kernels they are
@@ -78,9 +79,11 @@ def fold(conv: Any, norm: Any, input: Any) -> Fold | None:
     return kept
 
 
-def pools(conv: Any, pool: Any, x: Any) -> bool:
+def pools(conv: Any, relu: Any, pool: Any, x: Any) -> bool:
     """Whether ``pool(relu(conv(x)))`` is one pass: nobody looks in between, windows tile the maps, which would leave the cache."""
-    if tape.running is not None or type(x) is not np.ndarray or x.ndim != 4 or pool.return_indices or pool.ceil_mode:
+    if type(conv) is not Conv2d or type(relu) is not ReLU or type(pool) is not MaxPool2d or tape.running is not None:
+        return False
+    if type(x) is not np.ndarray or x.ndim != 4 or pool.return_indices or pool.ceil_mode:
         return False
     if pool.kernel_size != pool.stride or pool.padding not in (0, (0, 0)) or pool.dilation not in (1, (1, 1)):
         return False

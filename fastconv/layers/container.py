@@ -107,10 +107,6 @@ class Sequential(_Container):
     )
     """
 
-    def __init__(self, *layers: Any) -> None:
-        super().__init__(*layers)
-        self._places = _places(self._layers)
-
     def __len__(self) -> int:
         return len(self._layers)
 
@@ -134,22 +130,21 @@ class Sequential(_Container):
         if name in self._layers:
             raise ValueError(f"{type(self).__name__}.append: name {name!r}: it is taken already")
         self._layers[name] = self._checked(name, layer)
-        self._places = _places(self._layers)
         return self
 
     def _forward(self, input: Any) -> tuple[Any, Any]:
         output = input
         if not self._layers:
             output = floats(type(self).__name__, "input", input)
-        places, at, name = self._places, 0, ""
-        if len(places) != len(self._layers):  # a copy shares its layers, to which the other has appended one
-            places = _places(self._layers)
+        names, at = [*self._layers], 0
+        layers: list[Any] = [*self._layers.values(), None, None, None]
         try:
-            while at < len(places):
+            while at < len(names):
                 # Layers normalise, rectify and pool what they store: a pass over the maps, and an array, less for each
-                name, layer, after, last, pool = places[at]
+                layer, after, last, end = layers[at : at + 4]
                 folded = fold(layer, after, output)
-                if pool is not None and pools(layer, pool, output) and (folded is not None or type(after) is ReLU):
+                relu, pool = (after, last) if folded is None else (last, end)
+                if pools(layer, relu, pool, output):
                     output = layer(output, fold=folded, pool=pool)
                     at += 3 if folded is None else 4
                 elif folded is not None:
@@ -163,7 +158,7 @@ class Sequential(_Container):
                     output = layer(output)
                     at += 1
         except (TypeError, ValueError) as error:
-            self._note(error, name)
+            self._note(error, names[at])
             raise
         return output, None
 
@@ -184,17 +179,6 @@ class Sequential(_Container):
 
     def _trace(self, *signals: Any, **options: Any) -> tuple[Any, int]:
         return self._forward(*signals)[0] if self._layers else signals[0], 0
-
-
-def _places(layers: Mapping[str, Layer]) -> list[tuple[str, Layer, Any, Any, Any]]:
-    """Each layer, and those behind it that it may take over: two, and the max-pool behind a ReLU."""
-    places = []
-    for at, (name, layer) in enumerate(layers.items()):
-        after, last, end = [*layers.values(), None, None, None][at + 1 : at + 4]
-        relu, pool = (last, end) if type(after) is BatchNorm2d else (after, last)
-        pooled = type(layer) is Conv2d and type(relu) is ReLU and type(pool) is MaxPool2d
-        places.append((name, layer, after, last, pool if pooled else None))
-    return places
 
 
 class Add(_Container):
