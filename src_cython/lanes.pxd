@@ -91,6 +91,8 @@ cdef extern from *:
     """
     vf low_f(vf a, vf b) nogil
     vf high_f(vf a, vf b) nogil
+    vd low_d(vd a, vd b) nogil
+    vd high_d(vd a, vd b) nogil
     void transpose_f(vf* z) nogil
     void transpose_d(vd* z) nogil
     vf load_lanes_f(const float* p, Py_ssize_t step) nogil
@@ -105,6 +107,16 @@ cdef inline void transpose(vec* z) noexcept nogil:
         transpose_f(z)
     else:
         transpose_d(z)
+
+
+cdef inline void interleave(vec* z) noexcept nogil:
+    """The lower and the upper halves of two vectors' lanes, element by element in turns."""
+    cdef vec lower
+    if vec is vf:
+        lower, z[1] = low_f(z[0], z[1]), high_f(z[0], z[1])
+    else:
+        lower, z[1] = low_d(z[0], z[1]), high_d(z[0], z[1])
+    z[0] = lower
 
 
 cdef inline void load_lanes(vec* out, const real* p, Py_ssize_t step) noexcept nogil:

@@ -18,19 +18,30 @@ With xi one of the T x T cells of a transformed tile, the products are T*T matri
 A plane of many tiles is cut into blocks, and a task does all of this for its rows. Planes of few tiles are put together,
 several images at once, and each loop is a phase whose tasks share V and M: then U is read once for all of them; a fused pool
 reads a panel's maps in the last. Of MANY_GROUPS a task does all of this for the rows of one.
+
+A sum over few channels is too short to be worth writing down. Layers of at most THIN_CHANNELS have vectors along tiles:
+
+    U[FILTERS filters][column][channel][row][FILTERS]  each cell is broadcast
+    V[column][channel][row][VL tiles]                  of a square of tiles: a 128-bit lane is tiles of one row, the next one below
+    M is six rows of a column for FILTERS filters: accumulators, transformed at once
+
+    block of tiles, whose cells are copied with their border
+    loop 1 over squares of tiles: transform V
+    loop 2 over FILTERS filters: columns of products, transforms, epilogue; windows of 2 x 2 are pooled in registers
 """
 
 from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
-    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED, Operands,
-    VL_FLOAT, add_outer, ceil_div, clamp, each_task, fill, int64_t, lines, operands, prefetch, real, start,
-    start_of_row, team_join, vd, vec, vf, vfma, vmax, vmin, vset_d, vset_f,
+    GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
+    GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_TILE, GEO_TURNED, Operands, VL_FLOAT, add_outer, ceil_div, clamp, each_task, fill,
+    int64_t, lines, operands, prefetch, real, start, start_of_row, team_join, vd, vec, vf, vfma, vfma_at, vmax, vmin, vset_d,
+    vset_f,
 )
 from common cimport CACHE_LINE, DEPTHS, LINE, VL_DOUBLE as _VL_DOUBLE, WINOGRAD_MR as _MR, WINOGRAD_NV as _NV
 from fused_pool cimport max_pool_rows, pool_ring_size
-from lanes cimport high_f, load_lanes, low_f, store_filters, store_lanes, transpose
+from lanes cimport high_f, interleave, load_lanes, low_f, store_filters, store_lanes, transpose
 
 team_join()
 
@@ -45,6 +56,7 @@ cdef enum:
     MANY_GROUPS = 16           # of so many no phases are shared: they are tasks enough, and small
     SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share them, or more tiles than FEW_TILES
     PANEL_CHUNKS = 4           # tasks that a matrix product is split into
+    THIN_CELLS = 32768         # elements of their copied cells, so that these stay in the second-level cache
     MOST_CELLS = 64            # T * T
     MOST_TAPS = 144            # of a kernel
     TURNED = 16                # channels of a weight that are turned at a time
@@ -82,6 +94,9 @@ cdef extern from *:
     LANES int any_nan_d(vd v) { double sum = v[0]; for (int i = 1; i < VL_DOUBLE; i++) sum += v[i]; return sum != sum; }
     #endif
     """
+    enum:
+        THIN_CHANNELS "(FASTCONV_VL == 16 ? 8 : FASTCONV_VL == 8 ? 4 : 3)"  # where vectors along channels would be half empty
+        FILTERS "(FASTCONV_VL == 16 ? 4 : 2)"  # of thin layers: six vectors of products of each stay in registers
     vf load_pairs(const float* p, Py_ssize_t step) nogil
     void store_pairs(float* p, Py_ssize_t step, vf v) nogil
     bint any_nan_f(vf v) nogil
@@ -314,6 +329,7 @@ cdef struct Blocking:
     Py_ssize_t image_blocks, channel_blocks                 # of VL channels: that are copied together, and all
     Py_ssize_t panels, chunk_panels                         # of NR filters; panels of a task
     Py_ssize_t tile_rows, tile_columns                      # of a plane
+    bint thin, pools_tiles                                  # vectors along tiles; windows are 2 x 2 cells of them
     bint shared                                             # several images at once, phase by phase
     Py_ssize_t images, rows, columns, tiles                 # of a block: images, rows and columns of tiles, tiles
     Py_ssize_t task_rows, row_blocks, pooled_rows           # output rows of a task at most, tasks of a plane, pooled rows
@@ -331,7 +347,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
     cdef:
         Blocking b
-        Py_ssize_t G = max(geometry[GEO_G], 1), most, plane, cells, elements, stride_h
+        Py_ssize_t G = max(geometry[GEO_G], 1), most, plane, cells, elements, stride_h, lanes = VL_FLOAT // 4, quad = VL // lanes
         bint overlaps
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
@@ -357,7 +373,16 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     cells = b.T * b.T
     elements = cells * plane * (b.S * b.S * b.ICG + b.OCG)
     overlaps = geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H]
-    b.shared = G < MANY_GROUPS and (
+    b.thin = (
+        b.m == 4 and b.K == 3 and b.ICG <= THIN_CHANNELS
+        and ceil_div(b.tile_rows, lanes) * lanes * ceil_div(b.tile_columns, 4) * 4 <= 2 * plane  # in both dtypes
+    )
+    b.pools_tiles = (
+        b.thin and geometry[GEO_POOL_KH] == 2 and geometry[GEO_POOL_KW] == 2
+        and geometry[GEO_POOL_STRIDE_H] == 2 and geometry[GEO_POOL_STRIDE_W] == 2
+        and geometry[GEO_POOL_PAD_TOP] == 0 and geometry[GEO_POOL_PAD_LEFT] == 0
+    )
+    b.shared = not b.thin and G < MANY_GROUPS and (
         plane < FEW_TILES or (overlaps and plane < FEW_OVERLAPPED and elements <= SHARED_ELEMENTS)
     )
     b.pooled_rows = 0
@@ -374,13 +399,19 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
             b.map_elements = lines(b.NR * b.OH * b.OW)
     else:
         b.images = 1
-        most = MOST_TILES_DEEP if max(b.S * b.S * b.ICG, b.OCG) > DEEP else MOST_TILES
-        b.columns = max(ceil_div(b.tile_columns, max(ceil_div(b.tile_columns, most), 1)), 1)
-        b.rows = max(most // b.columns, 1)
-        b.row_blocks = ceil_div(b.tile_rows, b.rows)
-        if geometry[GEO_POOL_KH] == 0 and 1 < b.row_blocks < b.tile_rows:  # two threads share an even number better
-            b.row_blocks += b.row_blocks % 2
-        b.rows = ceil_div(b.tile_rows, max(b.row_blocks, 1))
+        if b.thin:
+            most = THIN_CELLS // max(b.ICG * (lanes * b.m + 2) * b.m, 1) - 1
+            b.columns = max(min(ceil_div(b.tile_columns, quad), most // quad), 1) * quad
+            b.rows = lanes
+            b.row_blocks = ceil_div(b.tile_rows, b.rows)
+        else:
+            most = MOST_TILES_DEEP if max(b.S * b.S * b.ICG, b.OCG) > DEEP else MOST_TILES
+            b.columns = max(ceil_div(b.tile_columns, max(ceil_div(b.tile_columns, most), 1)), 1)
+            b.rows = max(most // b.columns, 1)
+            b.row_blocks = ceil_div(b.tile_rows, b.rows)
+            if geometry[GEO_POOL_KH] == 0 and 1 < b.row_blocks < b.tile_rows:  # two threads share an even number better
+                b.row_blocks += b.row_blocks % 2
+            b.rows = ceil_div(b.tile_rows, max(b.row_blocks, 1))
         b.task_rows = b.rows * b.m
         if geometry[GEO_POOL_KH] > 0:
             stride_h = geometry[GEO_POOL_STRIDE_H]
@@ -399,6 +430,11 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     b.v_elements = cells * b.v_step
     b.m_elements = cells * b.m_step
     b.copy_elements = lines((b.rows * b.m + b.r - 1) * (b.columns * b.m + b.r - 1) * b.S * VL)
+    if b.thin:
+        b.u_elements = lines(ceil_div(b.OCG, FILTERS) * FILTERS * cells * b.ICG)
+        b.v_elements = cells * b.ICG * VL
+        b.m_elements = 0
+        b.copy_elements = lines(b.ICG * (b.rows * b.m + 2) * (b.columns + 1) * b.m)
     b.worker_elements = b.copy_elements + b.map_elements + lines(pool_ring_size(geometry))
     b.worker_elements += 0 if b.shared else b.v_elements + b.m_elements
     return b
@@ -675,45 +711,56 @@ cdef void sum_again(
     real* y,                    # IN/OUT  [m * m][VL]
     const real* image,          # IN   channels of one group of one image
     const real* weight,         # IN   filters (ICG, K, K)
-    Py_ssize_t filters,
+    Py_ssize_t count,           # of lanes that are looked at
     Py_ssize_t oh_from,
     Py_ssize_t ow_from,
     const Blocking* b,
     const int64_t* geometry,
 ) noexcept nogil:
-    """Tiles with a value that is not finite, by the definition: filter by filter."""
+    """Tiles with a value that is not finite, by the definition: lane by lane, each a filter, or a tile of the first one."""
     cdef:
-        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], m = b.m, VL = b.VL, K = b.K
-        Py_ssize_t i, j, c, kh, kw, ih, iw, oc
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], m = b.m, VL = b.VL, K = b.K, quad = VL // (VL_FLOAT // 4)
+        Py_ssize_t i, j, c, kh, kw, ih, iw, lane, oh, ow
         real total
         const real* w
-    for oc in range(filters):
+    for lane in range(count):
         total = 0
         for i in range(m * m):
-            total = total + y[i * VL + oc] * 0
+            total = total + y[i * VL + lane] * 0
         if total == 0:
             continue
+        oh = oh_from + (lane // quad * m if b.thin else 0)
+        ow = ow_from + (lane % quad * m if b.thin else 0)
         for i in range(m):
             for j in range(m):
                 total = 0
-                w = weight + oc * b.ICG * K * K
+                w = weight + (0 if b.thin else lane * b.ICG * K * K)
                 for c in range(b.ICG):
                     for kh in range(K):
-                        ih = (oh_from + i) * b.S + kh - geometry[GEO_PAD_TOP]
+                        ih = (oh + i) * b.S + kh - geometry[GEO_PAD_TOP]
                         for kw in range(K):
-                            iw = (ow_from + j) * b.S + kw - geometry[GEO_PAD_LEFT]
+                            iw = (ow + j) * b.S + kw - geometry[GEO_PAD_LEFT]
                             if 0 <= ih < IH and 0 <= iw < IW:
                                 total = total + w[kh * K + kw] * image[(c * IH + ih) * IW + iw]
                             else:
                                 total = total + w[kh * K + kw] * 0
                     w += K * K
-                y[(i * m + j) * VL + oc] = total
+                y[(i * m + j) * VL + lane] = total
 
 
 cdef inline void store_whole(
-    const vec* y, real* out, Py_ssize_t plane, Py_ssize_t OW, bint accumulate, vec shift, vec low, vec high, int m,
+    const vec* y,               # IN   [m * m]
+    real* out,                  # OUT  first row and column
+    Py_ssize_t apart,           # from one element of a 128-bit lane to the next, and
+    Py_ssize_t lane_step,       # from one such lane to the next
+    Py_ssize_t OW,              # from one row to the next
+    bint accumulate,
+    vec shift,
+    vec low,
+    vec high,
+    int m,
 ) noexcept nogil:
-    """The epilogue of a whole tile of VL filters, turned to rows of pixels: 4 or 2 at once."""
+    """The epilogue of whole tiles, of VL filters or side by side, turned to rows of pixels: 4 or 2 at once."""
     cdef:
         vec[4] z
         vec old
@@ -725,11 +772,11 @@ cdef inline void store_whole(
                 z[j] = y[i * m + q * quad + j] + shift
             transpose(&z[0])
             for j in range(quad):
-                at = out + i * OW + q * quad + j * plane
+                at = out + i * OW + q * quad + j * apart
                 if accumulate:
-                    load_lanes(&old, <const real*> at, quad * plane)
+                    load_lanes(&old, <const real*> at, lane_step)
                     z[j] = z[j] + old
-                store_lanes(at, quad * plane, vmin(high, vmax(low, z[j])))
+                store_lanes(at, lane_step, vmin(high, vmax(low, z[j])))
         if vec is vf:
             if m % 4:
                 z[2] = y[i * m + m - 2] + shift
@@ -737,11 +784,11 @@ cdef inline void store_whole(
                 z[0] = low_f(z[2], z[3])
                 z[1] = high_f(z[2], z[3])
                 for j in range(2):
-                    at = out + i * OW + m - 2 + 2 * j * plane
+                    at = out + i * OW + m - 2 + 2 * j * apart
                     if accumulate:
-                        old = load_pairs(<const float*> at, plane)
+                        old = load_pairs(<const float*> at, apart)
                         z[j] = z[j] + old
-                    store_pairs(<float*> at, plane, vmin(high, vmax(low, z[j])))
+                    store_pairs(<float*> at, apart, vmin(high, vmax(low, z[j])))
 
 
 cdef inline void transform_output(
@@ -765,7 +812,8 @@ cdef inline void transform_output(
     vec* unused,
 ) noexcept nogil:
     cdef:
-        Py_ssize_t VL = sizeof(vec) // sizeof(real), step = b.m_step // VL, OW = b.OW, row, column, oh, ow, oc, p
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), step = b.m_step // VL, OW = b.OW
+        Py_ssize_t row, column, oh, ow, oc, p
         int i, j
         const vec* cells
         real* target
@@ -793,7 +841,7 @@ cdef inline void transform_output(
                 sum_again(<real*> &y[0], image, weight, filters, oh, ow, b, geometry)
             target = out + (oh - origin) * OW + ow
             if filters == VL and oh + m <= row_end and ow + m <= OW:
-                store_whole(&y[0], target, plane, OW, accumulate, shift, low_v, high_v, m)
+                store_whole(&y[0], target, plane, quad * plane, OW, accumulate, shift, low_v, high_v, m)
                 continue
             for oc in range(filters):
                 for i in range(min(m, row_end - oh)):
@@ -860,11 +908,249 @@ cdef void output_block(
             )
 
 
+# ----------------------------------------------------------------------------------------------------- thin layers
+
+
+cdef void copy_thin(
+    const real* image,          # IN   channels of one group of one image
+    real* copied,               # OUT  [channel][rows * m + 2][width]
+    Py_ssize_t width,
+    const Block* at,
+    const Blocking* b,
+    const int64_t* geometry,
+) noexcept nogil:
+    """The cells that a block's tiles read; zero outside the image and for tiles past its end."""
+    cdef:
+        Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], c, row, ih
+        Py_ssize_t top = at.row - geometry[GEO_PAD_TOP], left = at.column - geometry[GEO_PAD_LEFT]
+        Py_ssize_t row_end = min(IH, b.OH + 2 - geometry[GEO_PAD_TOP]), column_end = min(IW, b.OW + 2 - geometry[GEO_PAD_LEFT])
+        Py_ssize_t first = min(max(-left, 0), width), last = min(max(column_end - left, first), width)
+    for c in range(b.ICG):
+        for row in range(b.rows * b.m + 2):
+            ih = top + row
+            if ih < 0 or ih >= row_end:
+                memset(copied, 0, width * sizeof(real))
+            else:
+                memset(copied, 0, first * sizeof(real))
+                if first < last:
+                    memcpy(copied + first, image + (c * IH + ih) * IW + left + first, (last - first) * sizeof(real))
+                memset(copied + last, 0, (width - last) * sizeof(real))
+            copied += width
+
+
+cdef void transform_thin(
+    const real* copied,         # IN   first cell of the first tile
+    real* v,                    # OUT  [column][channel][row][VL]
+    Py_ssize_t width,
+    const Blocking* b,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), quad = 16 // sizeof(real), c, row, p, j
+        vec[8] x
+        vec[36] half
+    for c in range(b.ICG):
+        for row in range(6):
+            for p in range(ceil_div(6, quad)):
+                for j in range(quad):
+                    load_lanes(&x[p * quad + j], copied + row * width + p * quad + j * 4, 4 * width)
+                transpose(&x[p * quad])
+            input_1d(&x[0], 1, &half[row * 6], 1, 6)
+        for j in range(6):
+            input_1d(&half[j], 6, <vec*> (v + (j * b.ICG + c) * 6 * VL), 1, 6)
+        copied += (b.rows * 4 + 2) * width
+
+
+cdef inline void column_of_products(
+    const real* v,              # IN   [channel][row][VL]
+    const real* u,              # IN   [channel][row][FILTERS]
+    vec* half,                  # OUT  [FILTERS][4][6], this column of each
+    Py_ssize_t channels,
+    vec* unused,
+) noexcept nogil:
+    """Products of a column of V, transformed."""
+    # 6 * FILTERS independent FMA chains: with a vector of V all are in registers, the cells of U come from memory.
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), _c, i, k
+        vec[6][FILTERS] sums
+        vec cells
+    for i in range(6):
+        for k in range(FILTERS):
+            fill(&sums[i][k], <real> 0)
+    for _c in range(channels):
+        for i in range(6):
+            cells = (<const vec*> (v + i * VL))[0]
+            for k in range(FILTERS):
+                sums[i][k] = vfma_at(sums[i][k], u + i * FILTERS + k, cells)
+        v += 6 * VL
+        u += 6 * FILTERS
+    for k in range(FILTERS):
+        output_1d(&sums[0][k], FILTERS, half + k * 24, 6, 6, 4)
+
+
+cdef inline real larger(real a, real b) noexcept nogil:
+    """The larger one; NaN wins."""
+    return a if a > b or a != a else b
+
+
+cdef void pool_lanes(const real* y, real* pooled, Py_ssize_t VL) noexcept nogil:
+    """[4 * 4][VL] -> [2 * 2][VL], where NaN may be."""
+    cdef:
+        Py_ssize_t i, lane
+        const real* first
+    for i in range(4):
+        for lane in range(VL):
+            first = y + (i // 2 * 8 + i % 2 * 2) * VL + lane
+            pooled[i * VL + lane] = larger(larger(first[0], first[VL]), larger(first[4 * VL], first[5 * VL]))
+
+
+cdef inline void store_pooled(
+    const vec* y,               # IN   [2 * 2]
+    real* out,                  # OUT
+    Py_ssize_t lane_step,
+    Py_ssize_t OW,
+    vec shift,
+    vec low,
+    vec high,
+) noexcept nogil:
+    """`store_whole` of pooled tiles."""
+    cdef:
+        vec[2] z
+        int i, j
+    for i in range(2):
+        for j in range(2):
+            z[j] = y[i * 2 + j] + shift
+        interleave(&z[0])
+        for j in range(2):
+            store_lanes(out + i * OW + j * (16 // <int> sizeof(real)), lane_step, vmin(high, vmax(low, z[j])))
+
+
+cdef inline void copy_part(
+    const real* source, real* target, Py_ssize_t source_step, Py_ssize_t target_step, Py_ssize_t rows, Py_ssize_t columns,
+) noexcept nogil:
+    """Rows of a few columns, 4 or 2 at once: calls of memcpy would take longer."""
+    cdef Py_ssize_t quad = 16 // sizeof(real), _row, i, wide = columns // quad * quad
+    for _row in range(rows):
+        i = 0
+        while i < wide:
+            memcpy(target + i, source + i, 16)
+            i += quad
+        for i in range(wide, columns):
+            target[i] = source[i]
+        source += source_step
+        target += target_step
+
+
+cdef void filters_of_thin(
+    const real* v,              # IN   [column][channel][row][VL]
+    const real* u,              # IN   [column][channel][row][FILTERS]
+    const real* image,          # IN   for sum_again
+    const real* weight,         # IN   the same, of the first filter
+    const real* bias,           # IN   of the first filter, or NULL
+    real* out,                  # OUT  of the first filter, where the first tile is: pixels, or pooled ones
+    Py_ssize_t filters,
+    Py_ssize_t plane,           # from one filter's to the next
+    Py_ssize_t OW,              # from one row to the next
+    Py_ssize_t height,          # that is left of the plane
+    Py_ssize_t width,
+    bint pools,                 # windows of 2 x 2
+    bint accumulate,
+    real low,
+    real high,
+    Py_ssize_t oh,
+    Py_ssize_t ow,
+    const Blocking* b,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), k, edge = 2 if pools else 4
+        Py_ssize_t rows = min(VL_FLOAT // 4 * edge, height), columns = 16 // sizeof(real) * edge, step = columns, i, j
+        bint whole = rows == VL_FLOAT // 4 * edge and columns <= width
+        real* target
+        vec[24 * FILTERS] half
+        vec[16] y, part
+        vec[4] pooled
+        vec total, zero, shift, low_v, high_v
+    columns = min(columns, width)
+    fill(&zero, <real> 0)
+    fill(&low_v, low)
+    fill(&high_v, high)
+    for j in range(6):
+        column_of_products(v + j * b.ICG * 6 * VL, u + j * b.ICG * 6 * FILTERS, &half[j], b.ICG, unused)
+    for k in range(min(filters, FILTERS)):
+        for i in range(4):
+            output_1d(&half[k * 24 + i * 6], 1, &y[i * 4], 1, 6, 4)
+        total = y[0]
+        for i in range(1, 16):
+            total = total + y[i]
+        if any_nan(total * zero):
+            sum_again(<real*> &y[0], image, weight + k * b.ICG * 9, VL, oh, ow, b, geometry)
+            if pools:
+                pool_lanes(<const real*> &y[0], <real*> &pooled[0], VL)
+        elif pools:
+            for i in range(4):
+                j = i // 2 * 8 + i % 2 * 2
+                pooled[i] = vmax(vmax(y[j], y[j + 1]), vmax(y[j + 4], y[j + 5]))
+        fill(&shift, bias[k] if bias != NULL else <real> 0)
+        target = out + k * plane
+        if not whole:  # past the plane's end: by way of a copy
+            target = <real*> &part[0]
+            if accumulate:
+                copy_part(<const real*> out + k * plane, target, OW, step, rows, columns)
+        if pools:
+            store_pooled(&pooled[0], target, 2 * (OW if whole else step), OW if whole else step, shift, low_v, high_v)
+        elif whole:
+            store_whole(&y[0], target, 4, 4 * OW, OW, accumulate, shift, low_v, high_v, 4)
+        else:
+            store_whole(&y[0], target, 4, 4 * step, step, accumulate, shift, low_v, high_v, 4)
+        if not whole:
+            copy_part(<const real*> target, out + k * plane, step, OW, rows, columns)
+
+
+cdef void thin_block(
+    const real* image,          # IN   channels of one group of one image
+    const real* u,              # IN   of the group, as
+    const real* weight,         # IN
+    const real* bias,           # IN   or NULL
+    real* out,                  # OUT  planes of the group, or pooled ones
+    Py_ssize_t plane,
+    Py_ssize_t origin,          # output row that the planes' first row is
+    Py_ssize_t row_end,         # no output row from here on
+    bint pools,                 # windows of 2 x 2
+    bint accumulate,
+    real low,
+    real high,
+    real* v,
+    real* copied,
+    const Block* at,
+    const Blocking* b,
+    const int64_t* geometry,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t quad = 16 // sizeof(real), width = (b.columns + 1) * 4, shrink = 2 if pools else 1, square
+        Py_ssize_t group, f, ow
+        Py_ssize_t OW = geometry[GEO_POOL_OW] if pools else b.OW
+    copy_thin(image, copied, width, at, b, geometry)
+    for square in range(ceil_div(at.columns, quad)):                                       # loop 1: tiles
+        ow = at.column + square * quad * 4
+        transform_thin(<const real*> copied + square * quad * 4, v, width, b, unused)
+        for group in range(ceil_div(b.OCG, FILTERS)):                                      # loop 2: filters
+            f = group * FILTERS
+            filters_of_thin(
+                <const real*> v, u + f * b.ICG * 36, image, weight + f * b.ICG * 9, bias + f if bias != NULL else NULL,
+                out + f * plane + (at.row - origin) // shrink * OW + ow // shrink, b.OCG - f, plane, OW,
+                (row_end - at.row) // shrink, OW - ow // shrink, pools, accumulate, low, high, at.row, ow, b, geometry,
+                unused,
+            )
+
+
 # --------------------------------------------------------------------------------------------------- kernels: weight
 
 
 def packed_weight_size(const int64_t[::1] geometry):
-    """Elements of a packed weight: [G][xi][panel][channel][NV * VL] filled up with zeros, and the weight itself."""
+    """Elements of a packed weight: of each group U, filled up with zeros, and the weight itself."""
     cdef Blocking b = blocking(&geometry[0], VL_FLOAT)
     return geometry[GEO_G] * b.u_elements + geometry[GEO_OC] * b.ICG * b.K * b.K
 
@@ -913,6 +1199,26 @@ cdef inline void transform_phases(
         else:
             transform_weight(&own[0], u, step, 6, 5, unused)
         u += b.phase_step * b.NR
+
+
+cdef void transform_thin_weight(
+    const vec* taps,            # IN   (3, 3)
+    real* u,                    # OUT  of the group
+    Py_ssize_t first,           # filter of the first lane
+    Py_ssize_t c,
+    const Blocking* b,
+    vec* unused,
+) noexcept nogil:
+    cdef:
+        Py_ssize_t VL = sizeof(vec) // sizeof(real), lane, i, j, f
+        vec[36] cells
+    transform_weight(taps, <real*> &cells[0], 1, 6, 3, unused)
+    for lane in range(min(ceil_div(b.OCG, FILTERS) * FILTERS - first, VL)):
+        f = first + lane
+        for i in range(6):
+            for j in range(6):
+                u[((f // FILTERS * 6 + j) * b.ICG + c) * 6 * FILTERS + i * FILTERS + f % FILTERS] = (
+                    <const real*> &cells[i * 6 + j])[lane]
 
 
 cdef void turn_filters(
@@ -981,9 +1287,11 @@ cdef void pack_weight_task(
                 for j in range(quad):
                     load_lanes(&taps[q * quad + j], source + q * quad + j * distance, quad * distance)
                 transpose(&taps[q * quad])
-            for q in range(min(quad, b.phase_step - c)):
+            for q in range(channels if b.thin else 0):
+                transform_thin_weight(&taps[q * n_taps], packed + g * b.u_elements, first, c + q, b, unused)
+            for q in range(0 if b.thin else min(quad, b.phase_step - c)):
                 transform_phases(&taps[q * n_taps], u + ((c + q) * _NV + i) * VL, b, unused)
-    for i in range(b.T * b.T):  # lanes that no channel fills
+    for i in range(0 if b.thin else b.T * b.T):  # lanes that no channel fills
         c = b.S * b.S * b.phase_step * NR
         memset(u + i * b.u_step + c, 0, (b.channel_blocks * VL * NR - c) * sizeof(real))
 
@@ -1052,7 +1360,7 @@ cdef void conv2d_task(
         Py_ssize_t G = geometry[GEO_G], g = task // b.row_blocks % G, n = task // b.row_blocks // G
         Py_ssize_t row_block = task % b.row_blocks, row_from, row_end, pooled_from, pooled_to, block, panel, xi, i
         Py_ssize_t plane, origin, pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
-        bint accumulate = geometry[GEO_ACCUMULATE] and not b.pooled_rows
+        bint accumulate = geometry[GEO_ACCUMULATE] and not b.pooled_rows, pools_tiles = b.pools_tiles and indices == NULL
         const real* image = input + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
         const real* u = packed + g * b.u_elements
         const real* weight = packed + G * b.u_elements + g * b.OCG * b.ICG * b.K * b.K
@@ -1071,6 +1379,10 @@ cdef void conv2d_task(
         out = copied + b.copy_elements
         plane = b.task_rows * b.OW
         origin = row_from
+        if pools_tiles:
+            out = pooled + (n * G + g) * b.OCG * pooled_plane
+            plane = pooled_plane
+            origin = 0
     else:
         pooled_from = pooled_to = 0
         # Tasks are cut so that any neighbours, as a thread's part is, have as many rows
@@ -1086,6 +1398,13 @@ cdef void conv2d_task(
         while at.column < b.OW:
             at.columns = min(ceil_div(b.OW - at.column, b.m), b.columns)
             at.tiles = at.rows * at.columns
+            if b.thin:
+                thin_block(
+                    image, u, weight, shifts, out, plane, origin, row_end, pools_tiles, accumulate, low, high, v, copied, &at,
+                    b, geometry, unused,
+                )
+                at.column += at.columns * b.m
+                continue
             for block in range(b.image_blocks):                                            # loop 1: channels
                 input_block(
                     image, v + block * b.tiles * b.VL, b.v_step, block, copied, &at, b, geometry, unused
@@ -1102,7 +1421,7 @@ cdef void conv2d_task(
                 )
             at.column += at.columns * b.m
         at.row += at.rows * b.m
-    if b.pooled_rows:
+    if b.pooled_rows and not pools_tiles:
         for i in range(b.OCG):
             max_pool_rows(
                 <const real*> out + i * plane, row_from, pooled_from, pooled_to,

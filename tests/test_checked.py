@@ -25,8 +25,8 @@ import numpy as np
 import convolution, fastconv
 from conftest import Engine
 from fastconv._problem import PADDING_MODES, ConvProblem, PoolProblem
-from problems import BY_NAME, integers, solved
-from tolerance import assert_same, assert_within, bound
+from problems import BY_NAME, Conv, integers, solved
+from tolerance import assert_same, assert_within, winograd_bound
 from test_pad import pad2d, pad2d_adjoint, problem_of
 from test_pool import Pool, exact_max, max_pool, run
 
@@ -73,6 +73,19 @@ for name in ("same-3x3", "crop", "groups-7-filters", "rows-17", "batch-empty", "
         assert_same(actual, data["grad_weight"].astype(dtype), f"winograd grad_weight {name}")
         count += 2
 convolution.check_fused_pool(engine, "winograd", BY_NAME["same-3x3"], "float32", (3, 2), (2, 1), (1, 0), True, 2)
+case = Conv("", 1, 3, 17, 15, 5, 3, 3, padding=1)  # of few channels, vectors along tiles
+for dtype in ("float32", "float64"):
+    data, problem = solved(case, dtype, "integers"), case.problem(dtype)
+    limit = winograd_bound(problem, 4, data["x"], data["w"])
+    assert_within(convolution.conv2d(engine, "winograd", problem, data["x"], data["w"], tile=4), data["conv"], limit, "thin")
+    geometry, extents = convolution.pool_geometry(problem, (2, 2), (2, 2), tile=4)
+    pooled, none = np.zeros((1, 5, *extents), dtype), np.zeros((0, 0, 0, 0), dtype)
+    weight = convolution.weight_of(engine, "winograd", data["w"], problem, tile=4)
+    engine.run("winograd", "conv2d", data["x"], weight, none.reshape(-1), 0.0, np.inf, none, pooled, none.astype(np.int64),
+               geometry=geometry)
+    windows = np.maximum(data["conv"], 0)[..., :16, :14].reshape(1, 5, 8, 2, 7, 2)
+    assert_within(pooled, windows.max((3, 5)), limit.max(), "thin, pooled")
+    count += 2
 for stem in ("direct", "im2col"):
     for indices in (True, False):
         convolution.check_fused_pool(engine, stem, BY_NAME["same-3x3"], "float32", (3, 2), (2, 1), (1, 0), indices)

@@ -43,7 +43,14 @@ OWN = [
     Conv("chunks-of-images", 9, 2, 13, 15, 7, 3, 3, padding=1),
     Conv("groups-of-blocks", 2, 6, 41, 45, 8, 3, 3, padding=1, groups=2),
     *(Conv(f"channels-{n}", 1, n, 6, 7, n + 1, 3, 3, padding=1, double=n in (9, 17)) for n in (7, 9, 15, 16, 17, 33)),
-]
+    # Few channels: squares of 4 columns and 1, 2 or 4 rows of tiles, one pixel less and more; filters in pairs or fours
+    *(Conv(f"squares-{n}x{m}", 1, c, n, m, f, 3, 3, padding=1, double=c in (1, 4))
+      for n, m, c, f in ((15, 16, 1, 4), (16, 17, 3, 3), (17, 15, 4, 5), (33, 32, 5, 2), (32, 31, 8, 9))),
+    Conv("squares-unpadded", 2, 3, 22, 38, 6, 3, 3, double=True),
+    Conv("squares-crop", 1, 2, 37, 20, 3, 3, 3, padding=((-1, 3), (0, -2))),
+    Conv("squares-groups", 2, 12, 18, 18, 10, 3, 3, padding=(2, 1), groups=2),
+    Conv("squares-in-blocks-of-columns", 1, 8, 17, 300, 5, 3, 3, padding=1),
+]  # fmt: skip
 # Wider kernels: the same edges, extents that leave the phases of a stride one row or column more and less; phases of few
 # channels, which share vectors, and of more.
 WIDE = [
@@ -192,7 +199,8 @@ def test_epilogue(engine, name, dtype):
     convolution.check_forward_epilogue(engine, STEM, BY_NAME[name], dtype, tile=2)
 
 
-@with_tiles("article", "same-3x3", "groups2", "channels-17", "rows-of-blocks", "five-rows-of-blocks", "strided-groups")
+@with_tiles("article", "same-3x3", "groups2", "channels-17", "rows-of-blocks", "squares-17x15", "squares-unpadded",
+            "five-rows-of-blocks", "strided-groups")  # fmt: skip
 def test_epilogue_rounding(engine, name, tile, dtype):
     """Bias, accumulate and clamp on whole and partial tiles: each adds a rounding."""
     problem = NAMED[name].problem(dtype)
@@ -220,8 +228,9 @@ def test_fused_pool(engine, name, window, stride, pads, indices, dtype):
 
 
 @with_tiles(
-    "rows-of-blocks", "columns-of-blocks", "groups-of-blocks", "plane-7x8", "five-rows-of-blocks", "strided-groups"
-)
+    "rows-of-blocks", "columns-of-blocks", "groups-of-blocks", "plane-7x8", "squares-17x15", "five-rows-of-blocks",
+    "strided-groups",
+)  # fmt: skip
 @pytest.mark.parametrize("window", [2, 3, 5])
 def test_fused_pool_of_blocks(engine, name, window, tile):
     problem = NAMED[name].problem()
@@ -248,7 +257,32 @@ def test_fused_pool_of_blocks(engine, name, window, tile):
     assert_within(found.astype("float32"), best, 2 * limit, f"{engine.name} F({tile}) indices")
 
 
-@with_tiles("same-3x3", "four-sides", "groups2", "channels-9", "crop", "five-9x12", "strided-8x9", "strided-crop",
+@pytest.mark.parametrize("name", ["rows-of-blocks", "groups-of-blocks", *(c.name for c in OWN if "squares" in c.name)])
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_windows_within_tiles(engine, name, spoilt):
+    """A pool of 2 x 2 without indices: the maxima of the very results that there are without it, and NaN where one is."""
+    problem = NAMED[name].problem()
+    x, w, _ = data_of(NAMED[name], "float32")["normals"]
+    if spoilt:
+        x = x.copy()
+        spots = x.reshape(-1)[:: x.size // 5]
+        spots[:] = np.resize((np.nan, np.inf, -np.inf), spots.size)
+    bias, (low, high) = normals((problem.OC,), "float32", 3), (-0.5, 3.0)
+    with np.errstate(invalid="ignore"):
+        maps = convolution.conv2d(engine, STEM, problem, x, w, bias, None, (low, high), tile=4)
+    geometry, extents = convolution.pool_geometry(problem, (2, 2), (2, 2), tile=4)
+    expected, _ = oracle.max_pool2d(maps, (2, 2), (2, 2), (0, 0, 0, 0), (1, 1), extents)
+    packed = convolution.weight_of(engine, STEM, w, problem, tile=4)
+    none, no_indices = np.zeros((0, 0, 0, 0), "float32"), np.zeros((0, 0, 0, 0), np.int64)
+    for n_threads in (1, 2):
+        pooled = Guarded((problem.N, problem.OC, *extents), "float32")
+        engine.run(STEM, "conv2d", x, packed, bias, low, high, none, pooled.array, no_indices, geometry=geometry,
+                   n_threads=n_threads)  # fmt: skip
+        pooled.check("pooled")
+        assert_same(pooled.array, expected.astype("float32"), f"{engine.name} {name} on {n_threads} threads")
+
+
+@with_tiles("same-3x3", "four-sides", "groups2", "channels-9", "crop", "squares-33x32", "five-9x12", "strided-8x9", "strided-crop",
             "wide-11-by-4", "wide-7-by-3")  # fmt: skip
 def test_non_finite(engine, name, tile):
     """NaN and Inf appear exactly where the definition puts them."""
@@ -288,7 +322,7 @@ def test_hard_data(engine, name, kind, tile, dtype):
     assert_within(actual, exact_conv(problem, x, w), winograd_bound(problem, tile, x, w), f"{engine.name} F({tile})")
 
 
-@with_tiles("article", "five-9x12", "strided-17x20")
+@with_tiles("article", "squares-17x15", "five-9x12", "strided-17x20")
 def test_a_transform_that_overflows_is_computed_again(engine, name, tile):
     """Data near the largest float whose convolution is finite: exact to the last bit of a sum of products."""
     problem = NAMED[name].problem()
@@ -300,6 +334,7 @@ def test_a_transform_that_overflows_is_computed_again(engine, name, tile):
 
 
 @with_tiles("article", "plane-14x14", "batch5", "groups2", "chunks-of-images", "rows-of-blocks", "many-filters",
+            "squares-33x32", "squares-groups",
             "columns-of-blocks", "five-columns-of-blocks", "strided-images", "strided-rows-of-blocks", "wide-11-by-4",
             "wide-groups-11-by-4")  # fmt: skip
 def test_threads_do_not_change_bits(engine, name, tile):

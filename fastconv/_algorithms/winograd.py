@@ -23,6 +23,7 @@ from fastconv._problem import GEO_TILE, WINOGRAD_POINTS, ConvProblem
 
 CHOICES = (4, 2)  # of a 3 x 3 kernel
 MOST_STRIDE = 4  # of a wider one
+THIN = 4  # channels, at most, of layers whose vectors are along tiles
 
 
 def refusal(problem: ConvProblem, op: str, *, tile: int = 0) -> str | None:
@@ -98,7 +99,8 @@ def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
     The transformed weight is read once for each block of tiles, 25 bytes a ns; making it costs 0.25 ns an element,
     more than twice that where it leaves the cache, and twice as much for the taps of a wider kernel.
     Phases of few channels that share vectors take half a ns for each transformed cell, 2 for each of the image.
-    Of a wider kernel it must save 20 us: small layers keep the more exact sum.
+    Of a wider kernel it must save 20 us, of THIN channels 10: small layers keep the more exact sum. Tiles of 4 on so few
+    channels come in squares of 2 x 4, which are filled up.
     """
     stride = problem.stride_h
     cells = (tile + -(-problem.KH // stride) - 1) ** 2
@@ -113,6 +115,10 @@ def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
     blocks = problem.N * -(-plane // most) if plane >= 100 else -(-problem.N // (100 // max(plane, 1)))
     element = (0.25 if weights < 3_000_000 else 0.6) * (1 if problem.KH == 3 else 2)
     packing = 0.0 if packed else weights * element
+    if tile == 4 and problem.KH == 3 and problem.ICG <= THIN:
+        squares = -(-problem.OH // 8) * -(-problem.OW // 16)
+        each = problem.OC * (46.0 + 9.0 * problem.ICG) + problem.IC * 130.0
+        return problem.N * squares * each + packing + 4000.0 + 10_000.0
     moving = tiles * cells * problem.G * (channels + filters) / (2.0 if dense else 3.0)
     moving += tiles * tile**2 * problem.IC * stride**2 * 2.0 if dense else 0.0
     worth = 20_000.0 if problem.KH > 3 else 0.0

@@ -19,6 +19,16 @@ A plane of many tiles is cut into blocks, and a task does all of this for its ro
 several images at once, and each loop is a phase whose tasks share V and M: then U is read once for all of them; a fused pool
 reads a panel's maps in the last. Of MANY_GROUPS a task does all of this for the images of one group, or for its rows.
 
+A sum over few channels is too short to be worth writing down. Layers of at most THIN_CHANNELS have vectors along tiles:
+
+    U[FILTERS filters][column][channel][row][FILTERS]  each cell is broadcast
+    V[column][channel][row][VL tiles]                  of a square of tiles: a 128-bit lane is tiles of one row, the next one below
+    M is six rows of a column for FILTERS filters: accumulators, transformed at once
+
+    block of tiles, whose cells are copied with their border
+    loop 1 over squares of tiles: transform V
+    loop 2 over FILTERS filters: columns of products, transforms, epilogue; windows of 2 x 2 are pooled in registers
+
 Below the arrays of a task everything is an address (see _simd.py): ``dtype`` is the element type, ``size`` its bytes.
 Every product that is added to something is an explicit fma: bits must not depend on what a compiler contracts where.
 """
@@ -44,7 +54,8 @@ from fastconv._numba._winograd_simd import (
 )  # fmt: skip
 from fastconv._problem import (
     GEO_ACCUMULATE, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_N, GEO_OC, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP,
-    GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H, GEO_STRIDE_H, GEO_TILE, GEO_TURNED,
+    GEO_POOL_KH, GEO_POOL_KW, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_LEFT, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
+    GEO_POOL_STRIDE_W, GEO_STRIDE_H, GEO_TILE, GEO_TURNED,
 )  # fmt: skip
 from fastconv._problem import WINOGRAD_POINTS as POINTS
 
@@ -60,9 +71,14 @@ SHARED_ELEMENTS = 3 << 20  # of V and M together, where several images share the
 PANEL_CHUNKS = 4  # tasks that a matrix product is split into
 TURNED = 16  # channels of a weight that are turned at a time
 STRIP_BYTES = 24576  # of a dense copy, whose lines stay in the first-level cache until all lanes are written
+LANES = VL_FLOAT // 4  # of 128 bits in a vector
+THIN_CHANNELS = {16: 8, 8: 4}.get(VL_FLOAT, 3)  # where vectors along channels would be half empty
+FILTERS = 4 if VL_FLOAT == 16 else 2  # of thin layers: six vectors of products of each stay in registers
+THIN_CELLS = 32768  # elements of their copied cells, so that these stay in the second-level cache
 MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors,
 MOST_RESULTS = 36 * VL_FLOAT  # of m * m, and
 MOST_TAPS = 144 * VL_FLOAT  # of a kernel,
+HALF_CELLS = 24 * FILTERS * VL_FLOAT  # of half transformed thin tiles
 FOUR_KERNELS = 4 * MOST_TAPS  # of those of 4 channels
 CHUNK_ELEMENTS = 1 << 20  # of V and Y' together: they stay in the third-level cache; more if D is larger, so that D,
 # which is read and written for every chunk, need not be kept
@@ -107,7 +123,12 @@ SCALE = {T: [float(scale(T, i)) for i in PAIRS[T]] for T in EXTENTS}
 @straight
 def input_1d(cells, step, out, out_step, dtype, T):
     """out = B^T cells: T vectors, ``step`` bytes apart."""
-    x = [load(cells + i * step, 0, dtype) for i in range(T)]
+    transform_cells([load(cells + i * step, 0, dtype) for i in range(T)], out, out_step, dtype, T)
+
+
+@straight
+def transform_cells(x, out, out_step, dtype, T):
+    """out = B^T x of T vectors."""
     even, odd = x[T - 2], x[T - 1]
     for k in range(T // 2 - 2, -1, -1):
         c = broadcast(dtype.type(ALL_PAIRS[T][k]))
@@ -126,13 +147,14 @@ def input_1d(cells, step, out, out_step, dtype, T):
 @straight
 def output_1d(cells, step, out, out_step, dtype, T, m):
     """out = A^T cells: m vectors from T."""
-    sums, differences = [], []
-    for i in PAIRS[T]:
-        plus = load(cells + (2 * i + 1) * step, 0, dtype)
-        minus = load(cells + (2 * i + 2) * step, 0, dtype)
-        sums.append(plus + minus)
-        differences.append(plus - minus)
-    total = load(cells, 0, dtype)
+    transform_products_of([load(cells + i * step, 0, dtype) for i in range(T)], out, out_step, dtype, T, m)
+
+
+@straight
+def transform_products_of(x, out, out_step, dtype, T, m):
+    """out = A^T x of T vectors."""
+    sums, differences = [x[2 * i + 1] + x[2 * i + 2] for i in PAIRS[T]], [x[2 * i + 1] - x[2 * i + 2] for i in PAIRS[T]]
+    total = x[0]
     for term in sums:
         total = total + term
     store(out, 0, total)
@@ -142,7 +164,7 @@ def output_1d(cells, step, out, out_step, dtype, T, m):
         for i in PAIRS[T][1:]:
             total = fma(broadcast(dtype.type(POWER[T][i][k])), terms[i], total)
         store(out + k * out_step, 0, total)
-    total = load(cells + (T - 1) * step, 0, dtype)
+    total = x[T - 1]
     for i in PAIRS[T]:
         total = fma(broadcast(dtype.type(POWER[T][i][m - 1])), differences[i], total)
     store(out + (m - 1) * out_step, 0, total)
@@ -210,6 +232,7 @@ Blocking = namedtuple(
     "image_blocks channel_blocks "  # of VL channels: that are copied together, and all
     "panels chunk_panels "  # of NR filters; panels of a task
     "tile_rows tile_columns "  # of a plane
+    "thin pools_tiles "  # vectors along tiles; windows are 2 x 2 cells of them
     "shared "  # several images at once, phase by phase, of one group after the other
     "images rows columns tiles "  # of a block: images, rows and columns of tiles, tiles
     "task_rows row_blocks pooled_rows "  # output rows of a task at most, tasks of a plane, pooled rows
@@ -243,8 +266,15 @@ def blocking(geometry, VL):
     pools = geometry[GEO_POOL_KH] > 0
     elements = cells * plane * (S * S * ICG + OCG)
     overlaps = geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H]
+    filled_up = ceil_div(tile_rows, LANES) * LANES * ceil_div(tile_columns, 4) * 4  # in both dtypes
+    thin = int(m == 4 and K == 3 and ICG <= THIN_CHANNELS and filled_up <= 2 * plane)
+    pools_tiles = int(
+        thin > 0 and geometry[GEO_POOL_KH] == 2 and geometry[GEO_POOL_KW] == 2
+        and geometry[GEO_POOL_STRIDE_H] == 2 and geometry[GEO_POOL_STRIDE_W] == 2
+        and geometry[GEO_POOL_PAD_TOP] == 0 and geometry[GEO_POOL_PAD_LEFT] == 0
+    )  # fmt: skip
     few = plane < FEW_TILES or (overlaps and plane < FEW_OVERLAPPED and elements <= SHARED_ELEMENTS)
-    together = few and (G < MANY_GROUPS or not pools)
+    together = few and (G < MANY_GROUPS or not pools) and thin == 0
     in_phases = int(together and G < MANY_GROUPS)
     if together:
         images = min(FEW_TILES // max(plane, 1), SHARED_ELEMENTS // max(elements, 1))
@@ -258,13 +288,20 @@ def blocking(geometry, VL):
             map_elements = lines(NR * OH * OW)
     else:
         images = 1
-        most = MOST_TILES_DEEP if max(S * S * ICG, OCG) > DEEP else MOST_TILES
-        columns = max(ceil_div(tile_columns, max(ceil_div(tile_columns, most), 1)), 1)
-        rows = max(most // columns, 1)
-        row_blocks = ceil_div(tile_rows, rows)
-        if not pools and 1 < row_blocks < tile_rows:  # two threads share an even number better
-            row_blocks += row_blocks % 2
-        rows = ceil_div(tile_rows, max(row_blocks, 1))
+        if thin > 0:
+            quad = VL // LANES
+            most = THIN_CELLS // max(ICG * (LANES * m + 2) * m, 1) - 1
+            columns = max(min(ceil_div(tile_columns, quad), most // quad), 1) * quad
+            rows = LANES
+            row_blocks = ceil_div(tile_rows, rows)
+        else:
+            most = MOST_TILES_DEEP if max(S * S * ICG, OCG) > DEEP else MOST_TILES
+            columns = max(ceil_div(tile_columns, max(ceil_div(tile_columns, most), 1)), 1)
+            rows = max(most // columns, 1)
+            row_blocks = ceil_div(tile_rows, rows)
+            if not pools and 1 < row_blocks < tile_rows:  # two threads share an even number better
+                row_blocks += row_blocks % 2
+            rows = ceil_div(tile_rows, max(row_blocks, 1))
         task_rows = rows * m
         if pools:
             stride_h = geometry[GEO_POOL_STRIDE_H]
@@ -279,13 +316,18 @@ def blocking(geometry, VL):
     u_step = panels * channel_blocks * VL * NR + LINE
     v_step = channel_blocks * tiles * VL + LINE
     m_step = panels * tiles * NR + LINE
+    u_elements, v_elements, m_elements = cells * u_step, cells * v_step, cells * m_step
     copy_elements = lines((rows * m + r - 1) * (columns * m + r - 1) * S * VL)
+    if thin > 0:
+        u_elements = lines(ceil_div(OCG, FILTERS) * FILTERS * cells * ICG)
+        v_elements, m_elements = cells * ICG * VL, 0
+        copy_elements = lines(ICG * (rows * m + 2) * (columns + 1) * m)
     worker_elements = copy_elements + map_elements + lines(pool_ring_size(geometry))
-    worker_elements += 0 if in_phases else cells * (v_step + m_step)
+    worker_elements += 0 if in_phases else v_elements + m_elements
     return Blocking(
         ICG, OCG, K, S, OH, OW, m, r, T, VL, NR, dense, spacing, phase_step, image_blocks, channel_blocks, panels,
-        chunk_panels, tile_rows, tile_columns, in_phases, images, rows, columns, tiles, task_rows, row_blocks, pooled_rows,
-        u_step, v_step, m_step, cells * u_step, cells * v_step, cells * m_step, copy_elements, map_elements,
+        chunk_panels, tile_rows, tile_columns, thin, pools_tiles, in_phases, images, rows, columns, tiles, task_rows,
+        row_blocks, pooled_rows, u_step, v_step, m_step, u_elements, v_elements, m_elements, copy_elements, map_elements,
         worker_elements,
     )  # fmt: skip
 
@@ -647,60 +689,64 @@ def sum_again(
     y,  # IN/OUT  [m * m][VL]
     image,  # IN   channels of one group of one image
     weight,  # IN   filters (ICG, K, K)
-    filters,
+    count,  # of lanes that are looked at
     oh_from,
     ow_from,
     b,
     geometry,
     dtype,
 ):
-    """Tiles with a value that is not finite, by the definition: filter by filter."""
+    """Tiles with a value that is not finite, by the definition: lane by lane, each a filter, or a tile of the first one."""
     outlined()
     IH, IW, m, VL, K, size, zero = geometry[GEO_IH], geometry[GEO_IW], b.m, b.VL, b.K, itemsize(dtype), dtype.type(0)
-    for oc in range(filters):
+    quad = VL // LANES
+    for lane in range(count):
         total = zero
         for i in range(m * m):
-            total = total + get(y, i * VL + oc, dtype) * zero
+            total = total + get(y, i * VL + lane, dtype) * zero
         if total == zero:
             continue
+        oh = oh_from + (lane // quad * m if b.thin > 0 else 0)
+        ow = ow_from + (lane % quad * m if b.thin > 0 else 0)
         for i in range(m):
             for j in range(m):
                 total = zero
-                w = weight + oc * b.ICG * K * K * size
+                w = weight + (0 if b.thin > 0 else lane * b.ICG * K * K * size)
                 for c in range(b.ICG):
                     for kh in range(K):
-                        ih = (oh_from + i) * b.S + kh - geometry[GEO_PAD_TOP]
+                        ih = (oh + i) * b.S + kh - geometry[GEO_PAD_TOP]
                         for kw in range(K):
-                            iw = (ow_from + j) * b.S + kw - geometry[GEO_PAD_LEFT]
+                            iw = (ow + j) * b.S + kw - geometry[GEO_PAD_LEFT]
                             inside = 0 <= ih < IH and 0 <= iw < IW
                             cell = get(image, (c * IH + ih) * IW + iw, dtype) if inside else zero
                             total = total + get(w, kh * K + kw, dtype) * cell
                     w += K * K * size
-                put(y, (i * m + j) * VL + oc, total)
+                put(y, (i * m + j) * VL + lane, total)
 
 
+# Elements of a 128-bit lane go ``apart``, lanes ``lane_step``.
 @straight
-def store_row(cells, row, plane, accumulate, shift, least, most, dtype, m):
-    """m vectors of filters as a row of m pixels of each: 4 at once, and 2."""
+def store_row(cells, row, apart, lane_step, accumulate, shift, least, most, dtype, m):
+    """m vectors of filters, or of tiles, as a row of m pixels of each: 4 at once, and 2."""
     VL, quad = lanes(dtype), 16 // itemsize(dtype)
     z = [load(cells, j * VL, dtype) + shift for j in range(m)]
     for q in range(0, m - 3, 4):
         for j, v in enumerate(transpose(*z[q : q + 4])):
-            offset = q + j // quad * quad + j % quad * plane
+            offset = q + j // quad * quad + j % quad * apart
             if accumulate:
-                v = v + load_lanes(row, offset, quad * plane, dtype)
-            store_lanes(row, offset, quad * plane, vmin(most, vmax(least, v)))
+                v = v + load_lanes(row, offset, lane_step, dtype)
+            store_lanes(row, offset, lane_step, vmin(most, vmax(least, v)))
     if m % 4 == 2:
         for j, v in enumerate((low(z[m - 2], z[m - 1]), high(z[m - 2], z[m - 1]))):
-            offset = m - 2 + j * (quad // 2) * plane
+            offset = m - 2 + j * (quad // 2) * apart
             if accumulate:
-                v = v + load_twos(row, offset, plane, dtype)
-            store_twos(row, offset, plane, vmin(most, vmax(least, v)))
+                v = v + load_twos(row, offset, apart, dtype)
+            store_twos(row, offset, apart, vmin(most, vmax(least, v)))
 
 
 @helper
-def store_whole(y, out, plane, OW, accumulate, shift, least, most, dtype, m):
-    """The epilogue of a whole tile of VL filters, turned to rows of pixels."""
+def store_whole(y, out, apart, lane_step, OW, accumulate, shift, least, most, dtype, m):
+    """The epilogue of whole tiles, of VL filters or side by side, turned to rows of pixels."""
     outlined()
     size = itemsize(dtype)
     for i in range(m):
@@ -708,9 +754,9 @@ def store_whole(y, out, plane, OW, accumulate, shift, least, most, dtype, m):
         cells = y + i * m * lanes(dtype) * size
         row = out + i * OW * size
         if accumulate:
-            store_row(cells, row, plane, True, shift, least, most, dtype, m)
+            store_row(cells, row, apart, lane_step, True, shift, least, most, dtype, m)
         else:
-            store_row(cells, row, plane, False, shift, least, most, dtype, m)
+            store_row(cells, row, apart, lane_step, False, shift, least, most, dtype, m)
 
 
 @helper
@@ -759,7 +805,8 @@ def transform_output(
                 sum_again(y, image, weight, filters, oh, ow, b, geometry, dtype)
             target = out + ((oh - origin) * OW + ow) * size
             if filters == VL and oh + m <= row_end and ow + m <= OW:
-                store_whole(y, target, plane, OW, accumulate, shift, least_v, most_v, dtype, m)
+                quad = 16 // size
+                store_whole(y, target, plane, quad * plane, OW, accumulate, shift, least_v, most_v, dtype, m)
                 continue
             for oc in range(filters):
                 for i in range(min(m, row_end - oh)):
@@ -826,11 +873,289 @@ def output_block(
             )  # fmt: skip
 
 
+# ----------------------------------------------------------------------------------------------------- thin layers
+
+
+@helper
+def copy_thin(
+    image,  # IN   channels of one group of one image
+    copied,  # OUT  [channel][rows * m + 2][width]
+    width,
+    at,
+    b,
+    geometry,
+    dtype,
+):
+    """The cells that a block's tiles read; zero outside the image and for tiles past its end."""
+    outlined()
+    size, IH, IW = itemsize(dtype), geometry[GEO_IH], geometry[GEO_IW]
+    top, left = at.row - geometry[GEO_PAD_TOP], at.column - geometry[GEO_PAD_LEFT]
+    row_end, column_end = min(IH, b.OH + 2 - geometry[GEO_PAD_TOP]), min(IW, b.OW + 2 - geometry[GEO_PAD_LEFT])
+    first = min(max(-left, 0), width)
+    last = min(max(column_end - left, first), width)
+    for c in range(b.ICG):
+        for row in range(b.rows * b.m + 2):
+            ih = top + row
+            if ih < 0 or ih >= row_end:
+                clear(copied, width * size)
+            else:
+                clear(copied, first * size)
+                copy(copied + first * size, image + ((c * IH + ih) * IW + left + first) * size, (last - first) * size)
+                clear(copied + last * size, (width - last) * size)
+            copied += width * size
+
+
+@straight
+def thin_row(source, width, half, dtype):
+    """Rows of six cells of each tile, transformed: 4 vectors of cells at once are turned to vectors of tiles."""
+    quad, x = 16 // itemsize(dtype), []
+    for p in (0, 4):
+        x += transpose(*[load_lanes(source, p + j // quad * quad + j % quad * 4, 4 * width, dtype) for j in range(4)])
+    transform_cells(x[:6], half, lanes(dtype) * itemsize(dtype), dtype, 6)
+
+
+@helper
+def transform_thin(
+    copied,  # IN   first cell of the first tile
+    v,  # OUT  [column][channel][row][VL]
+    width,
+    b,
+    dtype,
+):
+    outlined()
+    size = itemsize(dtype)
+    vector = lanes(dtype) * size
+    memory = local(MOST_CELLS, dtype)
+    half = address(memory)
+    for c in range(b.ICG):
+        for row in range(6):
+            rolled()
+            thin_row(copied + row * width * size, width, half + row * 6 * vector, dtype)
+        for j in range(6):
+            rolled()
+            input_1d(half + j * vector, 6 * vector, v + (j * b.ICG + c) * 6 * vector, vector, dtype, 6)
+        copied += (b.rows * 4 + 2) * width * size
+
+
+@straight
+def add_thin_products(sums, v, u, dtype):
+    for i in range(6):
+        cells = load(v, i * lanes(dtype), dtype)
+        sums[i] = [fma(broadcast(get(u, i * FILTERS + k, dtype)), cells, total) for k, total in enumerate(sums[i])]
+    return sums
+
+
+@straight
+def finish_column(sums, half, dtype):
+    vector = lanes(dtype) * itemsize(dtype)
+    for k in range(FILTERS):
+        transform_products_of([row[k] for row in sums], half + k * 24 * vector, 6 * vector, dtype, 6, 4)
+
+
+@helper
+def column_of_products(
+    v,  # IN   [channel][row][VL]
+    u,  # IN   [channel][row][FILTERS]
+    half,  # OUT  [FILTERS][4][6], this column of each
+    channels,
+    dtype,
+):
+    """Products of a column of V, transformed."""
+    # 6 * FILTERS independent FMA chains: with a vector of V all are in registers, the cells of U come from memory.
+    outlined()
+    size = itemsize(dtype)
+    sums = no_sums(dtype, 6, FILTERS)
+    for _ in range(channels):
+        rolled()
+        sums = add_thin_products(sums, v, u, dtype)
+        v += 6 * lanes(dtype) * size
+        u += 6 * FILTERS * size
+    finish_column(sums, half, dtype)
+
+
+@straight
+def finish_rows(half, y, dtype):
+    """The second transform; the sum of its results."""
+    VL, size = lanes(dtype), itemsize(dtype)
+    for i in range(4):
+        output_1d(half + i * 6 * VL * size, VL * size, y + i * 4 * VL * size, VL * size, dtype, 6, 4)
+    total = load(y, 0, dtype)
+    for i in range(1, 16):
+        total = total + load(y, i * VL, dtype)
+    return total
+
+
+@helper
+def larger(a, b):
+    """The larger one; NaN wins."""
+    return a if a > b or a != a else b
+
+
+@helper
+def pool_lanes(y, pooled, dtype):
+    """[4 * 4][VL] -> [2 * 2][VL], where NaN may be."""
+    outlined()
+    VL = lanes(dtype)
+    for i in range(4):
+        for lane in range(VL):
+            first = (i // 2 * 8 + i % 2 * 2) * VL + lane
+            put(
+                pooled, i * VL + lane,
+                larger(
+                    larger(get(y, first, dtype), get(y, first + VL, dtype)),
+                    larger(get(y, first + 4 * VL, dtype), get(y, first + 5 * VL, dtype)),
+                ),
+            )  # fmt: skip
+
+
+@straight
+def pool_vectors(y, pooled, dtype):
+    """`pool_lanes` of finite values."""
+    VL = lanes(dtype)
+    for i in range(4):
+        a, b, c, d = (load(y, (i // 2 * 8 + i % 2 * 2 + j) * VL, dtype) for j in (0, 1, 4, 5))
+        store(pooled, i * VL, vmax(vmax(a, b), vmax(c, d)))
+
+
+@straight
+def store_pooled(
+    y,  # IN   [2 * 2]
+    out,  # OUT
+    lane_step,
+    OW,
+    shift,
+    least,
+    most,
+    dtype,
+):
+    """`store_whole` of pooled tiles."""
+    VL, size = lanes(dtype), itemsize(dtype)
+    for i in range(2):
+        a, b = (load(y, (i * 2 + j) * VL, dtype) + shift for j in range(2))
+        for j, v in enumerate((low(a, b), high(a, b))):
+            store_lanes(out + i * OW * size, j * (16 // size), lane_step, vmin(most, vmax(least, v)))
+
+
+@helper
+def copy_part(source, target, source_step, target_step, rows, columns, dtype):
+    """Rows of a few columns, 4 or 2 at once: calls of memcpy would take longer."""
+    size = itemsize(dtype)
+    wide = columns * size // 16 * 16
+    for _ in range(rows):
+        for i in range(0, wide, 16):
+            rolled()
+            copy(target + i, source + i, 16)
+        for i in range(wide // size, columns):
+            rolled()
+            put(target, i, get(source, i, dtype))
+        source += source_step * size
+        target += target_step * size
+
+
+@helper
+def filters_of_thin(
+    v,  # IN   [column][channel][row][VL]
+    u,  # IN   [column][channel][row][FILTERS]
+    image,  # IN   for sum_again
+    weight,  # IN   the same, of the first filter
+    bias,  # IN   of the first filter, or 0
+    out,  # OUT  of the first filter, where the first tile is: pixels, or pooled ones
+    filters,
+    plane,  # from one filter's to the next
+    OW,  # from one row to the next
+    height,  # that is left of the plane
+    width,
+    pools,  # windows of 2 x 2
+    accumulate,
+    least,
+    most,
+    oh,
+    ow,
+    b,
+    geometry,
+    dtype,
+):
+    outlined()
+    VL, size, zero = lanes(dtype), itemsize(dtype), dtype.type(0)
+    vector, edge = VL * size, 2 if pools else 4
+    step = 16 // size * edge
+    whole = height >= LANES * edge and width >= step
+    rows, columns = min(LANES * edge, height), min(step, width)
+    memory, results = local(HALF_CELLS, dtype), local(MOST_RESULTS, dtype)
+    half, y = address(memory), address(results)
+    pooled, part = y + 16 * vector, y + 20 * vector
+    zeros, least_v, most_v = broadcast(zero), broadcast(least), broadcast(most)
+    for j in range(6):
+        rolled()
+        column_of_products(
+            v + j * b.ICG * 6 * vector, u + j * b.ICG * 6 * FILTERS * size, half + j * vector, b.ICG, dtype
+        )
+    for k in range(min(filters, FILTERS)):
+        rolled()
+        if any_nan(finish_rows(half + k * 24 * vector, y, dtype) * zeros):
+            sum_again(y, image, weight + k * b.ICG * 9 * size, VL, oh, ow, b, geometry, dtype)
+            if pools:
+                pool_lanes(y, pooled, dtype)
+        elif pools:
+            pool_vectors(y, pooled, dtype)
+        shift = broadcast(get(bias, k, dtype) if bias != 0 else zero)
+        first = out + k * plane * size
+        target, row_step = first, OW
+        if not whole:  # past the plane's end: by way of a copy
+            target, row_step = part, step
+            if accumulate:
+                copy_part(first, part, OW, step, rows, columns, dtype)
+        if pools:
+            store_pooled(pooled, target, 2 * row_step, row_step, shift, least_v, most_v, dtype)
+        else:
+            store_whole(y, target, 4, 4 * row_step, row_step, accumulate, shift, least_v, most_v, dtype, 4)
+        if not whole:
+            copy_part(part, first, step, OW, rows, columns, dtype)
+
+
+@helper
+def thin_block(
+    image,  # IN   channels of one group of one image
+    u,  # IN   of the group, as
+    weight,  # IN
+    bias,  # IN   or 0
+    out,  # OUT  planes of the group, or pooled ones
+    plane,
+    origin,  # output row that the planes' first row is
+    row_end,  # no output row from here on
+    pools,  # windows of 2 x 2
+    accumulate,
+    least,
+    most,
+    v,
+    copied,
+    at,
+    b,
+    geometry,
+    dtype,
+):
+    size = itemsize(dtype)
+    quad, width, shrink = 16 // size, (b.columns + 1) * 4, 2 if pools else 1
+    OW = geometry[GEO_POOL_OW] if pools else b.OW
+    copy_thin(image, copied, width, at, b, geometry, dtype)
+    for square in range(ceil_div(at.columns, quad)):  # loop 1: tiles
+        ow = at.column + square * quad * 4
+        transform_thin(copied + square * quad * 4 * size, v, width, b, dtype)
+        for group in range(ceil_div(b.OCG, FILTERS)):  # loop 2: filters
+            f = group * FILTERS
+            filters_of_thin(
+                v, u + f * b.ICG * 36 * size, image, weight + f * b.ICG * 9 * size, bias + f * size if bias != 0 else 0,
+                out + (f * plane + (at.row - origin) // shrink * OW + ow // shrink) * size, b.OCG - f, plane, OW,
+                (row_end - at.row) // shrink, OW - ow // shrink, pools, accumulate, least, most, at.row, ow, b, geometry,
+                dtype,
+            )  # fmt: skip
+
+
 # --------------------------------------------------------------------------------------------------- kernels: weight
 
 
 def packed_weight_size(geometry):
-    """Elements of a packed weight: [G][xi][panel][channel][NV * VL] filled up with zeros, and the weight itself."""
+    """Elements of a packed weight: of each group U, filled up with zeros, and the weight itself."""
     b = plan_of(geometry).blocking
     return int(geometry[GEO_G]) * b.u_elements + int(geometry[GEO_OC]) * b.ICG * b.K * b.K
 
@@ -885,6 +1210,28 @@ def transform_phases(
         else:
             transform_weight(own, u, step, dtype, 6, 5)
         u += b.phase_step * b.NR * size
+
+
+@helper
+def transform_thin_weight(
+    taps,  # IN   (3, 3)
+    u,  # OUT  of the group
+    first,  # filter of the first lane
+    c,
+    b,
+    dtype,
+):
+    outlined()
+    VL, size = lanes(dtype), itemsize(dtype)
+    memory = local(MOST_CELLS, dtype)
+    cells = address(memory)
+    transform_weight(taps, cells, VL * size, dtype, 6, 3)
+    for lane in range(min(ceil_div(b.OCG, FILTERS) * FILTERS - first, VL)):
+        f = first + lane
+        for i in range(6):
+            for j in range(6):
+                offset = ((f // FILTERS * 6 + j) * b.ICG + c) * 6 * FILTERS + i * FILTERS + f % FILTERS
+                put(u, offset, get(cells, (i * 6 + j) * VL + lane, dtype))
 
 
 @straight
@@ -949,7 +1296,8 @@ def pack_weight_task(
         )  # fmt: skip
     else:
         copy(own, address(weight) + (g * b.OCG + panel * NR) * K * size, filters * K * size)
-    u = address(packed) + (g * b.u_elements + panel * b.channel_blocks * VL * NR) * size
+    thin = b.thin > 0
+    u = address(packed) + (g * b.u_elements + (0 if thin else panel * b.channel_blocks * VL * NR)) * size
     for square in range(ceil_div(b.phase_step, 4)):
         c = square * 4
         for i in range(NV):
@@ -964,10 +1312,12 @@ def pack_weight_task(
                 source = edge
                 distance = run
             take_taps(source, distance, taps, n_taps, dtype)
-            for q in range(min(b.phase_step - c, 4)):
+            for q in range(channels if thin else 0):
+                transform_thin_weight(taps + q * n_taps * VL * size, u, first, c + q, b, dtype)
+            for q in range(0 if thin else min(b.phase_step - c, 4)):
                 transform_phases(taps + q * n_taps * VL * size, u + ((c + q) * NV + i) * VL * size, b, dtype)
     filled_to = b.S * b.S * b.phase_step * NR
-    for xi in range(b.T * b.T):  # lanes that no channel fills
+    for xi in range(0 if thin else b.T * b.T):  # lanes that no channel fills
         clear(u + (xi * b.u_step + filled_to) * size, (b.channel_blocks * VL * NR - filled_to) * size)
 
 
@@ -1013,6 +1363,7 @@ def conv2d_task(
     images = min(b.images, geometry[GEO_N] - n)
     pooled_plane = geometry[GEO_POOL_OH] * geometry[GEO_POOL_OW]
     accumulate = geometry[GEO_ACCUMULATE] != 0 and b.pooled_rows == 0
+    pools_tiles = b.pools_tiles > 0 and indices.size == 0
     input_plane = geometry[GEO_IH] * geometry[GEO_IW]
     image = address(input) + (n * G + g) * b.ICG * input_plane * size
     to_image = geometry[GEO_IC] * input_plane * size
@@ -1031,6 +1382,10 @@ def conv2d_task(
         out = copied + b.copy_elements * size
         plane = b.task_rows * b.OW
         origin = row_from
+        if pools_tiles:
+            out = address(pooled) + (n * G + g) * b.OCG * pooled_plane * size
+            plane = pooled_plane
+            origin = 0
     else:
         pooled_from = pooled_to = 0
         # Tasks are cut so that any neighbours, as a thread's part is, have as many rows
@@ -1046,6 +1401,13 @@ def conv2d_task(
         while column < b.OW:
             columns = min(ceil_div(b.OW - column, b.m), b.columns)
             at = Block(row, rows, column, columns, rows * columns)
+            if b.thin > 0:
+                thin_block(
+                    image, u, weight, shifts, out, plane, origin, row_end, pools_tiles, accumulate, least, most, v, copied,
+                    at, b, geometry, dtype,
+                )  # fmt: skip
+                column += columns * b.m
+                continue
             for i in range(images):
                 for block in range(b.image_blocks):  # loop 1: channels
                     input_block(
@@ -1066,7 +1428,7 @@ def conv2d_task(
                     )  # fmt: skip
             column += columns * b.m
         row += rows * b.m
-    if b.pooled_rows > 0:
+    if b.pooled_rows > 0 and not pools_tiles:
         for i in range(b.OCG):
             q = ((n * G + g) * b.OCG + i) * pooled_plane
             max_pool_rows(
