@@ -913,11 +913,13 @@ cdef void copy_pairs(
             if j == last:
                 break
             j = min(j + VL, last)
-        for j in range(both if last >= 0 else 0, max(evens, odds)):
-            if j < evens:
-                even[j] = source[2 * j]
-            if j < odds:
-                odd[j] = source[2 * j + 1]
+        for j in range(both if last >= 0 else 0, both):
+            even[j] = source[2 * j]
+            odd[j] = source[2 * j + 1]
+        for j in range(both, evens):
+            even[j] = source[2 * j]
+        for j in range(both, odds):
+            odd[j] = source[2 * j + 1]
 
 
 cdef void copy_rows(

@@ -962,12 +962,16 @@ def copy_pairs(plane, copied, b, geometry, first_row, rows, dtype):
             if j == last:
                 break
             j = min(j + VL, last)
-        for j in range(both if last >= 0 else 0, max(evens, odds)):
+        for j in range(both if last >= 0 else 0, both):
             rolled()
-            if j < evens:
-                put(even, j, get(source, 2 * j, dtype))
-            if j < odds:
-                put(odd, j, get(source, 2 * j + 1, dtype))
+            put(even, j, get(source, 2 * j, dtype))
+            put(odd, j, get(source, 2 * j + 1, dtype))
+        for j in range(both, evens):
+            rolled()
+            put(even, j, get(source, 2 * j, dtype))
+        for j in range(both, odds):
+            rolled()
+            put(odd, j, get(source, 2 * j + 1, dtype))
 
 
 @helper
@@ -1349,6 +1353,17 @@ def move_filters(row, step, target, dtype):
         put(target, i, get(row, i * step, dtype))
 
 
+@helper
+def transpose_depths(row, step, target, kc, dtype):
+    """So many depths of MR filters as squares: these write too much for the last ones."""
+    outlined()  # else every task begins with the addresses of a square, needed or not
+    VL, size, k = lanes(dtype), itemsize(dtype), 0
+    while k + VL < kc:
+        transpose_filters(row + k * size, step, target + k * MR * size, dtype)
+        k += VL
+    return k
+
+
 @task
 def pack_weight_task(
     task: index,
@@ -1360,7 +1375,7 @@ def pack_weight_task(
     # A task is one panel of filters. A turned weight holds filters within channels, and taps in reverse.
     b = blocking_in(words)
     dtype = weight.dtype
-    VL, size, zero, turned = lanes(dtype), itemsize(dtype), dtype.type(0), geometry[GEO_TURNED] != 0
+    size, zero, turned = itemsize(dtype), dtype.type(0), geometry[GEO_TURNED] != 0
     g, panel = task // b.panels, task % b.panels
     first = panel_start(b, panel)
     filters, step, tap = panel_start(b, panel + 1) - first, b.T if turned else b.K, 0
@@ -1372,14 +1387,18 @@ def pack_weight_task(
         kc = min(b.K - k_from, b.kc)
         target = address(packed) + ((g * b.K + k_from) * b.panels + panel * kc) * MR * size
         k = k_from
-        while not turned and filters == MR and k + VL < k_from + kc:  # before the last depths: squares write too much
-            transpose_filters(row, step, target, dtype)
-            target += VL * MR * size
-            row += VL * size
-            k += VL
+        if not turned and filters == MR:
+            done = transpose_depths(row, step, target, kc, dtype)
+            target += done * MR * size
+            row += done * size
+            k += done
         for _ in range(k, k_from + kc):
             if filters == MR:
                 move_filters(row, step, target, dtype)
+            elif filters == 1:  # the masked gather that LLVM makes of the loop below takes longer
+                put(target, 0, get(row, 0, dtype))
+                for i in range(1, MR):
+                    put(target, i, zero)
             else:
                 for i in range(MR):
                     put(target, i, get(row, i * step, dtype) if i < filters else zero)
