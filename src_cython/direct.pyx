@@ -17,10 +17,10 @@ from libc.string cimport memmove, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
-    GEO_STRIDE_H, GEO_STRIDE_W, Operands, ceil_div, clamp, each_task, fill, int64_t, operands, prefetch, real, start,
-    start_of_row, team_join, vd, vec, vf, vmax, vmin,
+    GEO_STRIDE_H, GEO_STRIDE_W, Operands, ceil_div, clamp, each_task, fill, int64_t, operands, prefetch, prefetch_early,
+    real, start, start_of_row, team_join, vd, vec, vf, vmax, vmin,
 )
-from common cimport VL_DOUBLE as _VL_DOUBLE
+from common cimport CACHE_LINE, VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
 from fused_pool cimport max_pool_rows, pool_ring_size
 
@@ -660,7 +660,9 @@ cdef struct Planes:
     Py_ssize_t count, F, filters  # planes of results; of those that read one image; of one sample
     Py_ssize_t IH, IW, OW
     Py_ssize_t to_image, to_out   # to the next image, to the next plane of results
-    Py_ssize_t ahead, out_ahead   # from a row to what is fetched into the cache meanwhile: images, results of a stride of 2
+    # To what is fetched into the cache meanwhile, images and results: of an adjoint from a row; else from a column's begin to
+    # cells one behind the other
+    Py_ssize_t ahead, out_ahead
     bint turned, accumulate       # the filter's cells from the last to the first
 
 
@@ -678,11 +680,20 @@ cdef inline void next_plane(
             f[0] = 0
 
 
-cdef inline void depthwise_fetch(const real* row, int stride, bint pair, vec* unused) noexcept nogil:
-    if not pair:  # whole planes lie one behind the other
-        prefetch(row)
-        if ORDERED and stride == 2:  # a column of two cache lines
-            prefetch(row + sizeof(vec) // sizeof(real))
+cdef inline Py_ssize_t fetched(int stride, Py_ssize_t VL) noexcept nogil:
+    """Cells that a column fetches for each row of results: together the columns of a band fetch the next one."""
+    # Those of images; of narrower vectors at a stride of 1 every second column fetches results instead
+    return 4 * VL if stride == 2 else VL if ORDERED else 2 * VL
+
+
+cdef inline void depthwise_fetch(const real* cells, const real* results, int stride, vec* unused) noexcept nogil:
+    # In the order of memory: so the hardware fetches along, which down the rows of a plane it would not.
+    cdef Py_ssize_t i = 0
+    while i < fetched(stride, sizeof(vec) // sizeof(real)):
+        prefetch_early(cells + i)
+        i += CACHE_LINE // sizeof(real)
+    if ORDERED:
+        prefetch_early(results)
 
 
 cdef inline void depthwise_store(
@@ -725,7 +736,7 @@ cdef inline void depthwise_column(
     # half a vector.
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), half = VL // 2, IH = p.IH, IW = p.IW, OW = p.OW
-        Py_ssize_t ahead = p.ahead, in_group = f % p.F, plane = 0, ih, run, _
+        Py_ssize_t in_group = f % p.F, plane = 0, ih, run, _
         Py_ssize_t beside = VL if not pair else -half if stride == 1 else 0, to_other = beside, out_other = 0, other_end = half
         int i
         vec[49] taps
@@ -735,6 +746,8 @@ cdef inline void depthwise_column(
         real zero = 0
         const real* shifts = &zero
         const real* other_shift = &zero
+        const real* fetch = image + p.ahead
+        const real* out_fetch = out + p.out_ahead
         const real* filter
         const real* second
         const real* begin
@@ -782,8 +795,11 @@ cdef inline void depthwise_column(
         # Output rows whose new image rows are all inside, and those below
         run = min((IH - ih) // stride, n_rows) if 0 <= ih < IH else 0
         for _ in range(run):
+            if not pair:  # whole planes lie one behind the other
+                depthwise_fetch(fetch, out_fetch, stride, unused)
+                fetch += fetched(stride, VL)
+                out_fetch += VL
             for i in range(1, stride + 1):
-                depthwise_fetch(begin + ahead, stride, pair, unused)
                 depthwise_step(&sums[0], begin, begin + to_other, &taps[0], &shift, &lanes[0], K, stride, i % stride, inner, pair)
                 begin += IW
             depthwise_store(p, to, &sums[0], low, high, act_min, act_max, limit, skip, end, out_other, other_end,
@@ -914,7 +930,7 @@ cdef void depthwise_planes(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), K = conv.K, stride = conv.stride_w, OW = conv.OW, F = conv.F
         Py_ssize_t pad_top = conv.pad_top, pad_left = conv.pad_left, in_group = f % F, width = VL, half = VL // 2
-        Py_ssize_t band, ahead, out_ahead, oh, ow, block, n_rows
+        Py_ssize_t band, ahead, out_ahead, oh, ow, block, n_rows, before, turns = 1 if ORDERED or stride == 2 else 2
         bint pair
         const real* limit
         Planes p
@@ -940,10 +956,11 @@ cdef void depthwise_planes(
             ow = 0
             while ow < OW:
                 block = ow if ORDERED else min(ow, max(OW - VL, 0))
-                # A cache line is two columns, or one with a stride of 2, whose results are few
-                p.ahead = ahead
-                if not ORDERED and stride == 1 and ow % (2 * VL):
-                    p.ahead = out + (oh - first) * OW + out_ahead - (input + oh * p.IW)
+                before = ow // (turns * width) * n_rows * p.count  # rows of results of the columns before that fetch the same
+                p.ahead = ahead + oh * stride * p.IW + before * fetched(stride, VL)
+                p.out_ahead = out_ahead - block + before * VL
+                if ow % (turns * width):
+                    p.ahead = out + (oh - first) * OW + out_ahead + before * fetched(stride, VL) - input
                 depthwise_columns(&p, input, zeros, weight, bias, f, act_min, act_max, out + (oh - first) * OW + block,
                                   n_rows, oh * stride - pad_top, block * stride - pad_left, limit, ow - block,
                                   min(OW - block, width), K, stride, pair, unused)

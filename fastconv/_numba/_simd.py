@@ -18,6 +18,8 @@ type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its
     local(count, dtype)               array on the stack, alive until the function returns; count is a literal. Give it
                                       a name: as Python it dies with its last reference
     prefetch(address)                 a hint to load a cache line
+    prefetch_early(address)           the same for what is used a while later: with 16 floats, whose loops take a line in a few
+                                      cycles, into the second-level cache, which alone can have as many lines on the way
     outlined(), inlined()             keeps the function that calls it from being inlined; has it inlined everywhere
     rolled()                          keeps the loop that calls it from being unrolled
 
@@ -207,14 +209,23 @@ def clear(typingctx, target, count):
     return types.none(types.int64, types.int64), codegen
 
 
-@_with_python(lambda address: None)
-def prefetch(typingctx, address):
+def _prefetch(levels: int) -> Any:
     def codegen(context, builder, signature, arguments):
-        hints = [ir.IntType(32)(hint) for hint in (0, 3, 1)]  # to read, keep in all levels, data
+        hints = [ir.IntType(32)(hint) for hint in (0, levels, 1)]  # to read, kept in so many levels, data
         _call(builder, "llvm.prefetch.p0", ir.VoidType(), [_bytes_at(builder, arguments[0]), *hints])
         return context.get_dummy_value()
 
     return types.none(types.int64), codegen
+
+
+@_with_python(lambda address: None)
+def prefetch(typingctx, address):
+    return _prefetch(3)
+
+
+@_with_python(lambda address: None)
+def prefetch_early(typingctx, address):
+    return _prefetch(2 if VL_FLOAT == 16 else 3)
 
 
 @_with_python(lambda count, dtype: np.empty(count, dtype), literal=True)

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import ceil_div, clamp, put_words, read_words
+from fastconv._numba._common import CACHE_LINE, ceil_div, clamp, put_words, read_words
 from fastconv._numba._direct_simd import (
     ORDERED, aligned, apart, even, first_lanes, following, halves, hidden, join_inside, load_inside, odd, preceding,
     store_lanes, untangle, within, zip_high, zip_low,
@@ -29,7 +29,7 @@ from fastconv._numba._jit import const_int64, const_real, helper, index, int64, 
 from fastconv._numba._pool_simd import insert, sum_of_lanes
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, inlined, itemsize, lanes, load, local, outlined,
-    prefetch, put, rolled, store, vmax, vmin,
+    prefetch, prefetch_early, put, rolled, store, vmax, vmin,
 )  # fmt: skip
 from fastconv._numba._straight import straight
 from fastconv._problem import (
@@ -220,7 +220,9 @@ def adjoint(geometry):
     COUNT, FILTERS_OF_IMAGE, ALL_FILTERS,  # planes of results; of those that read one image; of one sample
     ROWS, COLUMNS, OUT_COLUMNS,  # of the image and of results
     TO_IMAGE, TO_OUT,  # bytes to the next image, to the next plane of results
-    AHEAD, OUT_AHEAD,  # bytes from a row to what is fetched into the cache meanwhile: images, results of a stride of 2
+    # Bytes to what is fetched into the cache meanwhile, images and results: of an adjoint from a row; else from a column's begin
+    # to cells one behind the other
+    AHEAD, OUT_AHEAD,
     TURNED, ACCUMULATE,  # the filter's cells from the last to the first
     ZEROS, WEIGHT, BIAS,  # addresses: IW zeros; all filters; their biases, or 0
 ) = range(15)  # fmt: skip
@@ -341,18 +343,30 @@ def first_sums(kept, taps, shift, dtype, K, stride):
     return [shift] * ((K - 1) // stride + 1)
 
 
+@shared
+def fetched(stride, VL):
+    """Cells that a column fetches for each row of results: together the columns of a band fetch the next one."""
+    # Those of images; of narrower vectors at a stride of 1 every second column fetches results instead
+    return 4 * VL if stride == 2 else VL if ORDERED else 2 * VL
+
+
+@straight
+def fetch_along(cells, results, dtype, stride):
+    """In the order of memory: so the hardware fetches along, which down the rows of a plane it would not."""
+    for i in range(0, fetched(stride, lanes(dtype)) * itemsize(dtype), CACHE_LINE):
+        prefetch_early(cells + i)
+    if ORDERED:
+        prefetch_early(results)
+
+
 @straight
 def add_image_rows(
-    sums, taps, shift, kept, begin, to_other, at, to_row, plane_end, zeros, column, IW, ahead, dtype, K, stride, inner, pair
+    sums, taps, shift, kept, begin, to_other, at, to_row, plane_end, zeros, column, IW, dtype, K, stride, inner, pair
 ):  # fmt: skip
     """As many rows as the stride."""
     VL, spare = lanes(dtype), in_memory(K, stride)
     for i in range(stride):
         rows = rows_at(begin, to_other, at, plane_end, zeros, pair)
-        if not pair:  # whole planes lie one behind the other; fetched before that branch they cost up to a twentieth
-            prefetch(begin + at + ahead)
-            if ORDERED and stride == 2:  # a column of two cache lines
-                prefetch(begin + at + ahead + VL * itemsize(dtype))
         x = cells_of(rows, column, IW, INNER if inner else MASKED, dtype, K, stride, pair)
         if i == stride - 1:
             sums = [shift, *sums[:-1]]
@@ -401,7 +415,8 @@ def depthwise_column(
     zeros, weight, bias = word(p, ZEROS), word(p, WEIGHT), word(p, BIAS)
     # Where a row begins in its plane says whether it is in the image
     to_row, plane_end = IW * size, word(p, ROWS) * IW * size
-    accumulate, ahead, turned = word(p, ACCUMULATE) != 0, column * size + word(p, AHEAD), word(p, TURNED) != 0
+    accumulate, turned = word(p, ACCUMULATE) != 0, word(p, TURNED) != 0
+    fetch, out_fetch = image + word(p, AHEAD), out + word(p, OUT_AHEAD)
     low, high = broadcast(act_min), broadcast(act_max)
     memory = local(64, dtype)
     kept = hidden(address(memory))
@@ -430,11 +445,15 @@ def depthwise_column(
         while oh < n_rows:
             rolled()
             sums = add_image_rows(
-                sums, taps, shift, kept, begin, to_other, at, to_row, plane_end, zeros, column, IW, ahead, dtype, K, stride,
-                inner, pair,
+                sums, taps, shift, kept, begin, to_other, at, to_row, plane_end, zeros, column, IW, dtype, K, stride, inner,
+                pair,
             )  # fmt: skip
             at += stride * to_row
             if oh >= 0:
+                if not pair:  # whole planes lie one behind the other
+                    fetch_along(fetch, out_fetch, dtype, stride)
+                    fetch += fetched(stride, lanes(dtype)) * size
+                    out_fetch += lanes(dtype) * size
                 value = untangle(sums[-1]) if stride == 2 else sums[-1]
                 if inner:
                     store(to, 0, vmin(high, vmax(low, value)))
@@ -533,6 +552,7 @@ def depthwise_planes(
     if ORDERED and stride == 2:
         width -= (K - 1) // 2  # lanes whose last taps are in the two vectors that are loaded
     pair = 1 if in_pairs(K, stride, IW, OW, pad_left, half) else 0
+    turns = 1 if ORDERED or stride == 2 else 2
     band = ceil_div(last - first, max(ceil_div((last - first) * (stride * IW + OW), BAND), 1))
     if band < last - first:
         ahead, out_ahead = band * stride * IW, band * OW
@@ -552,11 +572,14 @@ def depthwise_planes(
             ow = 0
             while ow < OW:
                 block = ow if ORDERED else min(ow, max(OW - VL, 0))
-                # A cache line is two columns, or one with a stride of 2, whose results are few
-                fetched = ahead * size
-                if ORDERED == 0 and stride == 1 and ow % (2 * VL):
-                    fetched = out + ((oh - first) * OW + out_ahead) * size - (input + oh * IW * size)
-                put_word(p, AHEAD, fetched)
+                before = (
+                    ow // (turns * width) * n_rows * count
+                )  # rows of results of the columns before that fetch the same
+                cells = (ahead + oh * stride * IW + before * fetched(stride, VL)) * size
+                if ow % (turns * width):
+                    cells = out + ((oh - first) * OW + out_ahead + before * fetched(stride, VL)) * size - input
+                put_word(p, AHEAD, cells)
+                put_word(p, OUT_AHEAD, (out_ahead - block + before * VL) * size)
                 column = block * stride - pad_left
                 middle, inner = column + K // 2, 0
                 if plain and middle >= 0 and middle + stride * (VL - 1) < IW:
