@@ -94,10 +94,10 @@ def _planned(key: tuple[Any, ...], make: Callable[[], Plan]) -> Plan:
         plan = known_plans.get(key)
     except TypeError:  # an argument without a hash, such as an array of two strides
         return make()
-    return _kept(key, make()) if plan is None else plan
+    return kept(key, make()) if plan is None else plan
 
 
-def _kept(key: tuple[Any, ...], plan: Plan) -> Plan:
+def kept(key: tuple[Any, ...], plan: Plan) -> Plan:
     """``plan``, found again by ``key`` if that has a hash."""
     if len(known_plans) >= MOST_PLANS:
         known_plans.clear()
@@ -312,7 +312,7 @@ def _conv(
             function, x.shape, w.shape, x.dtype.name, stride, padding, dilation, groups,
             padding_mode=padding_mode, bias_shape=bias_shape, activation=activation, axes=axes,
         )  # fmt: skip
-        plan = _kept(key, _plan(function, problem, algorithm, backend, packed=packed))
+        plan = kept(key, _plan(function, problem, algorithm, backend, packed=packed))
     problem = plan.problem
     as_they_are = (
         plain and axes == 2 and x.ndim == 4
@@ -1054,7 +1054,7 @@ def _max_pool(
         problem = PoolProblem.from_args(
             function, x.shape, x.dtype.name, kernel_size, stride, padding, dilation, ceil_mode, axes=axes
         )
-        plan = _kept(key, _pool_plan(function, problem, "max_pool2d", backend))
+        plan = kept(key, _pool_plan(function, problem, "max_pool2d", backend))
     shape = plan.output_shape
     if not (plain and axes == 2 and x.ndim == 4 and x.flags.carray):
         shape = _result_shape(plan, x.ndim, axes)

@@ -43,7 +43,7 @@ cdef extern from "simd.h" nogil:
     vd vfma_at_d(vd acc, const double* factor, vd b)
     void* opaque(void* p)
     void prefetch "SIMD_PREFETCH"(const void* p)
-    void prefetch_early "SIMD_PREFETCH_EARLY"(const void* p)
+    void prefetch_second "SIMD_PREFETCH_SECOND"(const void* p)
 
 cdef extern from "team.h":
     int team_join() except -1

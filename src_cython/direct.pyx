@@ -17,7 +17,7 @@ from libc.string cimport memmove, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
-    GEO_STRIDE_H, GEO_STRIDE_W, Operands, ceil_div, clamp, each_task, fill, int64_t, operands, prefetch, prefetch_early,
+    GEO_STRIDE_H, GEO_STRIDE_W, Operands, ceil_div, clamp, each_task, fill, int64_t, operands, prefetch, prefetch_second,
     real, start, start_of_row, team_join, vd, vec, vf, vmax, vmin,
 )
 from common cimport CACHE_LINE, VL_DOUBLE as _VL_DOUBLE
@@ -690,10 +690,13 @@ cdef inline void depthwise_fetch(const real* cells, const real* results, int str
     # In the order of memory: so the hardware fetches along, which down the rows of a plane it would not.
     cdef Py_ssize_t i = 0
     while i < fetched(stride, sizeof(vec) // sizeof(real)):
-        prefetch_early(cells + i)
+        if ORDERED:  # a line in a few cycles: too many for the first level to wait for
+            prefetch_second(cells + i)
+        else:
+            prefetch(cells + i)
         i += CACHE_LINE // sizeof(real)
     if ORDERED:
-        prefetch_early(results)
+        prefetch_second(results)
 
 
 cdef inline void depthwise_store(
@@ -1857,12 +1860,16 @@ cdef inline void grad_weight_run(
         Py_ssize_t dil_h = geometry[GEO_DIL_H], dil_w = geometry[GEO_DIL_W]
         Py_ssize_t top = kh * dil_h - geometry[GEO_PAD_TOP], left = kw * dil_w - geometry[GEO_PAD_LEFT]
         Py_ssize_t VL = sizeof(vec) // sizeof(real), reach = (T - 1) * dil_w + VL
-        Py_ssize_t n = first // OH, oh = first % OH, flat, ow, ih, column, end, f, h, t
+        Py_ssize_t n = first // OH, oh = first % OH, flat, ow, ih, column, end, f, h, t, i, along = 0
+        const real* fetch = grad_output
         vec[4][3][5] acc
         vec[4] dy
         vec x
         const real* rows[3]
         const real* grads
+    if to_grad == OW * geometry[GEO_OC]:  # filters are rows, as those of a Linear: the next ones lie behind these
+        fetch += F * (OW + ow_first)
+        along = F * VL
     for f in range(F):
         for h in range(H):
             for t in range(T):
@@ -1876,6 +1883,12 @@ cdef inline void grad_weight_run(
         while ow < ow_last:
             column = ow * stride_w + left
             if mode == MASKED and column >= 0 and column + reach <= IW and ow + VL <= OW:
+                if F == FILTERS and H * T == 1:
+                    i = 0
+                    while i < F * VL:
+                        prefetch_second(fetch + i)
+                        i += CACHE_LINE // sizeof(real)
+                    fetch += along
                 for f in range(F):
                     load(&dy[f], grads + f * OH * OW, ow, OW, True)
                 for h in range(H):

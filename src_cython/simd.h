@@ -136,9 +136,8 @@ typedef long long simd_id __attribute__((vector_size(FASTCONV_VL * 4)));
 #endif
 
 #define SIMD_PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 3)
-/* What is used a while later: with AVX-512, whose loops take a line in a few cycles, only the second-level cache can have as many
-   lines on the way. */
-#define SIMD_PREFETCH_EARLY(p) __builtin_prefetch((const void *)(p), 0, FASTCONV_VL == 16 ? 2 : 3)
+/* Into the second-level cache, which can have more lines on the way than the first. */
+#define SIMD_PREFETCH_SECOND(p) __builtin_prefetch((const void *)(p), 0, 2)
 
 /* p, of which the compiler knows no more than that: of the rows of a tile it would else keep an address each from one tile
    to the next, for which there are no registers. */

@@ -1277,6 +1277,41 @@ def test_layers_that_share_what_is_inside_share_what_is_appended():
     np.testing.assert_allclose(net(x), layer_by_layer(other, x), rtol=0, atol=1e-4)
 
 
+def test_a_folded_layer_that_has_run_is_called_anew():
+    """What a call depends on is looked at in each: settings of the layer, shapes, the memory's order, the activation."""
+    conv, norm = Conv2d(3, 4, 3, padding=1, rng=0), BatchNorm2d(4)
+    net = Sequential(conv, norm, ReLU()).eval()
+    x = np.random.default_rng(1).standard_normal((2, 3, 9, 8), dtype="float32")
+
+    def expected(array):
+        scale = 1 / np.sqrt(norm.running_var + norm.eps)
+        y = fastconv.conv2d(
+            array, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, backend="reference"
+        )
+        return np.maximum((y - norm.running_mean[:, None, None]) * scale[:, None, None], 0)
+
+    for _ in range(2):
+        np.testing.assert_allclose(net(x), expected(x), atol=1e-5)
+    for name, value in (
+        ("padding", (0, 2)),
+        ("stride", (2, 1)),
+        ("dilation", (2, 2)),
+        ("padding", [0, 1]),
+        ("padding", (1, 1)),
+    ):
+        setattr(conv, name, value)
+        np.testing.assert_allclose(net(x), expected(x), atol=1e-5)
+        np.testing.assert_allclose(net(x[:1]), expected(x[:1]), atol=1e-5)
+    norm.running_mean += 1
+    np.testing.assert_allclose(net(x[:, :, ::2, ::-1]), expected(x[:, :, ::2, ::-1]), atol=1e-5)
+    np.testing.assert_allclose(Sequential(conv, norm).eval()(x).clip(0), expected(x), atol=1e-5)
+    with fastconv.config(backend="reference"):
+        np.testing.assert_allclose(net(x), expected(x), atol=1e-5)
+    for wrong in (x[:, :2], x.astype("float64"), x[..., :1]):
+        with pytest.raises((TypeError, ValueError), match="Conv2d|conv2d"):
+            net(wrong)
+
+
 def test_layers_from_different_pickles_are_folded():
     conv, norm, _ = normalised_unit("float32", (ReLU(),))
     net = Sequential(*(pickle.loads(pickle.dumps(layer)) for layer in (conv, norm)), ReLU()).eval()

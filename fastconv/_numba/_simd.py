@@ -18,8 +18,7 @@ type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its
     local(count, dtype)               array on the stack, alive until the function returns; count is a literal. Give it
                                       a name: as Python it dies with its last reference
     prefetch(address)                 a hint to load a cache line
-    prefetch_early(address)           the same for what is used a while later: with 16 floats, whose loops take a line in a few
-                                      cycles, into the second-level cache, which alone can have as many lines on the way
+    prefetch_second(address)          the same into the second-level cache, which can have more lines on the way than the first
     outlined(), inlined()             keeps the function that calls it from being inlined; has it inlined everywhere
     rolled()                          keeps the loop that calls it from being unrolled
 
@@ -224,8 +223,8 @@ def prefetch(typingctx, address):
 
 
 @_with_python(lambda address: None)
-def prefetch_early(typingctx, address):
-    return _prefetch(2 if VL_FLOAT == 16 else 3)
+def prefetch_second(typingctx, address):
+    return _prefetch(2)
 
 
 @_with_python(lambda count, dtype: np.empty(count, dtype), literal=True)

@@ -29,7 +29,7 @@ from fastconv._numba._jit import const_int64, const_real, helper, index, int64, 
 from fastconv._numba._pool_simd import insert, sum_of_lanes
 from fastconv._numba._simd import (
     VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, inlined, itemsize, lanes, load, local, outlined,
-    prefetch, prefetch_early, put, rolled, store, vmax, vmin,
+    prefetch, prefetch_second, put, rolled, store, vmax, vmin,
 )  # fmt: skip
 from fastconv._numba._straight import straight
 from fastconv._problem import (
@@ -354,9 +354,12 @@ def fetched(stride, VL):
 def fetch_along(cells, results, dtype, stride):
     """In the order of memory: so the hardware fetches along, which down the rows of a plane it would not."""
     for i in range(0, fetched(stride, lanes(dtype)) * itemsize(dtype), CACHE_LINE):
-        prefetch_early(cells + i)
+        if ORDERED:  # a line in a few cycles: too many for the first level to wait for
+            prefetch_second(cells + i)
+        else:
+            prefetch(cells + i)
     if ORDERED:
-        prefetch_early(results)
+        prefetch_second(results)
 
 
 @straight
@@ -1576,6 +1579,9 @@ def grad_weight_run(
     size, VL = itemsize(dtype), lanes(dtype)
     reach = (T - 1) * dil_w + VL
     n, oh = first // OH, first % OH
+    fetch, along = grad_output, 0
+    if to_grad == OW * geometry[GEO_OC]:  # filters are rows, as those of a Linear: the next ones lie behind these
+        fetch, along = grad_output + F * (OW + ow_first) * size, F * VL * size
     acc = no_sums(dtype, F, H, T)
     for _ in range(first, last):
         rows = rows_of(image + n * to_image * size, oh * stride_h + top, dil_h, IH, IW, zeros, dtype, H)
@@ -1585,6 +1591,10 @@ def grad_weight_run(
             ow = hidden(ow)
             column = ow * stride_w + left
             if mode == MASKED and column >= 0 and column + reach <= IW and ow + VL <= OW:
+                if F == FILTERS and H * T == 1:
+                    for i in range(0, F * VL * size, CACHE_LINE):
+                        prefetch_second(fetch + i)
+                    fetch += along
                 acc = add_vector(acc, grads + ow * size, OH * OW, rows, column * size, dil_w, dtype)
             else:  # lanes behind the row's last output are zeros on both sides
                 end = (min(OW - ow, VL) - 1) * stride_w + 1 + column

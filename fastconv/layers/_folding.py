@@ -7,15 +7,17 @@ with scale = weight / sqrt(running_var + eps) of the normalisation, the convolut
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 
-from fastconv import _backends
+from fastconv import _backends, functional
 from fastconv._algorithms import elementwise
 from fastconv._arrays import ready
 from fastconv._packed import PackedWeight
-from fastconv._problem import resolve_activation
+from fastconv._plan import known_plans
+from fastconv._problem import ConvProblem, resolve_activation
 from fastconv.layers._tape import tape, watched
 from fastconv.layers.activation import ReLU, ReLU6
 from fastconv.layers.convolution import Conv1d, Conv2d
@@ -27,6 +29,7 @@ RECTIFY = (Conv2d, Conv1d, BatchNorm2d)  # whose kernels they are
 RECTIFIERS = (*ACTIVATIONS, type(None))
 LEAVES_CACHE = 1 << 21  # bytes of maps, which are worth pooling before they are stored,
 LARGE_MAP = 1 << 10  # if they have so many cells each
+numbers = itertools.count()
 
 
 class Fold:
@@ -45,6 +48,32 @@ class Fold:
             shift += norm.bias
         self.weight = PackedWeight((conv.weight * scale[:, None, None, None]).astype(dtype))
         self.bias = shift.astype(dtype)
+        self._number = next(numbers)
+
+    def run(self, conv: Conv2d, x: np.ndarray, activation: str | None) -> Any:
+        """``conv``, a layer that `fold` gave this for, on (N, C, H, W).
+
+        Without the calls between a layer and its plan, which in a network of small layers take as long as some of them.
+        """
+        if x.dtype is not self.bias.dtype or x.shape[1] != conv.in_channels or not x.flags.carray:
+            return conv(x, fold=self, activation=activation)
+        arguments = conv.stride, conv.padding, conv.dilation, conv.groups
+        key = (self._number, x.shape, activation, arguments, conv.padding_mode, _backends.settings())
+        try:
+            plan = known_plans.get(key)
+        except TypeError:  # a stride that somebody set to a list, say
+            return conv(x, fold=self, activation=activation)
+        if plan is None:
+            output = conv(x, fold=self, activation=activation)  # which checks it all
+            problem = ConvProblem.from_args(
+                "conv2d", x.shape, self.weight.shape, x.dtype.name, *arguments, padding_mode=conv.padding_mode,
+                bias_shape=self.bias.shape, activation=activation,
+            )  # fmt: skip
+            functional.kept(key, functional.plan_conv2d(problem, packed=True))
+            return output
+        output = np.empty(plan.output_shape, x.dtype)
+        plan.run((x, self.weight.packed_for(plan), self.bias), (output,))
+        return output
 
     def fits(self, conv: Conv2d, norm: BatchNorm2d) -> bool:
         """Whether nothing has changed since: the convolution's weight is locked, all else is compared."""
@@ -95,7 +124,7 @@ def unit(conv: Any, norm: Any, rectifier: Any, x: Any) -> Any:
     """``rectifier(norm(conv(x)))``, without the last if it is None."""
     folded = fold(conv, norm, x)
     if folded is not None:
-        return conv(x, fold=folded, activation=ACTIVATIONS.get(type(rectifier)))
+        return folded.run(conv, x, ACTIVATIONS.get(type(rectifier)))
     x = conv(x)
     if rectifies(norm, rectifier):
         return rectified_by(rectifier, norm(x, activation=ACTIVATIONS[type(rectifier)]))

@@ -136,10 +136,10 @@ class Sequential(_Container):
         output = input
         if not self._layers:
             output = floats(type(self).__name__, "input", input)
-        names, at = [*self._layers], 0
         layers: list[Any] = [*self._layers.values(), None, None, None]
+        at, count = 0, len(layers) - 3
         try:
-            while at < len(names):
+            while at < count:
                 # Layers normalise, rectify and pool what they store: a pass over the maps, and an array, less for each
                 layer, after, last, end = layers[at : at + 4]
                 folded = fold(layer, after, output)
@@ -149,7 +149,7 @@ class Sequential(_Container):
                     at += 3 if folded is None else 4
                 elif folded is not None:
                     activation = ACTIVATIONS.get(type(last))
-                    output = layer(output, fold=folded, activation=activation)
+                    output = folded.run(layer, output, activation)
                     at += 2 if activation is None else 3
                 elif rectifies(layer, after):
                     output = rectified_by(after, layer(output, activation=ACTIVATIONS[type(after)]))
@@ -158,7 +158,7 @@ class Sequential(_Container):
                     output = layer(output)
                     at += 1
         except (TypeError, ValueError) as error:
-            self._note(error, names[at])
+            self._note(error, [*self._layers][at])
             raise
         return output, None
 
