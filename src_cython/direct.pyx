@@ -1883,7 +1883,7 @@ cdef inline void grad_weight_run(
         while ow < ow_last:
             column = ow * stride_w + left
             if mode == MASKED and column >= 0 and column + reach <= IW and ow + VL <= OW:
-                if F == FILTERS and H * T == 1:
+                if F == FILTERS and H * T == 1 and along:
                     i = 0
                     while i < F * VL:
                         prefetch_second(fetch + i)

@@ -347,7 +347,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     """Every size that a plan of loops needs; a function of the problem alone, never of the thread count."""
     cdef:
         Blocking b
-        Py_ssize_t G = max(geometry[GEO_G], 1), most, plane, cells, elements, stride_h, lanes = VL_FLOAT // 4, quad = VL // lanes
+        Py_ssize_t G = max(geometry[GEO_G], 1), most, plane, cells, elements, stride_h, lanes = VL_FLOAT // 4
         bint overlaps
     b.ICG = geometry[GEO_IC] // G
     b.OCG = geometry[GEO_OC] // G
@@ -401,7 +401,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
         b.images = 1
         if b.thin:
             most = THIN_CELLS // max(b.ICG * (lanes * b.m + 2) * b.m, 1) - 1
-            b.columns = max(min(ceil_div(b.tile_columns, quad), most // quad), 1) * quad
+            b.columns = max(min(ceil_div(b.tile_columns, 4), most // 4), 1) * 4  # whole squares of either dtype
             b.rows = lanes
             b.row_blocks = ceil_div(b.tile_rows, b.rows)
         else:

@@ -49,7 +49,8 @@ OWN = [
     Conv("squares-unpadded", 2, 3, 22, 38, 6, 3, 3, double=True),
     Conv("squares-crop", 1, 2, 37, 20, 3, 3, 3, padding=((-1, 3), (0, -2))),
     Conv("squares-groups", 2, 12, 18, 18, 10, 3, 3, padding=(2, 1), groups=2),
-    Conv("squares-in-blocks-of-columns", 1, 8, 17, 300, 5, 3, 3, padding=1),
+    Conv("squares-in-blocks-of-columns", 1, 8, 17, 300, 5, 3, 3, padding=1, double=True),
+    Conv("squares-in-long-blocks", 1, 4, 9, 830, 3, 3, 3, padding=1, double=True),
 ]  # fmt: skip
 # Wider kernels: the same edges, extents that leave the phases of a stride one row or column more and less; phases of few
 # channels, which share vectors, and of more.

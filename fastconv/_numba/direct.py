@@ -1591,7 +1591,7 @@ def grad_weight_run(
             ow = hidden(ow)
             column = ow * stride_w + left
             if mode == MASKED and column >= 0 and column + reach <= IW and ow + VL <= OW:
-                if F == FILTERS and H * T == 1:
+                if F == FILTERS and H * T == 1 and along > 0:
                     for i in range(0, F * VL * size, CACHE_LINE):
                         prefetch_second(fetch + i)
                     fetch += along

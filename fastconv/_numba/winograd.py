@@ -289,9 +289,8 @@ def blocking(geometry, VL):
     else:
         images = 1
         if thin > 0:
-            quad = VL // LANES
             most = THIN_CELLS // max(ICG * (LANES * m + 2) * m, 1) - 1
-            columns = max(min(ceil_div(tile_columns, quad), most // quad), 1) * quad
+            columns = max(min(ceil_div(tile_columns, 4), most // 4), 1) * 4  # whole squares of either dtype
             rows = LANES
             row_blocks = ceil_div(tile_rows, rows)
         else:
