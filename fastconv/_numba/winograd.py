@@ -519,6 +519,7 @@ def copy_phases(
                 for p in range(first):
                     put(target, p * VL, zero)
                 for p in range(first, last):
+                    rolled()
                     put(target, p * VL, get(source, p * S, dtype))
                 for p in range(last, width):
                     put(target, p * VL, zero)
