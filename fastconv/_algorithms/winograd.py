@@ -100,7 +100,8 @@ def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
     more than twice that where it leaves the cache, and twice as much for the taps of a wider kernel.
     Phases of few channels that share vectors take half a ns for each transformed cell, 2 for each of the image.
     Of a wider kernel it must save 20 us, of THIN channels 10: small layers keep the more exact sum. Tiles of 4 on so few
-    channels come in squares of 2 x 4, which are filled up.
+    channels come in squares of 2 x 4, which are filled up. Of those only units with a pool are told apart: where maps are
+    stored whole, that takes most of what products save, and photographs keep the more exact sum.
     """
     stride = problem.stride_h
     cells = (tile + -(-problem.KH // stride) - 1) ** 2
@@ -115,7 +116,7 @@ def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
     blocks = problem.N * -(-plane // most) if plane >= 100 else -(-problem.N // (100 // max(plane, 1)))
     element = (0.25 if weights < 3_000_000 else 0.6) * (1 if problem.KH == 3 else 2)
     packing = 0.0 if packed else weights * element
-    if tile == 4 and problem.KH == 3 and problem.ICG <= THIN:
+    if tile == 4 and problem.KH == 3 and problem.ICG <= THIN and problem.pool is not None:
         squares = -(-problem.OH // 8) * -(-problem.OW // 16)
         each = problem.OC * (46.0 + 9.0 * problem.ICG) + problem.IC * 130.0
         return problem.N * squares * each + packing + 4000.0 + 10_000.0
