@@ -72,7 +72,7 @@ __all__ = [
 MOST_PLANS = 4096  # a plan weighs a few KB
 
 
-def _freeze(value: Any) -> Any:
+def freeze(value: Any) -> Any:
     """``value`` as a key that tells 1 from True and 1.0, and holds lists as tuples."""
     kind = type(value)
     if kind is int or kind is str or value is None:
@@ -80,11 +80,11 @@ def _freeze(value: Any) -> Any:
     if kind is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:  # what layers have
         return value
     if kind is tuple or kind is list:
-        return tuple([_freeze(item) for item in value])
+        return tuple([freeze(item) for item in value])
     return kind, value
 
 
-FROZEN_FALSE = _freeze(False)
+FROZEN_FALSE = freeze(False)
 
 
 def _planned(key: tuple[Any, ...], make: Callable[[], Plan]) -> Plan:
@@ -300,9 +300,9 @@ def _conv(
     bias_shape = None if b is None else b.shape
     key = (
         function, x.shape, w.shape, x.dtype.char, bias_shape, packed,
-        stride if type(stride) is int else _freeze(stride), padding if type(padding) is int else _freeze(padding),
-        dilation if type(dilation) is int else _freeze(dilation), groups if type(groups) is int else _freeze(groups),
-        padding_mode, activation if activation is None or type(activation) is str else _freeze(activation), algorithm, backend,
+        stride if type(stride) is int else freeze(stride), padding if type(padding) is int else freeze(padding),
+        dilation if type(dilation) is int else freeze(dilation), groups if type(groups) is int else freeze(groups),
+        padding_mode, activation if activation is None or type(activation) is str else freeze(activation), algorithm, backend,
         _backends.settings(),
     )  # fmt: skip
     try:
@@ -495,8 +495,8 @@ def conv2d_relu_max_pool2d(
         return _plan(function, replace(problem, pool=pool), algorithm, backend, packed=packed)
 
     plan = _planned(
-        (function, x.shape, w.shape, dtype, bias_shape, packed, _freeze(stride), _freeze(padding), _freeze(dilation),
-         _freeze(groups), _freeze(pool_size), _freeze(pool_stride), _freeze(pool_padding), padding_mode, algorithm,
+        (function, x.shape, w.shape, dtype, bias_shape, packed, freeze(stride), freeze(padding), freeze(dilation),
+         freeze(groups), freeze(pool_size), freeze(pool_stride), freeze(pool_padding), padding_mode, algorithm,
          backend),
         make,
     )  # fmt: skip
@@ -571,7 +571,7 @@ def conv2d_grad_input(
         return _plan(function, problem, algorithm, backend, "grad_input")
 
     plan = _planned(
-        (function, size, w.shape, dtype, _freeze(stride), _freeze(padding), _freeze(dilation), _freeze(groups),
+        (function, size, w.shape, dtype, freeze(stride), freeze(padding), freeze(dilation), freeze(groups),
          padding_mode, algorithm, backend),
         make,
     )  # fmt: skip
@@ -639,7 +639,7 @@ def conv2d_grad_weight(
         return _plan(function, problem, algorithm, backend, "grad_weight")
 
     plan = _planned(
-        (function, x.shape, size, dtype, _freeze(stride), _freeze(padding), _freeze(dilation), _freeze(groups),
+        (function, x.shape, size, dtype, freeze(stride), freeze(padding), freeze(dilation), freeze(groups),
          padding_mode, algorithm, backend),
         make,
     )  # fmt: skip
@@ -715,7 +715,7 @@ def conv2d_backward(
         return _planned((function, op, *key), lambda: _plan(function, describe(), algorithm, backend, op))
 
     key = (
-        x.shape, w.shape, dtype, _freeze(stride), _freeze(padding), _freeze(dilation), _freeze(groups), padding_mode,
+        x.shape, w.shape, dtype, freeze(stride), freeze(padding), freeze(dilation), freeze(groups), padding_mode,
         algorithm, backend,
     )  # fmt: skip
     by_input = plan("grad_input") if need_input else None
@@ -798,8 +798,8 @@ def conv_transpose2d(
         return _plan(function, problem, algorithm, backend, "grad_input")
 
     plan = _planned(
-        (function, x.shape, w.shape, dtype, bias_shape, _freeze(stride), _freeze(padding), _freeze(output_padding),
-         _freeze(groups), _freeze(dilation), _freeze(activation), algorithm, backend),
+        (function, x.shape, w.shape, dtype, bias_shape, freeze(stride), freeze(padding), freeze(output_padding),
+         freeze(groups), freeze(dilation), freeze(activation), algorithm, backend),
         make,
     )  # fmt: skip
     operands = ((x, plan.problem.output_shape), (w, w.shape), (b, bias_shape or ()))
@@ -1043,9 +1043,9 @@ def _max_pool(
     plain = type(input) is np.ndarray and (input.dtype is FLOAT32 or input.dtype is FLOAT64)
     x = input if plain else as_floats(function, "input", input)
     key = (
-        function, x.shape, x.dtype.char, kernel_size if type(kernel_size) is int else _freeze(kernel_size),
-        stride if type(stride) is int else _freeze(stride), padding if type(padding) is int else _freeze(padding),
-        dilation if type(dilation) is int else _freeze(dilation), FROZEN_FALSE if ceil_mode is False else _freeze(ceil_mode),
+        function, x.shape, x.dtype.char, kernel_size if type(kernel_size) is int else freeze(kernel_size),
+        stride if type(stride) is int else freeze(stride), padding if type(padding) is int else freeze(padding),
+        dilation if type(dilation) is int else freeze(dilation), FROZEN_FALSE if ceil_mode is False else freeze(ceil_mode),
         backend, _backends.settings(),
     )  # fmt: skip
     try:
@@ -1142,8 +1142,8 @@ def max_pool2d_backward(
         return _pool_plan(function, problem, function, backend)
 
     plan = _planned(
-        (function, g.shape, g.dtype.char, where.shape, _freeze(size), _freeze(kernel_size), _freeze(stride), _freeze(padding),
-         _freeze(dilation), backend),
+        (function, g.shape, g.dtype.char, where.shape, freeze(size), freeze(kernel_size), freeze(stride), freeze(padding),
+         freeze(dilation), backend),
         make,
     )  # fmt: skip
     rows, columns = plan.problem.blind
@@ -1344,8 +1344,8 @@ def avg_pool2d(
         return _pool_plan(function, problem, function, backend)
 
     plan = _planned(
-        (function, x.shape, x.dtype, _freeze(kernel_size), _freeze(stride), _freeze(padding), _freeze(ceil_mode),
-         _freeze(count_include_pad), _freeze(divisor_override), backend),
+        (function, x.shape, x.dtype, freeze(kernel_size), freeze(stride), freeze(padding), freeze(ceil_mode),
+         freeze(count_include_pad), freeze(divisor_override), backend),
         make,
     )  # fmt: skip
     return _run(function, plan, ((x, plan.problem.input_shape),), _result_shape(plan, x.ndim, 2), out)

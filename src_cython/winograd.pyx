@@ -95,7 +95,7 @@ cdef extern from *:
     #endif
     """
     enum:
-        THIN_CHANNELS "(FASTCONV_VL == 16 ? 8 : FASTCONV_VL == 8 ? 4 : 3)"  # where vectors along channels would be half empty
+        THIN_CHANNELS "(FASTCONV_VL > 4 ? 4 : 3)"  # where vectors along channels would be half empty, or less full
         FILTERS "(FASTCONV_VL == 16 ? 4 : 2)"  # of thin layers: six vectors of products of each stay in registers
     vf load_pairs(const float* p, Py_ssize_t step) nogil
     void store_pairs(float* p, Py_ssize_t step, vf v) nogil
@@ -373,10 +373,7 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t VL) noexcept nogil:
     cells = b.T * b.T
     elements = cells * plane * (b.S * b.S * b.ICG + b.OCG)
     overlaps = geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H]
-    b.thin = (
-        b.m == 4 and b.K == 3 and b.ICG <= THIN_CHANNELS
-        and ceil_div(b.tile_rows, lanes) * lanes * ceil_div(b.tile_columns, 4) * 4 <= 2 * plane  # in both dtypes
-    )
+    b.thin = b.m == 4 and b.K == 3 and b.ICG <= THIN_CHANNELS  # whatever the plane: one packed weight serves all
     b.pools_tiles = (
         b.thin and geometry[GEO_POOL_KH] == 2 and geometry[GEO_POOL_KW] == 2
         and geometry[GEO_POOL_STRIDE_H] == 2 and geometry[GEO_POOL_STRIDE_W] == 2
@@ -1081,18 +1078,21 @@ cdef void filters_of_thin(
     for k in range(min(filters, FILTERS)):
         for i in range(4):
             output_1d(&half[k * 24 + i * 6], 1, &y[i * 4], 1, 6, 4)
+        fill(&shift, bias[k] if bias != NULL else <real> 0)
         total = y[0]
         for i in range(1, 16):
             total = total + y[i]
         if any_nan(total * zero):
             sum_again(<real*> &y[0], image, weight + k * b.ICG * 9, VL, oh, ow, b, geometry)
-            if pools:
+            if pools:  # with the bias: where both are infinite their sum is NaN
+                for i in range(16):
+                    y[i] = y[i] + shift
                 pool_lanes(<const real*> &y[0], <real*> &pooled[0], VL)
+                shift = zero
         elif pools:
             for i in range(4):
                 j = i // 2 * 8 + i % 2 * 2
                 pooled[i] = vmax(vmax(y[j], y[j + 1]), vmax(y[j + 4], y[j + 5]))
-        fill(&shift, bias[k] if bias != NULL else <real> 0)
         target = out + k * plane
         if not whole:  # past the plane's end: by way of a copy
             target = <real*> &part[0]

@@ -1307,9 +1307,29 @@ def test_a_folded_layer_that_has_run_is_called_anew():
     np.testing.assert_allclose(Sequential(conv, norm).eval()(x).clip(0), expected(x), atol=1e-5)
     with fastconv.config(backend="reference"):
         np.testing.assert_allclose(net(x), expected(x), atol=1e-5)
+    for name, wrong in (("stride", (True, True)), ("groups", True), ("dilation", (1.0, 1.0))):
+        kept = getattr(conv, name)
+        setattr(conv, name, wrong)
+        with pytest.raises(TypeError, match=name):
+            net(x)
+        setattr(conv, name, kept)
     for wrong in (x[:, :2], x.astype("float64"), x[..., :1]):
         with pytest.raises((TypeError, ValueError), match="Conv2d|conv2d"):
             net(wrong)
+
+
+def test_a_folded_layer_of_foreign_byte_order_runs_again():
+    conv, norm = Conv2d(3, 4, 3, padding=1, rng=0), BatchNorm2d(4)
+    expected = Sequential(conv, norm, ReLU()).eval()(np.ones((1, 3, 6, 7), "float32"))
+    swapped = Conv2d(3, 4, 3, padding=1), BatchNorm2d(4)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        for own, other in zip((conv, norm), swapped, strict=True):
+            if getattr(own, name, None) is not None:
+                setattr(other, name, getattr(own, name).astype(">f4"))
+    net = Sequential(*swapped, ReLU()).eval()
+    x = np.ones((1, 3, 6, 7), swapped[0].weight.dtype)
+    for _ in range(3):
+        np.testing.assert_allclose(net(x), expected, atol=1e-6)
 
 
 def test_layers_from_different_pickles_are_folded():

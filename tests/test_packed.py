@@ -10,7 +10,7 @@ import pytest
 import fastconv as fc
 from fastconv import _plan
 from fastconv.layers import _tape
-from problems import BY_NAME, integers, solved
+from problems import BY_NAME, integers, normals, solved
 from tolerance import assert_same
 
 NAMES = ("article", "stride2", "groups2", "depthwise", "filters-49", "reflect", "kernel-5x5", "kernel-5x5-stride2")
@@ -62,6 +62,25 @@ def test_a_pack_is_not_read_by_another_back_end_dtype_or_group_count():
                 part = np.concatenate([x, x], axis=1)[:, :channels]
                 exact = fc.conv2d(part, w, groups=groups, algorithm="im2col", backend="reference")
                 assert_same(fc.conv2d(part, packed, groups=groups, algorithm="im2col"), exact, backend)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", *_plan.ALGORITHMS])
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 8, 9, 17])
+def test_one_pack_serves_images_of_any_size(engine, channels, algorithm):
+    w, problem = normals((6, channels, 3, 3), "float32", 2), None
+    packed = fc.pack_conv2d_weight(w)
+    for extents in ((32, 33), (2, 3), (20, 20), (7, 40), (5, 5), (64, 9)):
+        x = normals((2, channels, *extents), "float32", 1)
+        if problem is None:
+            problem = fc.ConvProblem.from_args("test", x.shape, w.shape, "float32", padding=1)
+            if algorithm != "auto" and _plan.ALGORITHMS[algorithm].refusal(problem, "forward"):
+                pytest.skip(f"{algorithm}: {_plan.ALGORITHMS[algorithm].refusal(problem, 'forward')}")
+        exact = fc.conv2d(x.astype("float64"), w.astype("float64"), padding=1, backend="reference", algorithm="direct")
+        actual = fc.conv2d(x, packed, padding=1, algorithm=algorithm)
+        np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-4 * np.abs(exact).max(), err_msg=f"{extents}")
+        pooled = fc.conv2d_relu_max_pool2d(x, packed, padding=1, algorithm=algorithm)
+        windows = fc.max_pool2d(np.maximum(exact, 0), 2, backend="reference")
+        np.testing.assert_allclose(pooled, windows, rtol=0, atol=1e-4 * np.abs(exact).max(), err_msg=f"{extents}")
 
 
 def test_the_source_is_a_frozen_copy():

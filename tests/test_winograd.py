@@ -45,12 +45,11 @@ OWN = [
     *(Conv(f"channels-{n}", 1, n, 6, 7, n + 1, 3, 3, padding=1, double=n in (9, 17)) for n in (7, 9, 15, 16, 17, 33)),
     # Few channels: squares of 4 columns and 1, 2 or 4 rows of tiles, one pixel less and more; filters in pairs or fours
     *(Conv(f"squares-{n}x{m}", 1, c, n, m, f, 3, 3, padding=1, double=c in (1, 4))
-      for n, m, c, f in ((15, 16, 1, 4), (16, 17, 3, 3), (17, 15, 4, 5), (33, 32, 5, 2), (32, 31, 8, 9))),
+      for n, m, c, f in ((15, 16, 1, 4), (16, 17, 3, 3), (17, 15, 4, 5), (33, 32, 2, 2), (32, 31, 3, 9))),
     Conv("squares-unpadded", 2, 3, 22, 38, 6, 3, 3, double=True),
     Conv("squares-crop", 1, 2, 37, 20, 3, 3, 3, padding=((-1, 3), (0, -2))),
     Conv("squares-groups", 2, 12, 18, 18, 10, 3, 3, padding=(2, 1), groups=2),
-    Conv("squares-in-blocks-of-columns", 1, 8, 17, 300, 5, 3, 3, padding=1, double=True),
-    Conv("squares-in-long-blocks", 1, 4, 9, 830, 3, 3, 3, padding=1, double=True),
+    Conv("squares-in-blocks-of-columns", 1, 4, 9, 830, 3, 3, 3, padding=1, double=True),
 ]  # fmt: skip
 # Wider kernels: the same edges, extents that leave the phases of a stride one row or column more and less; phases of few
 # channels, which share vectors, and of more.
@@ -264,11 +263,12 @@ def test_windows_within_tiles(engine, name, spoilt):
     """A pool of 2 x 2 without indices: the maxima of the very results that there are without it, and NaN where one is."""
     problem = NAMED[name].problem()
     x, w, _ = data_of(NAMED[name], "float32")["normals"]
+    bias, (low, high) = normals((problem.OC,), "float32", 3), (-0.5, 3.0)
     if spoilt:
         x = x.copy()
         spots = x.reshape(-1)[:: x.size // 5]
         spots[:] = np.resize((np.nan, np.inf, -np.inf), spots.size)
-    bias, (low, high) = normals((problem.OC,), "float32", 3), (-0.5, 3.0)
+        bias[0] = np.inf  # which with a sum of -Inf is NaN, too
     with np.errstate(invalid="ignore"):
         maps = convolution.conv2d(engine, STEM, problem, x, w, bias, None, (low, high), tile=4)
     geometry, extents = convolution.pool_geometry(problem, (2, 2), (2, 2), tile=4)
@@ -277,8 +277,9 @@ def test_windows_within_tiles(engine, name, spoilt):
     none, no_indices = np.zeros((0, 0, 0, 0), "float32"), np.zeros((0, 0, 0, 0), np.int64)
     for n_threads in (1, 2):
         pooled = Guarded((problem.N, problem.OC, *extents), "float32")
-        engine.run(STEM, "conv2d", x, packed, bias, low, high, none, pooled.array, no_indices, geometry=geometry,
-                   n_threads=n_threads)  # fmt: skip
+        with np.errstate(invalid="ignore"):
+            engine.run(STEM, "conv2d", x, packed, bias, low, high, none, pooled.array, no_indices, geometry=geometry,
+                       n_threads=n_threads)  # fmt: skip
         pooled.check("pooled")
         assert_same(pooled.array, expected.astype("float32"), f"{engine.name} {name} on {n_threads} threads")
 

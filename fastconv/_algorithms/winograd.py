@@ -23,7 +23,7 @@ from fastconv._problem import GEO_TILE, WINOGRAD_POINTS, ConvProblem
 
 CHOICES = (4, 2)  # of a 3 x 3 kernel
 MOST_STRIDE = 4  # of a wider one
-THIN = 4  # channels, at most, of layers whose vectors are along tiles
+THIN = 4  # channels, at most, of layers whose vectors are along tiles (with SSE 3)
 
 
 def refusal(problem: ConvProblem, op: str, *, tile: int = 0) -> str | None:
@@ -100,8 +100,8 @@ def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
     more than twice that where it leaves the cache, and twice as much for the taps of a wider kernel.
     Phases of few channels that share vectors take half a ns for each transformed cell, 2 for each of the image.
     Of a wider kernel it must save 20 us, of THIN channels 10: small layers keep the more exact sum. Tiles of 4 on so few
-    channels come in squares of 2 x 4, which are filled up. Of those only units with a pool are told apart: where maps are
-    stored whole, that takes most of what products save, and photographs keep the more exact sum.
+    channels come in squares of 1, 2 or 4 x 4, taken as 2 x 4, which are filled up. Of those only units with a pool are told
+    apart: where maps are stored whole, that takes most of what products save, and photographs keep the more exact sum.
     """
     stride = problem.stride_h
     cells = (tile + -(-problem.KH // stride) - 1) ** 2
@@ -118,8 +118,8 @@ def _cost(problem: ConvProblem, tile: int, packed: bool) -> float:
     packing = 0.0 if packed else weights * element
     if tile == 4 and problem.KH == 3 and problem.ICG <= THIN and problem.pool is not None:
         squares = -(-problem.OH // 8) * -(-problem.OW // 16)
-        each = problem.OC * (46.0 + 9.0 * problem.ICG) + problem.IC * 130.0
-        return problem.N * squares * each + packing + 4000.0 + 10_000.0
+        each, worth = problem.OC * (46.0 + 9.0 * problem.ICG) + problem.IC * 130.0, 10_000.0
+        return problem.N * squares * each + packing + 4000.0 + worth
     moving = tiles * cells * problem.G * (channels + filters) / (2.0 if dense else 3.0)
     moving += tiles * tile**2 * problem.IC * stride**2 * 2.0 if dense else 0.0
     worth = 20_000.0 if problem.KH > 3 else 0.0

@@ -72,7 +72,7 @@ PANEL_CHUNKS = 4  # tasks that a matrix product is split into
 TURNED = 16  # channels of a weight that are turned at a time
 STRIP_BYTES = 24576  # of a dense copy, whose lines stay in the first-level cache until all lanes are written
 LANES = VL_FLOAT // 4  # of 128 bits in a vector
-THIN_CHANNELS = {16: 8, 8: 4}.get(VL_FLOAT, 3)  # where vectors along channels would be half empty
+THIN_CHANNELS = 4 if VL_FLOAT > 4 else 3  # where vectors along channels would be half empty, or less full
 FILTERS = 4 if VL_FLOAT == 16 else 2  # of thin layers: six vectors of products of each stay in registers
 THIN_CELLS = 32768  # elements of their copied cells, so that these stay in the second-level cache
 MOST_CELLS = 64 * VL_FLOAT  # elements of T * T vectors,
@@ -266,8 +266,7 @@ def blocking(geometry, VL):
     pools = geometry[GEO_POOL_KH] > 0
     elements = cells * plane * (S * S * ICG + OCG)
     overlaps = geometry[GEO_POOL_KH] > geometry[GEO_POOL_STRIDE_H]
-    filled_up = ceil_div(tile_rows, LANES) * LANES * ceil_div(tile_columns, 4) * 4  # in both dtypes
-    thin = int(m == 4 and K == 3 and ICG <= THIN_CHANNELS and filled_up <= 2 * plane)
+    thin = int(m == 4 and K == 3 and ICG <= THIN_CHANNELS)  # whatever the plane: one packed weight serves all
     pools_tiles = int(
         thin > 0 and geometry[GEO_POOL_KH] == 2 and geometry[GEO_POOL_KW] == 2
         and geometry[GEO_POOL_STRIDE_H] == 2 and geometry[GEO_POOL_STRIDE_W] == 2
@@ -1092,13 +1091,17 @@ def filters_of_thin(
         )
     for k in range(min(filters, FILTERS)):
         rolled()
+        shift = broadcast(get(bias, k, dtype) if bias != 0 else zero)
         if any_nan(finish_rows(half + k * 24 * vector, y, dtype) * zeros):
             sum_again(y, image, weight + k * b.ICG * 9 * size, VL, oh, ow, b, geometry, dtype)
-            if pools:
+            if pools:  # with the bias: where both are infinite their sum is NaN
+                for i in range(16):
+                    rolled()
+                    store(y, i * VL, load(y, i * VL, dtype) + shift)
                 pool_lanes(y, pooled, dtype)
+                shift = zeros
         elif pools:
             pool_vectors(y, pooled, dtype)
-        shift = broadcast(get(bias, k, dtype) if bias != 0 else zero)
         first = out + k * plane * size
         target, row_step = first, OW
         if not whole:  # past the plane's end: by way of a copy

@@ -7,14 +7,13 @@ with scale = weight / sqrt(running_var + eps) of the normalisation, the convolut
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 
 from fastconv import _backends, functional
 from fastconv._algorithms import elementwise
-from fastconv._arrays import ready
+from fastconv._arrays import FLOAT32, FLOAT64, ready
 from fastconv._packed import PackedWeight
 from fastconv._plan import known_plans
 from fastconv._problem import ConvProblem, resolve_activation
@@ -29,7 +28,6 @@ RECTIFY = (Conv2d, Conv1d, BatchNorm2d)  # whose kernels they are
 RECTIFIERS = (*ACTIVATIONS, type(None))
 LEAVES_CACHE = 1 << 21  # bytes of maps, which are worth pooling before they are stored,
 LARGE_MAP = 1 << 10  # if they have so many cells each
-numbers = itertools.count()
 
 
 class Fold:
@@ -48,30 +46,31 @@ class Fold:
             shift += norm.bias
         self.weight = PackedWeight((conv.weight * scale[:, None, None, None]).astype(dtype))
         self.bias = shift.astype(dtype)
-        self._number = next(numbers)
 
     def run(self, conv: Conv2d, x: np.ndarray, activation: str | None) -> Any:
         """``conv``, a layer that `fold` gave this for, on (N, C, H, W).
 
         Without the calls between a layer and its plan, which in a network of small layers take as long as some of them.
         """
-        if x.dtype is not self.bias.dtype or x.shape[1] != conv.in_channels or not x.flags.carray:
+        dtype = x.dtype
+        native = (dtype is FLOAT32 or dtype is FLOAT64) and dtype is self.bias.dtype
+        if not native or x.shape[1] != conv.in_channels or not x.flags.carray:
             return conv(x, fold=self, activation=activation)
         arguments = conv.stride, conv.padding, conv.dilation, conv.groups
-        key = (self._number, x.shape, activation, arguments, conv.padding_mode, _backends.settings())
-        try:
-            plan = known_plans.get(key)
-        except TypeError:  # a stride that somebody set to a list, say
-            return conv(x, fold=self, activation=activation)
+        key = (
+            Fold, x.shape, self.weight.shape, dtype.char, activation, functional.freeze(arguments), conv.padding_mode,
+            _backends.settings(),
+        )  # fmt: skip
+        plan = known_plans.get(key)
         if plan is None:
             output = conv(x, fold=self, activation=activation)  # which checks it all
             problem = ConvProblem.from_args(
-                "conv2d", x.shape, self.weight.shape, x.dtype.name, *arguments, padding_mode=conv.padding_mode,
+                "conv2d", x.shape, self.weight.shape, dtype.name, *arguments, padding_mode=conv.padding_mode,
                 bias_shape=self.bias.shape, activation=activation,
             )  # fmt: skip
             functional.kept(key, functional.plan_conv2d(problem, packed=True))
             return output
-        output = np.empty(plan.output_shape, x.dtype)
+        output = np.empty(plan.output_shape, dtype)
         plan.run((x, self.weight.packed_for(plan), self.bias), (output,))
         return output
 
