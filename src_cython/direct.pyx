@@ -660,8 +660,8 @@ cdef struct Planes:
     Py_ssize_t count, F, filters  # planes of results; of those that read one image; of one sample
     Py_ssize_t IH, IW, OW
     Py_ssize_t to_image, to_out   # to the next image, to the next plane of results
-    # To what is fetched into the cache meanwhile, images and results: of an adjoint from a row; else from a column's begin to
-    # cells one behind the other
+    # To what is fetched into the cache meanwhile, from images and from results: of an adjoint from a row; else from a column's
+    # begin to cells one behind the other, where `ahead` may lead to results, too
     Py_ssize_t ahead, out_ahead
     bint turned, accumulate       # the filter's cells from the last to the first
 

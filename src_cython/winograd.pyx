@@ -1062,7 +1062,7 @@ cdef void filters_of_thin(
 ) noexcept nogil:
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), k, edge = 2 if pools else 4
-        Py_ssize_t rows = min(VL_FLOAT // 4 * edge, height), columns = 16 // sizeof(real) * edge, step = columns, i, j
+        Py_ssize_t rows = min(VL_FLOAT // 4 * edge, height), columns = 16 // sizeof(real) * edge, step = columns, i, j, row_step
         bint whole = rows == VL_FLOAT // 4 * edge and columns <= width
         real* target
         vec[24 * FILTERS] half
@@ -1093,17 +1093,15 @@ cdef void filters_of_thin(
             for i in range(4):
                 j = i // 2 * 8 + i % 2 * 2
                 pooled[i] = vmax(vmax(y[j], y[j + 1]), vmax(y[j + 4], y[j + 5]))
-        target = out + k * plane
+        target, row_step = out + k * plane, OW
         if not whole:  # past the plane's end: by way of a copy
-            target = <real*> &part[0]
+            target, row_step = <real*> &part[0], step
             if accumulate:
                 copy_part(<const real*> out + k * plane, target, OW, step, rows, columns)
         if pools:
-            store_pooled(&pooled[0], target, 2 * (OW if whole else step), OW if whole else step, shift, low_v, high_v)
-        elif whole:
-            store_whole(&y[0], target, 4, 4 * OW, OW, accumulate, shift, low_v, high_v, 4)
+            store_pooled(&pooled[0], target, 2 * row_step, row_step, shift, low_v, high_v)
         else:
-            store_whole(&y[0], target, 4, 4 * step, step, accumulate, shift, low_v, high_v, 4)
+            store_whole(&y[0], target, 4, 4 * row_step, row_step, accumulate, shift, low_v, high_v, 4)
         if not whole:
             copy_part(<const real*> target, out + k * plane, step, OW, rows, columns)
 
@@ -1257,7 +1255,7 @@ cdef void pack_weight_task(
     cdef:
         Py_ssize_t VL = sizeof(vec) // sizeof(real), NR = _NV * VL, quad = 16 // sizeof(real), n_taps = b.K * b.K
         Py_ssize_t g = task // b.panels, panel = task % b.panels, K = b.ICG * n_taps, run = n_taps * quad
-        Py_ssize_t first, filters, channels, c, i, j, q, squares, distance
+        Py_ssize_t first, filters, channels, c, i, j, q, squares, distance, depth = b.ICG if b.thin else b.phase_step
         real[4 * MOST_TAPS * VL_FLOAT] edge
         vec[4 * MOST_TAPS] taps
         const real* source
@@ -1269,7 +1267,7 @@ cdef void pack_weight_task(
     else:
         memcpy(own, weight + (g * b.OCG + panel * NR) * K, filters * K * sizeof(real))
     u = packed + g * b.u_elements + panel * b.channel_blocks * VL * NR
-    for squares in range(ceil_div(b.phase_step, quad)):
+    for squares in range(ceil_div(depth, quad)):
         c = squares * quad
         for i in range(_NV):
             first = panel * NR + i * VL
@@ -1287,10 +1285,11 @@ cdef void pack_weight_task(
                 for j in range(quad):
                     load_lanes(&taps[q * quad + j], source + q * quad + j * distance, quad * distance)
                 transpose(&taps[q * quad])
-            for q in range(channels if b.thin else 0):
-                transform_thin_weight(&taps[q * n_taps], packed + g * b.u_elements, first, c + q, b, unused)
-            for q in range(0 if b.thin else min(quad, b.phase_step - c)):
-                transform_phases(&taps[q * n_taps], u + ((c + q) * _NV + i) * VL, b, unused)
+            for q in range(min(quad, depth - c)):
+                if b.thin:
+                    transform_thin_weight(&taps[q * n_taps], packed + g * b.u_elements, first, c + q, b, unused)
+                else:
+                    transform_phases(&taps[q * n_taps], u + ((c + q) * _NV + i) * VL, b, unused)
     for i in range(0 if b.thin else b.T * b.T):  # lanes that no channel fills
         c = b.S * b.S * b.phase_step * NR
         memset(u + i * b.u_step + c, 0, (b.channel_blocks * VL * NR - c) * sizeof(real))

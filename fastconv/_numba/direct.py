@@ -220,8 +220,8 @@ def adjoint(geometry):
     COUNT, FILTERS_OF_IMAGE, ALL_FILTERS,  # planes of results; of those that read one image; of one sample
     ROWS, COLUMNS, OUT_COLUMNS,  # of the image and of results
     TO_IMAGE, TO_OUT,  # bytes to the next image, to the next plane of results
-    # Bytes to what is fetched into the cache meanwhile, images and results: of an adjoint from a row; else from a column's begin
-    # to cells one behind the other
+    # Bytes to what is fetched into the cache meanwhile, from images and from results: of an adjoint from a row; else from a
+    # column's begin to cells one behind the other, where AHEAD may lead to results, too
     AHEAD, OUT_AHEAD,
     TURNED, ACCUMULATE,  # the filter's cells from the last to the first
     ZEROS, WEIGHT, BIAS,  # addresses: IW zeros; all filters; their biases, or 0

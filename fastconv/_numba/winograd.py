@@ -1300,8 +1300,9 @@ def pack_weight_task(
     else:
         copy(own, address(weight) + (g * b.OCG + panel * NR) * K * size, filters * K * size)
     thin = b.thin > 0
+    depth = b.ICG if thin else b.phase_step
     u = address(packed) + (g * b.u_elements + (0 if thin else panel * b.channel_blocks * VL * NR)) * size
-    for square in range(ceil_div(b.phase_step, 4)):
+    for square in range(ceil_div(depth, 4)):
         c = square * 4
         for i in range(NV):
             first = panel * NR + i * VL
@@ -1315,10 +1316,11 @@ def pack_weight_task(
                 source = edge
                 distance = run
             take_taps(source, distance, taps, n_taps, dtype)
-            for q in range(channels if thin else 0):
-                transform_thin_weight(taps + q * n_taps * VL * size, u, first, c + q, b, dtype)
-            for q in range(0 if thin else min(b.phase_step - c, 4)):
-                transform_phases(taps + q * n_taps * VL * size, u + ((c + q) * NV + i) * VL * size, b, dtype)
+            for q in range(min(depth - c, 4)):
+                if thin:
+                    transform_thin_weight(taps + q * n_taps * VL * size, u, first, c + q, b, dtype)
+                else:
+                    transform_phases(taps + q * n_taps * VL * size, u + ((c + q) * NV + i) * VL * size, b, dtype)
     filled_to = b.S * b.S * b.phase_step * NR
     for xi in range(0 if thin else b.T * b.T):  # lanes that no channel fills
         clear(u + (xi * b.u_step + filled_to) * size, (b.channel_blocks * VL * NR - filled_to) * size)
