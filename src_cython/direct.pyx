@@ -959,7 +959,8 @@ cdef void depthwise_planes(
             ow = 0
             while ow < OW:
                 block = ow if ORDERED else min(ow, max(OW - VL, 0))
-                before = ow // (turns * width) * n_rows * p.count  # rows of results of the columns before that fetch the same
+                # Rows of results of the columns before that fetch the same
+                before = ow // (turns * width) * n_rows * p.count
                 p.ahead = ahead + oh * stride * p.IW + before * fetched(stride, VL)
                 p.out_ahead = out_ahead - block + before * VL
                 if ow % (turns * width):

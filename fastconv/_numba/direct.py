@@ -351,7 +351,7 @@ def fetched(stride, VL):
 
 
 @straight
-def fetch_along(cells, results, dtype, stride):
+def depthwise_fetch(cells, results, dtype, stride):
     """In the order of memory: so the hardware fetches along, which down the rows of a plane it would not."""
     for i in range(0, fetched(stride, lanes(dtype)) * itemsize(dtype), CACHE_LINE):
         if ORDERED:  # a line in a few cycles: too many for the first level to wait for
@@ -454,7 +454,7 @@ def depthwise_column(
             at += stride * to_row
             if oh >= 0:
                 if not pair:  # whole planes lie one behind the other
-                    fetch_along(fetch, out_fetch, dtype, stride)
+                    depthwise_fetch(fetch, out_fetch, dtype, stride)
                     fetch += fetched(stride, lanes(dtype)) * size
                     out_fetch += lanes(dtype) * size
                 value = untangle(sums[-1]) if stride == 2 else sums[-1]
@@ -575,9 +575,8 @@ def depthwise_planes(
             ow = 0
             while ow < OW:
                 block = ow if ORDERED else min(ow, max(OW - VL, 0))
-                before = (
-                    ow // (turns * width) * n_rows * count
-                )  # rows of results of the columns before that fetch the same
+                # Rows of results of the columns before that fetch the same
+                before = ow // (turns * width) * n_rows * count
                 cells = (ahead + oh * stride * IW + before * fetched(stride, VL)) * size
                 if ow % (turns * width):
                     cells = out + ((oh - first) * OW + out_ahead + before * fetched(stride, VL)) * size - input
