@@ -1,5 +1,6 @@
 """The Numba back end's own business: what is compiled is kept, found again and never taken for something else."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -61,10 +62,11 @@ print(out.sum(), "numba" in sys.modules)
 def test_compiled_code_is_kept_and_loads_without_numba(folder, n_threads):
     expected, actual = pads()
     assert np.array_equal(actual, expected)
-    (file,) = folder.iterdir()
+    (file,) = folder.glob("pad.*")
     before = file.stat().st_mtime_ns
     assert np.array_equal(pads()[1], expected) and file.stat().st_mtime_ns == before
-    _parallel.machine_code.__wrapped__()
+    for function in (_parallel.launch, _parallel.serve):
+        _parallel.machine_code.__wrapped__(function)
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_NUMBA, str(folder), str(n_threads)], capture_output=True, text=True, cwd=ROOT,
         timeout=300,
@@ -88,7 +90,7 @@ def test_every_task_can_be_kept(task):
 
 def test_damaged_code_is_compiled_again(folder):
     expected, _ = pads()
-    (file,) = folder.iterdir()
+    (file,) = folder.glob("pad.*")
     whole = file.read_bytes()
     for damaged in (b"", whole[:20], whole[:-5], whole[:40] + b"?" + whole[41:]):
         file.write_bytes(damaged)
@@ -222,7 +224,8 @@ def positive(value):
 def compiled(function):
     """``function`` of words, whose straight functions are globals of this module."""
     _late.make_all()
-    return _jit._ENTRY(_late.compiler().compile_words(function, function.__name__, "", __file__))
+    words = [ctypes.c_void_p] * function.__code__.co_argcount
+    return ctypes.CFUNCTYPE(None, *words)(_late.compiler().compile_words(function, function.__name__, "", __file__))
 
 
 def test_straight_code_does_what_python_does(folder, monkeypatch):

@@ -234,7 +234,7 @@ def compile_task(task: Any, dtype: np.dtype, file: str) -> int:
 
 
 def compile_words(function: Callable[..., None], task: str, dtype: str, file: str) -> int:
-    """Address of ``function``, whose arguments are words; its object file is kept for later processes."""
+    """Address of ``function``, whose arguments and result are words; its object file is kept for later processes."""
     name = f"{task}_{dtype}".replace(".", "_")
     words = (types.int64,) * function.__code__.co_argcount
     compiled = jit(function)
@@ -248,7 +248,7 @@ def compile_words(function: Callable[..., None], task: str, dtype: str, file: st
         if each.is_declaration and not each.name.startswith("llvm.")
     ]
     if foreign:  # what raises, as under NUMBA_BOUNDSCHECK=1, runs only where Numba is
-        callback = numba.cfunc(types.void(*words), error_model="numpy", fastmath={"contract"}, _nrt=False)(function)
+        callback = numba.cfunc(overload.signature, error_model="numpy", fastmath={"contract"}, _nrt=False)(function)
         _alive.append(callback)
         return callback.address
     return _store.keep(_machine().emit_object(module), task, dtype, file)
@@ -259,11 +259,11 @@ def _alone(library: Any, function: str, name: str, n_words: int) -> binding.Modu
     own = ir.Module()
     pointer, status = ir.IntType(8).as_pointer(), ir.IntType(32)
     target = ir.Function(own, ir.FunctionType(status, [pointer, pointer, *[_WORD] * n_words]), function)
-    entry = ir.Function(own, ir.FunctionType(ir.VoidType(), [_WORD] * n_words), name)
+    entry = ir.Function(own, ir.FunctionType(_WORD, [_WORD] * n_words), name)
     builder = ir.IRBuilder(entry.append_basic_block())
-    places = [builder.bitcast(builder.alloca(pointer), pointer) for _ in range(2)]  # of a result and an exception: none
-    builder.call(target, [*places, *entry.args])
-    builder.ret_void()
+    places = [builder.alloca(_WORD) for _ in range(2)]  # of the result, 0 for none, and of an exception: none
+    builder.call(target, [*[builder.bitcast(place, pointer) for place in places], *entry.args])
+    builder.ret(builder.load(places[0]))
     module = library._get_module_for_linking().clone()
     own.triple, own.data_layout = module.triple, module.data_layout
     module.link_in(binding.parse_assembly(str(own)))

@@ -20,12 +20,11 @@ NUMBA_DISABLE_JIT=1 the same code runs as Python.
 A task is compiled once for each dtype, by `_compile`, and kept by `_store`; a later process loads it without importing
 Numba. The machine code of a task is ``entry(first, last, worker, table)``: tasks first ... last - 1 by one worker. The
 table is the tuple of the arguments as it lies in memory: arrays, whose addresses and extents the entry reads itself, and
-numbers, all of them floats. So a call packs nothing. `_parallel` runs it on several threads.
+numbers, all of them floats. So a call packs nothing. `_parallel` runs it, on several threads if asked to.
 """
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -65,9 +64,6 @@ def shared(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-# Words travel as pointers, which ctypes converts in half the time: a good part of what a small layer takes
-_ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
-_ITEMS = tuple.__basicsize__  # from the start of a tuple to its items
 tasks: list[Task] = []  # of all modules imported so far
 
 
@@ -83,43 +79,39 @@ class Task:
         kinds = list(self.kinds.values())
         self._dtype_from = next(i for i, kind in enumerate(kinds) if kind.dtype == "real" and kind.ndim)
         self._numbers = [i for i, kind in enumerate(kinds) if not kind.ndim]
-        self._entries: dict[np.dtype, tuple[Callable[..., None], int]] = {}
+        self._entries: dict[int, int] = {}  # by size of the dtype, which is compared in less time
         tasks.append(self)
 
     @property
     def name(self) -> str:
         return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}"
 
-    def entry(self, dtype: np.dtype) -> tuple[Callable[..., None], int]:
-        """The machine code and its address: loaded, or else compiled and kept."""
+    def entry(self, dtype: np.dtype) -> int:
+        """Address of the machine code: loaded, or else compiled and kept."""
         with _late.lock:
-            found = self._entries.get(dtype)
+            found = self._entries.get(dtype.itemsize)
             if found is None:
                 file = inspect.getfile(self.function)
-                address = _store.load(self.name, dtype.name, file)
-                if address is None:
+                found = _store.load(self.name, dtype.name, file)
+                if found is None:
                     _late.make_all()
-                    address = _late.compiler().compile_task(self, dtype, file)
-                found = self._entries[dtype] = _ENTRY(address), address
+                    found = _late.compiler().compile_task(self, dtype, file)
+                self._entries[dtype.itemsize] = found
         return found
 
     def run(self, n_tasks: int, n_threads: int, *arguments: Any) -> None:
         """Run tasks 0 ... n_tasks - 1; with ``n_threads`` 1 no thread is started."""
-        dtype = arguments[self._dtype_from].dtype
-        entry = self._entries.get(dtype)
+        array = arguments[self._dtype_from]
+        entry = self._entries.get(array.itemsize)
         if entry is None:
             if _late.PLAIN_PYTHON:
-                self._run_python(n_tasks, dtype, arguments)
+                self._run_python(n_tasks, array.dtype, arguments)
                 return
-            entry = self.entry(dtype)
+            entry = self.entry(array.dtype)
         for i in self._numbers:
             if type(arguments[i]) is not float:
                 arguments = (*arguments[:i], float(arguments[i]), *arguments[i + 1 :])
-        table = id(arguments) + _ITEMS
-        if n_threads > 1 and n_tasks > 1:
-            _parallel.run(n_tasks, n_threads, entry[1], table)
-        else:
-            entry[0](0, int(n_tasks), 0, table)  # a pointer is no integer of NumPy
+        _parallel.run(n_tasks, n_threads, entry, arguments)
 
     def _run_python(self, n_tasks: int, dtype: np.dtype, arguments: tuple[Any, ...]) -> None:
         worker = (0,) if self.has_worker else ()

@@ -1,6 +1,7 @@
 """Several threads for a task, the twin of src_cython/team.h. A team is the caller's thread and helpers of ours, which machine
 code leads through the tasks of a job; it needs neither the GIL nor Numba's threading layers, whose import would cost more
-than a first call may take.
+than a first call may take. Python calls that code as it calls functions of C extensions: ctypes would take as long for it as
+a small layer for its work.
 
 A job is open while tasks are left. The caller writes it down, opens the gate and takes tasks as everyone does: one after
 the other of its own part, of which there are as many as threads, then what is left of the others'. Neighbouring tasks read
@@ -20,7 +21,6 @@ import atexit
 import ctypes
 import os
 import signal
-import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -43,6 +43,7 @@ SLEEPERS, WAKING = 128, 136  # helpers asleep; 1 while one of them is being woke
 WOKEN, BEARS = 144, 152  # when a helper was woken that has not run since, in ns, 0: none; how long the caller bears it
 CPUS, ACQUIRE, RELEASE, WAKE, DONE = 192, 200, 208, 216, 224  # set once: of this process, C functions, locks
 CLOCK, YIELD, WHERE, GET, SET = 232, 240, 248, 256, 264  # C functions, 0 where the system has none of them
+NUMBER, FAILED, SAVE, RESTORE, FALSE = 272, 280, 288, 296, 304  # C functions of Python
 HERE, THERE = 320, 336  # the time: of the caller, of the one who wakes another
 ALL, OTHERS = 384, 512  # sets of CPUs, of the one helper that moves
 SET_BYTES = 128
@@ -63,6 +64,11 @@ PLACES, INSIDE, ASLEEP = (1 << 16) - 1, 1 << 16, 1 << 32
 
 def _intrinsic(function: Callable[..., Any]) -> Any:
     return function if _late.PLAIN_PYTHON else _late.Late(lambda: extending.intrinsic(function))
+
+
+# C structures, on which CPython's and NumPy's ABI rest: what heads every object, then an array's `char *data`, or a tuple's
+# items behind their number.
+DATA, ITEMS = object.__basicsize__, tuple.__basicsize__
 
 
 def _word(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
@@ -131,6 +137,17 @@ def ask(typingctx, function, a, b, c):
         return builder.sext(result, ir.IntType(64))
 
     return types.int64(*[types.int64] * 4), codegen
+
+
+@_intrinsic
+def ask_word(typingctx, function, a):
+    """What the C function at an address returns, a pointer or long long."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)])
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+
+    return types.int64(types.int64, types.int64), codegen
 
 
 @_intrinsic
@@ -235,8 +252,9 @@ def perform(team, worker):
         gate = found
 
 
+@_late.helper
 def lead(team):
-    """The caller's part of the job that `run` has written down."""
+    """The caller's part of a job that is written down but for its threads' parts."""
     n_workers = read(team + N_WORKERS)
     for part in range(n_workers):
         write(read(team + PARTS) + 64 * part, 0)
@@ -258,6 +276,29 @@ def lead(team):
                 call(read(team + ACQUIRE), read(team + DONE), 1, 0, 0)
                 return
             gate = found
+
+
+def launch(words, arguments, count):
+    """What Python calls as ``launch(n_tasks, n_workers, entry, table)``: a function by METH_FASTCALL, whose self is the team's
+    array of words. ``table`` is a tuple.
+    """
+    team = read(words + DATA)
+    number = read(team + NUMBER)
+    n_tasks, n_workers = ask_word(number, read(arguments)), ask_word(number, read(arguments + 8))
+    entry, table = ask_word(number, read(arguments + 16)), read(arguments + 24) + ITEMS
+    if ask_word(read(team + FAILED), 0) != 0:
+        return 0
+    state = ask_word(read(team + SAVE), 0)  # of Python's thread, which has no GIL meanwhile
+    if n_workers > 1:
+        write(team + ENTRY, entry)
+        write(team + TABLE, table)
+        write(team + N_TASKS, n_tasks)
+        write(team + N_WORKERS, n_workers)
+        lead(team)
+    else:
+        call(entry, 0, n_tasks, 0, table)
+    ask_word(read(team + RESTORE), state)
+    return ask_word(read(team + FALSE), 0)
 
 
 def serve(team):
@@ -286,27 +327,36 @@ def serve(team):
             spins = read(team + SPINS)
 
 
-def _machine_code(function: Callable[..., None]) -> Callable[..., None]:
-    """``function`` of words: loaded, or else compiled and kept."""
+@cache
+def machine_code(function: Callable[..., Any]) -> int:
+    """Address of `launch` or `serve`: loaded, or else compiled and kept."""
     name = f"_parallel.{function.__name__}"
     with _late.lock:
         address = _store.load(name, "words", __file__)
         if address is None:
             _late.make_all()
             address = _late.compiler().compile_words(function, name, "words", __file__)
-    return ctypes.CFUNCTYPE(None)(address)  # without types of its arguments ctypes calls it in half the time
-
-
-@cache
-def machine_code() -> tuple[Callable[..., None], Callable[..., None]]:
-    """`lead` and `serve`."""
-    return _machine_code(lead), _machine_code(serve)
+    return address
 
 
 # --------------------------------------------------------------------------------------------------------------- teams
 
 _python = ctypes.pythonapi  # its locks know nothing of Python: no GIL, no owner
 _allocate_lock = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyThread_allocate_lock", _python))
+_new_function = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)(
+    ("PyCFunction_NewEx", _python)
+)
+_FUNCTIONS = {
+    ACQUIRE: "PyThread_acquire_lock", RELEASE: "PyThread_release_lock", NUMBER: "PyLong_AsLongLong",
+    FAILED: "PyErr_Occurred", SAVE: "PyEval_SaveThread", RESTORE: "PyEval_RestoreThread", FALSE: "PyBool_FromLong",
+}  # fmt: skip
+
+
+class _Method(ctypes.Structure):
+    """C structure PyMethodDef."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("code", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p))
+    FASTCALL = 0x80
 
 
 class Team:
@@ -316,17 +366,15 @@ class Team:
         words = np.zeros(_N_WORDS + 8, np.int64)
         words = words[-words.ctypes.data % 64 // 8 :]  # from a cache line's start
         self.words = memoryview(words)
-        self.job = self.words.cast("B")
-        self.place = ctypes.byref(ctypes.c_int64.from_address(words.ctypes.data))
+        self.place = words.ctypes.data
         self._helpers: list[threading.Thread] = []
-        self.lead, self._serve = machine_code()
         self._write(CPUS, _threads.available_cpus())
         self._write(WAKE, _new_lock())
         self._write(DONE, _new_lock())
-        for place, function in ((ACQUIRE, _python.PyThread_acquire_lock), (RELEASE, _python.PyThread_release_lock)):
-            self._write(place, ctypes.cast(function, ctypes.c_void_p).value)
-        for place, function in _system_functions().items():
+        for place, function in _functions().items():
             self._write(place, function)
+        self._method = _Method(b"launch", machine_code(launch), _Method.FASTCALL, None)  # to which the function points
+        self.launch = _new_function(ctypes.addressof(self._method), words, None)
         self._parts: list[np.ndarray] = []  # all that there were: an interrupted call may have left any of them in use
         self._room = 0
         self.size = 1  # the caller and the helpers
@@ -341,23 +389,24 @@ class Team:
             start = self._parts[-1].ctypes.data
             self._write(PARTS, start + -start % 64)
             self._room = n_workers
+        life = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(machine_code(serve))  # here: helpers have no stack to compile on
         with _stacks.lock, suppress(RuntimeError):  # the system gives no more threads, or Python ends
             _stacks.users = threading.stack_size(0)
             threading.stack_size(max(_stacks.users, _STACK) if _stacks.users else 0)
             try:
                 while self.size < n_workers:
-                    helper = threading.Thread(target=self._help, name="fastconv", daemon=True)
+                    helper = threading.Thread(target=self._help, args=(life,), name="fastconv", daemon=True)
                     helper.start()
                     self._helpers.append(helper)
                     self.size += 1
             finally:
                 _stacks.restore()
 
-    def _help(self) -> None:
+    def _help(self, life: Callable[[int], None]) -> None:
         # But for its own faults, signals are for threads that the program knows of
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-        self._serve(self.place)
+        life(self.place)
 
     def end(self) -> None:
         """Send the helpers home."""
@@ -369,19 +418,18 @@ class Team:
 
 
 @cache
-def _system_functions() -> dict[int, int]:
-    """Those by which a helper moves, if this is Linux."""
-    if not sys.platform.startswith("linux"):
-        return {}
-    names = {
-        CLOCK: "clock_gettime", YIELD: "sched_yield", WHERE: "sched_getcpu", GET: "sched_getaffinity",
-        SET: "sched_setaffinity",
-    }  # fmt: skip
-    library = ctypes.CDLL(None)
-    try:
-        return {place: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for place, name in names.items()}
-    except AttributeError:
-        return {}
+def _functions() -> dict[int, int]:
+    """Addresses of C functions by the places of a team's words."""
+    found = {place: getattr(_python, name) for place, name in _FUNCTIONS.items()}
+    if sys.platform.startswith("linux"):  # those by which a helper moves
+        names = {
+            CLOCK: "clock_gettime", YIELD: "sched_yield", WHERE: "sched_getcpu", GET: "sched_getaffinity",
+            SET: "sched_setaffinity",
+        }  # fmt: skip
+        library = ctypes.CDLL(None)
+        with suppress(AttributeError):
+            found.update({place: getattr(library, name) for place, name in names.items()})
+    return {place: ctypes.cast(function, ctypes.c_void_p).value or 0 for place, function in found.items()}
 
 
 def _new_lock() -> int:
@@ -391,7 +439,6 @@ def _new_lock() -> int:
 
 
 _idle: list[Team] = []
-_write_job = struct.Struct("4q").pack_into  # ENTRY, TABLE, N_TASKS, N_WORKERS
 _FAULTS = {getattr(signal, f"SIG{name}", None) for name in ("SEGV", "BUS", "FPE", "ILL", "TRAP", "ABRT", "SYS")}
 
 
@@ -411,18 +458,17 @@ class _Stacks:
 _stacks = _Stacks()
 
 
-def run(n_tasks: int, n_threads: int, entry: int, table: int) -> None:
+def run(n_tasks: int, n_threads: int, entry: int, table: tuple[Any, ...]) -> None:
     """Run tasks 0 ... n_tasks - 1 of the entry at an address on up to ``n_threads`` threads."""
     try:
         team = _idle.pop()
     except IndexError:
         team = Team()
     try:
-        n_workers = n_threads if n_threads < n_tasks else int(n_tasks)
+        n_workers = n_threads if n_threads < n_tasks else n_tasks
         if team.size < n_workers:
             team.grow(n_workers)
-        _write_job(team.job, ENTRY, entry, table, n_tasks, n_workers)  # ctypes would take longer for each
-        team.lead(team.place)
+        team.launch(n_tasks, n_workers, entry, table)
     finally:
         _idle.append(team)
 

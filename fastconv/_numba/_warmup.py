@@ -9,7 +9,7 @@ import numpy as np
 from fastconv._numba import _jit, _parallel, _store
 
 STEMS = ("direct", "im2col", "winograd", "pool", "pad", "elementwise")
-TEAM = "_parallel"  # what runs tasks on several threads is compiled, too
+TEAM = "_parallel"  # what runs tasks, on several threads too, is compiled as they are
 FIRST = (
     "direct.pooled_task", "direct.conv2d_task", "direct.depthwise_task", "im2col.pack_weight_task", "im2col.conv2d_task",
     "winograd.pack_weight_task", "winograd.conv2d_task", "winograd.input_task", "winograd.multiply_task",
@@ -37,6 +37,7 @@ def kernels(everything: bool) -> list[tuple[str, str]]:
 def compile(name: str, dtype: str) -> None:
     """Compile a kernel and keep it, unless it is there."""
     if name == TEAM:
-        _parallel.machine_code()
+        for function in (_parallel.launch, _parallel.serve):
+            _parallel.machine_code(function)
     else:
         _tasks()[name].entry(np.dtype(dtype))

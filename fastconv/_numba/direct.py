@@ -1224,12 +1224,13 @@ def conv2d_workspace(geometry, n_workers):
 def conv2d(input, weight, bias, act_min, act_max, output, pooled, indices, workspace, geometry, n_threads):
     """output = clamp((accumulate ? output : 0) + conv + bias, act_min, act_max)."""
     conv = plans(geometry)[0]
-    inputs = (input, weight, bias, act_min, act_max)
     if conv.pool_KH:
-        pooled_task.run(conv.n_tasks, n_threads, *inputs, pooled, indices, workspace, geometry)
+        pooled_task.run(
+            conv.n_tasks, n_threads, input, weight, bias, act_min, act_max, pooled, indices, workspace, geometry
+        )  # fmt: skip
     else:
         task = depthwise_task if conv.K else conv2d_task
-        task.run(conv.n_tasks, n_threads, 0.0, *inputs, output, workspace, geometry)
+        task.run(conv.n_tasks, n_threads, 0.0, input, weight, bias, act_min, act_max, output, workspace, geometry)
 
 
 # ------------------------------------------------------------------------------------------------- gradient of the input
