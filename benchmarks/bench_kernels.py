@@ -58,7 +58,7 @@ class _Kernel(_common.Timed):
         weight, stem = self.data.weight, stem_of(algorithm)
         if stem == "direct":
             return weight
-        packed = np.empty(getattr(self.k, stem).packed_weight_size(self.geometry), weight.dtype)
+        packed = self.kept(np.empty(getattr(self.k, stem).packed_weight_size(self.geometry), weight.dtype))
         self.bind(stem, "pack_weight", weight, packed)
         return packed
 

@@ -1645,6 +1645,7 @@ def conv2d(
 #
 # Tiles come in chunks, images or rows of one. The first driver transforms a chunk, the second multiplies: a task owns a
 # block of D and adds every chunk to it in order, and turns it to grad_weight after the last. A term of the sum is a tile.
+# Of MANY_GROUPS a task is a whole group, in memory of its worker: to start tasks takes longer than what they have to do.
 cdef enum:
     # V and Y' of a chunk together stay in the third-level cache; more if D is larger: D, which is read and written for
     # every chunk, need not be kept then
@@ -1700,12 +1701,13 @@ def conv2d_grad_weight_workspace(const int64_t[::1] geometry, Py_ssize_t n_worke
     cdef:
         Blocking b
         Outer o
-        Py_ssize_t most = 0, i
+        Py_ssize_t most = 0, copies, i
         Py_ssize_t[2] lengths = [VL_FLOAT, _VL_DOUBLE]
     for i in range(2):  # chunks of the two are of different sizes
         b = blocking(&geometry[0], lengths[i])
         o = outer(&b, &geometry[0])
-        most = max(most, o.v_elements + o.y_elements + o.kept_elements + n_workers * o.worker_elements)
+        copies = n_workers if geometry[GEO_G] >= MANY_GROUPS else 1
+        most = max(most, copies * (o.v_elements + o.y_elements + o.kept_elements) + n_workers * o.worker_elements)
     return most
 
 
@@ -1893,19 +1895,51 @@ cdef void conv2d_grad_weight_task(
 
 cdef struct GradWeight:
     Py_ssize_t itemsize
-    const void* input         # of the chunk
-    const void* grad_output
-    void* v
-    void* y
-    void* kept
-    void* grad_weight         # of the group
-    void* scratch
+    const char* inputs        # all of them
+    const char* grad_outputs
+    char* grad_weights
+    char* workspace
+    const char* input         # of the chunk
+    const char* grad_output
+    char* v
+    char* y
+    char* kept
+    char* grad_weight         # of the group
+    char* scratch
     Block at
+    Py_ssize_t images
     Py_ssize_t tiles          # of all images
     bint first, last          # chunk
     const Blocking* blocking
     const Outer* outer
     const int64_t* geometry
+
+
+cdef void put_workspace(GradWeight* job, char* workspace) noexcept nogil:
+    cdef const Outer* o = job.outer
+    job.v = workspace
+    job.y = job.v + o.v_elements * job.itemsize
+    job.kept = job.y + o.y_elements * job.itemsize
+    job.scratch = job.kept + o.kept_elements * job.itemsize
+
+
+cdef void put_chunk(GradWeight* job, Py_ssize_t chunk) noexcept nogil:
+    """Chunks of the first group come first."""
+    cdef:
+        const Blocking* b = job.blocking
+        const Outer* o = job.outer
+        Py_ssize_t G = job.geometry[GEO_G], chunks = o.image_chunks * o.row_chunks
+        Py_ssize_t g = chunk // chunks, n = chunk % chunks // o.row_chunks * o.images
+    job.images = min(o.images, job.geometry[GEO_N] - n)
+    job.at.row = chunk % o.row_chunks * o.rows * b.m
+    job.at.rows = min(o.rows, b.tile_rows - chunk % o.row_chunks * o.rows)
+    job.at.column, job.at.columns = 0, b.tile_columns
+    job.at.tiles = job.at.rows * job.at.columns
+    job.input = job.inputs + (n * G + g) * b.ICG * job.geometry[GEO_IH] * job.geometry[GEO_IW] * job.itemsize
+    job.grad_output = job.grad_outputs + (n * G + g) * b.OCG * b.OH * b.OW * job.itemsize
+    job.grad_weight = job.grad_weights + g * b.OCG * b.ICG * 9 * job.itemsize
+    job.tiles = job.images * job.at.tiles
+    job.first, job.last = chunk % chunks == 0, chunk % chunks == chunks - 1
 
 
 cdef void transform_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
@@ -1940,6 +1974,21 @@ cdef void conv2d_grad_weight_entry(const void* job, Py_ssize_t task, int worker)
         )
 
 
+cdef void group_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
+    cdef:
+        GradWeight d = (<const GradWeight*> job)[0]
+        const Outer* o = d.outer
+        Py_ssize_t elements = o.v_elements + o.y_elements + o.kept_elements + o.worker_elements
+        Py_ssize_t chunks = o.image_chunks * o.row_chunks, chunk, i
+    put_workspace(&d, d.workspace + worker * elements * d.itemsize)
+    for chunk in range(task * chunks, (task + 1) * chunks):
+        put_chunk(&d, chunk)
+        for i in range(d.images * (d.blocking.channel_blocks + o.filter_vectors)):
+            transform_entry(&d, i, 0)
+        for i in range(o.tile_blocks * o.panel_blocks):
+            conv2d_grad_weight_entry(&d, i, 0)
+
+
 def conv2d_grad_weight(
     const real[:, :, :, ::1] input,
     const real[:, :, :, ::1] grad_output,
@@ -1952,34 +2001,23 @@ def conv2d_grad_weight(
     cdef:
         Blocking b = blocking(&geometry[0], VL_FLOAT if real is float else _VL_DOUBLE)
         Outer o = outer(&b, &geometry[0])
-        Py_ssize_t N = geometry[GEO_N], G = geometry[GEO_G], g, n, images, chunk
-        Py_ssize_t chunks = o.image_chunks * o.row_chunks
-        const real* x = start(input)
-        const real* dy = start(grad_output)
+        Py_ssize_t G = geometry[GEO_G], chunks = o.image_chunks * o.row_chunks, chunk
         real* dw = <real*> start(grad_weight)
-        real* v = &workspace[0]
-        real* y = v + o.v_elements
-        real* kept = y + o.y_elements
         GradWeight job
     if chunks == 0:
         if not geometry[GEO_ACCUMULATE] and dw != NULL:
             memset(dw, 0, G * b.OCG * b.ICG * 9 * sizeof(real))
         return
-    job.itemsize, job.v, job.y, job.kept, job.scratch = sizeof(real), v, y, kept, kept + o.kept_elements
-    job.blocking, job.outer, job.geometry = &b, &o, &geometry[0]
-    job.at.column, job.at.columns = 0, b.tile_columns
-    for chunk in range(G * chunks):
-        g = chunk // chunks
-        n = chunk % chunks // o.row_chunks * o.images
-        images = min(o.images, N - n)
-        job.at.row = chunk % o.row_chunks * o.rows * b.m
-        job.at.rows = min(o.rows, b.tile_rows - chunk % o.row_chunks * o.rows)
-        job.at.tiles = job.at.rows * job.at.columns
-        job.input = x + (n * G + g) * b.ICG * geometry[GEO_IH] * geometry[GEO_IW]
-        job.grad_output = dy + (n * G + g) * b.OCG * b.OH * b.OW
-        job.grad_weight = dw + g * b.OCG * b.ICG * 9
-        job.tiles = images * job.at.tiles
-        job.first, job.last = chunk % chunks == 0, chunk % chunks == chunks - 1
+    job.itemsize, job.blocking, job.outer, job.geometry = sizeof(real), &b, &o, &geometry[0]
+    job.inputs, job.grad_outputs, job.grad_weights = <const char*> start(input), <const char*> start(grad_output), <char*> dw
+    job.workspace = <char*> &workspace[0]
+    if G >= MANY_GROUPS:
         with nogil:
-            each_task(transform_entry, &job, images * (b.channel_blocks + o.filter_vectors), n_threads)
+            each_task(group_entry, &job, G, n_threads)
+        return
+    put_workspace(&job, job.workspace)
+    for chunk in range(G * chunks):
+        put_chunk(&job, chunk)
+        with nogil:
+            each_task(transform_entry, &job, job.images * (b.channel_blocks + o.filter_vectors), n_threads)
             each_task(conv2d_grad_weight_entry, &job, o.tile_blocks * o.panel_blocks, n_threads)
