@@ -154,35 +154,46 @@ class Conv2dGradWeight(_Gradient):
 
 
 class PackWeight(_Kernel):
-    """What a functional call pays before an im2col convolution."""
+    """What a functional call pays before a convolution by an algorithm that packs."""
 
-    params = (_common.KERNELS, _common.CONVS, _common.THREADS)
-    param_names = ("backend", "shape", "threads")
+    params = (_common.KERNELS, ("im2col", "winograd"), _common.CONVS, _common.THREADS)
+    param_names = ("backend", "algorithm", "shape", "threads")
 
-    def setup(self, kernel, name, threads):
+    def setup(self, kernel, algorithm, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
-        self.geometry = _common.conv_problem(shape, self.dtype).geometry()
-        packed = self.kept(np.empty(self.k.im2col.packed_weight_size(self.geometry), self.dtype))
-        self.bind("im2col", "pack_weight", self.data.weight, packed)
+        problem = _common.conv_problem(shape, self.dtype)
+        _common.require_algorithm(algorithm, problem)
+        self.geometry = problem.geometry(tile=tile_of(problem))
+        self.packed_weight(algorithm)
 
-    def time_pack_weight(self, kernel, name, threads):
+    def time_pack_weight(self, kernel, algorithm, name, threads):
         self.call()
 
 
 class Columns(_Kernel):
-    """The whole column matrix, and its adjoint."""
+    """The whole column matrix, and its adjoint; the maps of a layer with strides put together from their phases."""
 
-    params = (_common.KERNELS, ("im2col", "col2im"), ("resnet50.layer1.conv", *_common.SMOKE_CONVS), _common.THREADS)
+    params = (
+        _common.KERNELS,
+        ("im2col", "col2im", "interleave"),
+        ("resnet50.layer1.conv", "resnet50.layer2.conv1", *_common.SMOKE_CONVS),
+        _common.THREADS,
+    )
     param_names = ("backend", "kernel", "shape", "threads")
 
     def setup(self, kernel, function, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
         self.geometry = _common.conv_problem(shape, self.dtype).geometry()
-        OH, OW = shape.conv_extents
-        cols = np.zeros((1, shape.IC, shape.kernel, shape.kernel, OH, OW), self.dtype)
-        arrays = (self.data.input, cols) if function == "im2col" else (cols, self.data.input)
+        if function == "interleave":
+            if shape.stride == 1:
+                raise NotImplementedError("a layer of stride 1 has one phase")
+            arrays = self.data.input.ravel(), self.kept(np.empty_like(self.data.input))
+        else:
+            OH, OW = shape.conv_extents
+            cols = self.kept(np.zeros((1, shape.IC, shape.kernel, shape.kernel, OH, OW), self.dtype))
+            arrays = (self.data.input, cols) if function == "im2col" else (cols, self.data.input)
         self.bind("im2col", function, *arrays)
 
     def time_columns(self, kernel, function, name, threads):
@@ -207,22 +218,56 @@ class MaxPool2d(_Kernel):
         self.call()
 
 
-class MaxPool2dBackward(_Kernel):
-    """Gradient of the max-pool."""
+class _Pooled(_Kernel):
+    """What reads or writes cells by the indices of a max-pool."""
 
     params = (_common.KERNELS, _common.POOLS, _common.THREADS)
     param_names = ("backend", "shape", "threads")
 
-    def setup(self, kernel, name, threads):
+    def prepare_pooled(self, kernel, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
         self.geometry = _common.pool_problem(shape, self.dtype).geometry()
-        output, indices = np.empty(shape.output_shape, self.dtype), self.kept(np.empty(shape.output_shape, "int64"))
-        self.bind("pool", "max_pool2d", self.data.input, output, indices)
+        output, self.indices = (
+            np.empty(shape.output_shape, self.dtype),
+            self.kept(np.empty(shape.output_shape, "int64")),
+        )
+        self.bind("pool", "max_pool2d", self.data.input, output, self.indices)
+
+
+class MaxPool2dBackward(_Pooled):
+    """Gradient of the max-pool."""
+
+    def setup(self, kernel, name, threads):
+        self.prepare_pooled(kernel, name, threads)
         grad_input, outside = self.kept(np.empty_like(self.data.input)), np.empty(1, "int64")
-        self.bind("pool", "max_pool2d_backward", self.data.grad_output, indices, grad_input, outside)
+        self.bind("pool", "max_pool2d_backward", self.data.grad_output, self.indices, grad_input, outside)
 
     def time_max_pool2d_backward(self, kernel, name, threads):
+        self.call()
+
+
+class MaxUnpool2d(_Pooled):
+    """The way back through the switches of a deconvnet."""
+
+    def setup(self, kernel, name, threads):
+        self.prepare_pooled(kernel, name, threads)
+        output, outside = self.kept(np.empty_like(self.data.input)), np.empty(1, "int64")
+        self.bind("pool", "max_unpool2d", self.data.grad_output, self.indices, output, outside)
+
+    def time_max_unpool2d(self, kernel, name, threads):
+        self.call()
+
+
+class MaxUnpool2dBackward(_Pooled):
+    """Gradient of the unpooling."""
+
+    def setup(self, kernel, name, threads):
+        self.prepare_pooled(kernel, name, threads)
+        grad_input = self.kept(np.empty_like(self.data.grad_output))
+        self.bind("pool", "max_unpool2d_backward", self.data.input, self.indices, grad_input)
+
+    def time_max_unpool2d_backward(self, kernel, name, threads):
         self.call()
 
 
@@ -239,6 +284,53 @@ class AvgPool2d(_Kernel):
         self.bind("pool", "avg_pool2d", self.data.input, self.kept(np.empty(shape.output_shape, self.dtype)))
 
     def time_avg_pool2d(self, kernel, name, threads):
+        self.call()
+
+
+class AvgPool2dBackward(_Kernel):
+    """Gradient of the average pool."""
+
+    params = (_common.KERNELS, _common.POOLS, _common.THREADS)
+    param_names = ("backend", "shape", "threads")
+
+    def setup(self, kernel, name, threads):
+        shape = _common.get(name)
+        self.prepare(kernel, shape, threads)
+        self.geometry = _common.pool_problem(shape, self.dtype).geometry()
+        self.bind("pool", "avg_pool2d_backward", self.data.grad_output, self.kept(np.empty_like(self.data.input)))
+
+    def time_avg_pool2d_backward(self, kernel, name, threads):
+        self.call()
+
+
+class Elementwise(_Kernel):
+    """Cell by cell, on as many as the maps that a pool reads: residual sums, ReLU backward, optimisers, sums of maps, checks."""
+
+    functions = ("add", "rectify", "sgd", "adam", "map_sums", "non_finite")
+    params = (_common.KERNELS, functions, _common.POOLS, _common.THREADS)
+    param_names = ("backend", "kernel", "shape", "threads")
+
+    def setup(self, kernel, function, name, threads):
+        self.prepare(kernel, _common.get(name), threads)
+        self.geometry = np.empty(0, np.int64)
+        maps = self.data.input
+        term, changed = maps.ravel(), self.kept(np.ones(maps.size, self.dtype))
+        if function == "add":
+            arguments = term, -1.0, 1.0, changed
+        elif function == "rectify":
+            arguments = term, np.inf, changed
+        elif function == "sgd":
+            arguments = term, 1e-9, 0.9, 1e-4, False, changed, self.kept(np.zeros_like(changed))
+        elif function == "adam":
+            means = self.kept(np.zeros_like(changed)), self.kept(np.ones_like(changed))
+            arguments = term, 1e-9, 0.1, 0.999, 0.001, 1.0, 1e-8, 1.0, 1e-4, changed, *means
+        elif function == "map_sums":
+            arguments = maps, np.empty(maps.shape[1], self.dtype)
+        else:
+            arguments = term, np.empty(threads, self.dtype)
+        self.bind("elementwise", function, *arguments)
+
+    def time_elementwise(self, kernel, function, name, threads):
         self.call()
 
 
@@ -282,24 +374,38 @@ class NormaliseBackward(_Normalised):
 
 
 class Pad2d(_Kernel):
-    """The copy with a border, as a 3x3 convolution with padding 1 would need it."""
+    """The copy with a border, as a convolution with padding would need it, and its adjoint."""
 
     params = (
         _common.KERNELS,
+        ("pad2d", "pad2d_adjoint"),
         ("zeros", "reflect", "replicate", "circular"),
         ("resnet50.layer1.conv", "smoke.3x3"),
         _common.THREADS,
     )
-    param_names = ("backend", "padding_mode", "shape", "threads")
+    param_names = ("backend", "kernel", "padding_mode", "shape", "threads")
 
-    def setup(self, kernel, mode, name, threads):
+    def setup(self, kernel, function, mode, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
+        if not shape.padding:
+            raise NotImplementedError("no padding")
         border = _common.ConvProblem.from_args(
-            "benchmark", shape.input_shape, shape.weight_shape, self.dtype, 1, shape.padding, padding_mode=mode
+            "benchmark",
+            shape.input_shape,
+            shape.weight_shape,
+            self.dtype,
+            1,
+            shape.padding,
+            groups=shape.groups,
+            padding_mode=mode,
         ).border()
         self.geometry = border.geometry()
-        self.bind("pad", "pad2d", self.data.input, np.empty(border.output_shape, self.dtype))
+        padded = self.kept(np.ones(border.output_shape, self.dtype))
+        arrays = (
+            (self.data.input, padded) if function == "pad2d" else (padded, self.kept(np.empty_like(self.data.input)))
+        )
+        self.bind("pad", function, *arrays)
 
-    def time_pad2d(self, kernel, mode, name, threads):
+    def time_pad2d(self, kernel, function, mode, name, threads):
         self.call()

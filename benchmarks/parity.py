@@ -20,15 +20,25 @@ from .shapes import CLASSES, Shape
 OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], str]] = {
     **{f"forward {name}": (bench_kernels.Conv2d, (name,), "conv") for name in _common.FORWARD},
     **{f"unit {name}": (bench_kernels.Unit, (name,), "unit") for name in _common.FORWARD},
-    "pack im2col": (bench_kernels.PackWeight, (), "conv"),
+    **{f"pack {name}": (bench_kernels.PackWeight, (name,), "conv") for name in ("im2col", "winograd")},
     **{f"grad_input {name}": (bench_kernels.Conv2dGradInput, (name,), "conv") for name in ("im2col", "direct")},
     **{
         f"grad_weight {name}": (bench_kernels.Conv2dGradWeight, (name,), "conv")
         for name in ("im2col", "direct", "winograd")
     },
+    **{name: (bench_kernels.Columns, (name,), "conv") for name in ("im2col", "col2im", "interleave")},
+    **{
+        f"{name} {mode}": (bench_kernels.Pad2d, (name, mode), "conv")
+        for name in ("pad2d", "pad2d_adjoint")
+        for mode in ("zeros", "reflect", "replicate", "circular")
+    },
     "max_pool2d": (bench_kernels.MaxPool2d, (), "pool"),
     "max_pool2d_backward": (bench_kernels.MaxPool2dBackward, (), "pool"),
+    "max_unpool2d": (bench_kernels.MaxUnpool2d, (), "pool"),
+    "max_unpool2d_backward": (bench_kernels.MaxUnpool2dBackward, (), "pool"),
     "avg_pool2d": (bench_kernels.AvgPool2d, (), "pool"),
+    "avg_pool2d_backward": (bench_kernels.AvgPool2dBackward, (), "pool"),
+    **{name: (bench_kernels.Elementwise, (name,), "pool") for name in bench_kernels.Elementwise.functions},
     "normalise": (bench_kernels.Normalise, (), "pool"),
     "normalise_backward": (bench_kernels.NormaliseBackward, (), "pool"),
 }
@@ -36,7 +46,15 @@ MOST_MACS = (
     250_000_000  # of a layer that the kernels made for small layers are timed on: direct, and columns turned back
 )
 UNUSUAL = 0.85  # a ratio that far from 1, in either direction, is measured again, five times as long
-FOR_SMALL = ("forward direct", "unit direct", "grad_input im2col", "grad_input direct", "grad_weight direct")
+FOR_SMALL = (
+    "im2col",
+    "col2im",
+    "forward direct",
+    "unit direct",
+    "grad_input im2col",
+    "grad_input direct",
+    "grad_weight direct",
+)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

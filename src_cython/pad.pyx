@@ -83,19 +83,34 @@ def pad2d(
         each_task(pad2d_entry, &job, g[GEO_N] * g[GEO_IC], n_threads)
 
 
+cdef inline void add_border(
+    real* row, const real* grads, Py_ssize_t from_column, Py_ssize_t to_column, Py_ssize_t IW, Py_ssize_t pad_left,
+    int64_t mode,
+) noexcept nogil:
+    """What columns of the border add to a row."""
+    cdef Py_ssize_t ow, iw
+    for ow in range(from_column, to_column):
+        iw = source(ow - pad_left, IW, mode)
+        if iw >= 0:
+            row[iw] += grads[ow]
+
+
 cdef void pad2d_adjoint_task(
     Py_ssize_t task,
     const real* grad_output,  # IN
     real* grad_input,         # OUT
     const int64_t* geometry,  # IN
 ) noexcept nogil:
-    # A task is one plane; its cells are summed in row-major order of the output.
+    # A task is one plane, whose cells sum row after row of the output: of each what lies over the image first, as vectors
+    # that read a cell of the border just after it is written would wait for it.
     cdef:
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
         int64_t mode = geometry[GEO_PAD_MODE]
-        Py_ssize_t oh, ow, ih, iw
-        const real* row
+        Py_ssize_t oh, ow, ih
+        Py_ssize_t first = min(max(pad_left, 0), OW), last = max(min(pad_left + IW, OW), first)
+        const real* grads
+        real* row
         real* plane = grad_input + task * IH * IW
 
     memset(plane, 0, IH * IW * sizeof(real))
@@ -103,11 +118,11 @@ cdef void pad2d_adjoint_task(
         ih = source(oh - pad_top, IH, mode)
         if ih < 0:
             continue
-        row = grad_output + (task * OH + oh) * OW
-        for ow in range(OW):
-            iw = source(ow - pad_left, IW, mode)
-            if iw >= 0:
-                plane[ih * IW + iw] += row[ow]
+        row, grads = plane + ih * IW, grad_output + (task * OH + oh) * OW
+        for ow in range(first, last):
+            row[ow - pad_left] += grads[ow]
+        add_border(row, grads, 0, first, IW, pad_left, mode)
+        add_border(row, grads, last, OW, IW, pad_left, mode)
 
 
 cdef void pad2d_adjoint_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:

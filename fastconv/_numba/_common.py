@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastconv._numba._jit import helper, shared
-from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT, get, put
+from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT, get, itemsize, lanes, load, load_quad, put, store
 from fastconv._numba._straight import straight
 
 # Of a matrix product, MR filters x NV vectors of pixels: MR * NV accumulators, NV vectors and one broadcast must fit into
@@ -47,6 +47,21 @@ def put_words(words, values):
     """Write integers to an address, for `read_words`: dozens of arguments would be pushed for each call."""
     for i, value in enumerate(values):
         put(words, i, value)
+
+
+@helper
+def add_run(target, source, count, dtype):
+    """target[i] += source[i] for i < count: a row of a map."""
+    VL, quad, i = lanes(dtype), 16 // itemsize(dtype), 0
+    while i + VL <= count:
+        store(target, i, load(target, i, dtype) + load(source, i, dtype))
+        i += VL
+    while i + quad <= count:  # some lanes of a vector, as they are stored, would have the next row's loads wait
+        store(target, i, load_quad(target, i, dtype) + load_quad(source, i, dtype))
+        i += quad
+    while i < count:
+        put(target, i, get(target, i, dtype) + get(source, i, dtype))
+        i += 1
 
 
 @helper

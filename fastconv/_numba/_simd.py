@@ -8,6 +8,7 @@ type take it as ``dtype``: the ``.dtype`` of an array, or ``np.float32`` and its
     itemsize(dtype), lanes(dtype)     bytes of an element, elements of a vector; constants to the compiler
     get(address, offset, dtype)       one element              put(address, offset, value)
     load(address, offset, dtype)      a vector                 store(address, offset, vector)
+    load_quad(address, offset, dtype) 16 bytes, as a vector of fewer lanes
     broadcast(value)                  value in every lane
     a + b, a - b, a * b, -a           on vectors of one type
     fma(a, b, c)                      a * b + c, fused wherever the CPU can
@@ -171,6 +172,12 @@ def put(typingctx, address, offset, value):
 def load(typingctx, address, offset, dtype):
     element = _element(dtype)
     return _read(_vector(element), element, dtype)
+
+
+@_with_python(lambda address, offset, dtype: _view(address, offset, 16 // np.dtype(dtype).itemsize, dtype).copy())
+def load_quad(typingctx, address, offset, dtype):
+    element = _element(dtype)
+    return _read(Vector(element, 128 // element.bitwidth), element, dtype)
 
 
 @_with_python(_python_put)

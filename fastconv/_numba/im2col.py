@@ -23,12 +23,13 @@ from functools import lru_cache
 import numpy as np
 
 from fastconv._numba._common import (
-    CACHE_LINE, DEPTHS, LISTED_DEPTHS, LISTED_MR, LISTED_NV, MR, NV, OUTER_MR, OUTER_NV, ceil_div, clamp, lines, read_words,
+    CACHE_LINE, DEPTHS, LISTED_DEPTHS, LISTED_MR, LISTED_NV, MR, NV, OUTER_MR, OUTER_NV, add_run, ceil_div, clamp, lines,
+    read_words,
 )  # fmt: skip
-from fastconv._numba._direct_simd import every_other, zip_high, zip_low
+from fastconv._numba._direct_simd import every_other, load_inside, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
 from fastconv._numba._lanes import store_filters
-from fastconv._numba._pool_simd import even, fold_max, odd, untangle
+from fastconv._numba._pool_simd import even, fold_max, odd, store_first, untangle
 from fastconv._numba._jit import const_int64, const_real, helper, index, int64, real, task
 from fastconv._numba._simd import (
     LOADS_ARE_SCARCE, VL_DOUBLE, VL_FLOAT, address, broadcast, clear, copy, fma, get, itemsize, lanes, load, local,
@@ -870,8 +871,12 @@ def copy_every_other(source, target, count, stride, dtype):
     """target[j] = source[stride * j] for j < count, stride 2 or 4, without a scalar tail: the last vector overlaps."""
     VL, size = lanes(dtype), itemsize(dtype)
     if count < VL:
-        for j in range(count):
-            put(target, j, get(source, stride * j, dtype))
+        if stride == 2:
+            a, b = load_inside(source, 0, 2 * count - 1, dtype), load_inside(source, VL, 2 * count - 1, dtype)
+            store_first(target, 0, untangle(even(a, b)), count)
+        else:
+            for j in range(count):
+                put(target, j, get(source, stride * j, dtype))
         return
     j = 0
     while True:
@@ -1215,6 +1220,8 @@ def im2col_task(
                     clear(target, first * size)
                     if stride_w == 1:
                         copy(target + first * size, source + first * size, (last - first) * size)
+                    elif stride_w == 2:
+                        copy_every_other(source + 2 * first * size, target + first * size, last - first, 2, dtype)
                     else:
                         for ow in range(first, last):
                             put(target, ow, get(source, ow * stride_w, dtype))
@@ -1241,7 +1248,7 @@ def col2im_task(
     dil_h, dil_w = geometry[GEO_DIL_H], geometry[GEO_DIL_W]
     pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
     dtype = output.dtype
-    VL, size = lanes(dtype), itemsize(dtype)
+    size = itemsize(dtype)
     plane = address(output) + task * IH * IW * size
     source = address(cols) + task * KH * KW * OH * OW * size
     clear(plane, IH * IW * size)
@@ -1255,11 +1262,7 @@ def col2im_task(
                 if 0 <= ih < IH:
                     target = plane + (ih * IW + left) * size
                     if stride_w == 1:
-                        whole = first + (last - first) // VL * VL
-                        for ow in range(first, whole, VL):
-                            store(target, ow, load(target, ow, dtype) + load(source, ow, dtype))
-                        for ow in range(whole, last):
-                            put(target, ow, get(target, ow, dtype) + get(source, ow, dtype))
+                        add_run(target + first * size, source + first * size, last - first, dtype)
                     else:
                         for ow in range(first, last):
                             at = ow * stride_w
@@ -1300,9 +1303,12 @@ def interleave_task(
                     a, b = load(source, j, dtype), load(second, j, dtype)
                     store(target, 2 * j, zip_low(a, b))
                     store(target, 2 * j + VL, zip_high(a, b))
-                for j in range(whole, IW // 2):
-                    put(target, 2 * j, get(source, j, dtype))
-                    put(target, 2 * j + 1, get(second, j, dtype))
+                left = IW // 2 - whole
+                if left > 0:
+                    a, b = load_inside(source, whole, IW // 2, dtype), load_inside(second, whole, IW // 2, dtype)
+                    store_first(target, 2 * whole, zip_low(a, b), min(2 * left, VL))
+                    if 2 * left > VL:
+                        store_first(target, 2 * whole + VL, zip_high(a, b), 2 * left - VL)
                 if IW % 2 != 0:
                     put(target, IW - 1, get(source, IW // 2, dtype))
                 continue

@@ -1,18 +1,10 @@
 """Copy an image with a border, and the adjoint of that copy. Formula and shapes: fastconv/_reference/pad.py."""
 
+from fastconv._numba._common import add_run
 from fastconv._numba._jit import VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, real, task
+from fastconv._numba._simd import address, clear, copy, get, itemsize, put
 from fastconv._problem import (
-    GEO_IC,
-    GEO_IH,
-    GEO_IW,
-    GEO_N,
-    GEO_OH,
-    GEO_OW,
-    GEO_PAD_LEFT,
-    GEO_PAD_MODE,
-    GEO_PAD_TOP,
-    PAD_CIRCULAR,
-    PAD_REFLECT,
+    GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_MODE, GEO_PAD_TOP, PAD_CIRCULAR, PAD_REFLECT,
     PAD_REPLICATE,
 )  # fmt: skip
 
@@ -39,34 +31,42 @@ def pad2d_task(
     geometry: const_int64[::1],  # IN
 ):
     # A task is one plane.
-    IC, IH, IW = geometry[GEO_IC], geometry[GEO_IH], geometry[GEO_IW]
-    OH, OW = geometry[GEO_OH], geometry[GEO_OW]
+    IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
     pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    mode = geometry[GEO_PAD_MODE]
-    n, c = task // IC, task % IC
+    mode, dtype = geometry[GEO_PAD_MODE], input.dtype
+    size = itemsize(dtype)
     # Output columns [first, last) copy a run of input columns
     first = min(max(pad_left, 0), OW)
     last = max(min(pad_left + IW, OW), first)
 
     for oh in range(OH):
         ih = source(oh - pad_top, IH, mode)
+        target = address(output) + (task * OH + oh) * OW * size
         if ih < 0:
-            for ow in range(OW):
-                output[n, c, oh, ow] = 0
+            clear(target, OW * size)
             continue
-        for ow in range(first, last):
-            output[n, c, oh, ow] = input[n, c, ih, ow - pad_left]
+        row = address(input) + (task * IH + ih) * IW * size
+        copy(target + first * size, row + (first - pad_left) * size, (last - first) * size)
         for ow in range(first):
             iw = source(ow - pad_left, IW, mode)
-            output[n, c, oh, ow] = input[n, c, ih, iw] if iw >= 0 else 0
+            put(target, ow, get(row, iw, dtype) if iw >= 0 else dtype.type(0))
         for ow in range(last, OW):
             iw = source(ow - pad_left, IW, mode)
-            output[n, c, oh, ow] = input[n, c, ih, iw] if iw >= 0 else 0
+            put(target, ow, get(row, iw, dtype) if iw >= 0 else dtype.type(0))
 
 
 def pad2d(input, output, workspace, geometry, n_threads):
     """input (N, IC, IH, IW) -> output (N, IC, OH, OW)."""
     pad2d_task.run(geometry[GEO_N] * geometry[GEO_IC], n_threads, input, output, geometry)
+
+
+@helper
+def add_border(row, grads, from_column, to_column, IW, pad_left, mode, dtype):
+    """What columns of the border add to a row."""
+    for ow in range(from_column, to_column):
+        iw = source(ow - pad_left, IW, mode)
+        if iw >= 0:
+            put(row, iw, get(row, iw, dtype) + get(grads, ow, dtype))
 
 
 @task
@@ -76,24 +76,25 @@ def pad2d_adjoint_task(
     grad_input: real[:, :, :, ::1],  # OUT
     geometry: const_int64[::1],  # IN
 ):
-    # A task is one plane; its cells are summed in row-major order of the output.
-    IC, IH, IW = geometry[GEO_IC], geometry[GEO_IH], geometry[GEO_IW]
-    OH, OW = geometry[GEO_OH], geometry[GEO_OW]
+    # A task is one plane, whose cells sum row after row of the output: of each what lies over the image first, as vectors
+    # that read a cell of the border just after it is written would wait for it.
+    IH, IW, OH, OW = geometry[GEO_IH], geometry[GEO_IW], geometry[GEO_OH], geometry[GEO_OW]
     pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
-    mode = geometry[GEO_PAD_MODE]
-    n, c = task // IC, task % IC
+    mode, dtype = geometry[GEO_PAD_MODE], grad_output.dtype
+    size = itemsize(dtype)
+    plane = address(grad_input) + task * IH * IW * size
+    first = min(max(pad_left, 0), OW)
+    last = max(min(pad_left + IW, OW), first)
 
-    for ih in range(IH):
-        for iw in range(IW):
-            grad_input[n, c, ih, iw] = 0
+    clear(plane, IH * IW * size)
     for oh in range(OH):
         ih = source(oh - pad_top, IH, mode)
         if ih < 0:
             continue
-        for ow in range(OW):
-            iw = source(ow - pad_left, IW, mode)
-            if iw >= 0:
-                grad_input[n, c, ih, iw] += grad_output[n, c, oh, ow]
+        row, grads = plane + ih * IW * size, address(grad_output) + (task * OH + oh) * OW * size
+        add_run(row + (first - pad_left) * size, grads + first * size, last - first, dtype)
+        add_border(row, grads, 0, first, IW, pad_left, mode, dtype)
+        add_border(row, grads, last, OW, IW, pad_left, mode, dtype)
 
 
 def pad2d_adjoint(grad_output, grad_input, workspace, geometry, n_threads):

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from fastconv._numba._common import add_run, lines
+from fastconv._numba._direct_simd import zip_high, zip_low
 from fastconv._numba._jit import (
     VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, shared, task,
 )  # fmt: skip
@@ -20,7 +22,7 @@ from fastconv._numba._pool_simd import (
     untangle, zip_pieces_high, zip_pieces_low,
 )  # fmt: skip
 from fastconv._numba._simd import (
-    address, broadcast, clear, get, inlined, itemsize, lanes, load, local, outlined, put, store,
+    address, broadcast, clear, copy, get, inlined, itemsize, lanes, load, local, outlined, put, store,
 )  # fmt: skip
 from fastconv._numba._straight import straight
 from fastconv._problem import (
@@ -522,33 +524,41 @@ def avg_pool2d(input, output, workspace, geometry, n_threads):
 
 
 @helper
-def spread_pass(share, frame, stride_w):
+def spread_pass(share, frame, OW, stride_w, dtype):
     """One column of all windows: frame[ow * stride_w] += share[ow]."""
+    VL, zero = lanes(dtype), broadcast(dtype.type(0))
     if stride_w == 1:
-        for ow in range(share.size):
-            frame[ow] += share[ow]
+        for ow in range(0, OW, VL):
+            store(frame, ow, load(frame, ow, dtype) + load(share, ow, dtype))
+    elif stride_w == 2:
+        for ow in range(0, OW, VL):
+            x = load(share, ow, dtype)
+            store(frame, 2 * ow, load(frame, 2 * ow, dtype) + zip_low(x, zero))
+            store(frame, 2 * ow + VL, load(frame, 2 * ow + VL, dtype) + zip_high(x, zero))
     else:
-        for ow in range(share.size):
-            frame[ow * stride_w] += share[ow]
+        for ow in range(OW):
+            put(frame, ow * stride_w, get(frame, ow * stride_w, dtype) + get(share, ow, dtype))
 
 
 @helper
-def repeat_pass(share, frame, KW):
+def repeat_pass(share, frame, OW, KW, dtype):
     """All columns of windows that lie side by side: frame[ow * KW + kw] = share[ow]."""
+    VL = lanes(dtype)
     if KW == 2:
-        for ow in range(share.size):
-            frame[2 * ow] = frame[2 * ow + 1] = share[ow]
+        for ow in range(0, OW, VL):
+            x = load(share, ow, dtype)
+            store(frame, 2 * ow, zip_low(x, x))
+            store(frame, 2 * ow + VL, zip_high(x, x))
     else:
-        for ow in range(share.size):
+        for ow in range(OW):
             for kw in range(KW):
-                frame[ow * KW + kw] = share[ow]
+                put(frame, ow * KW + kw, get(share, ow, dtype))
 
 
 @shared
 def spread_size(geometry):
-    """Elements for the divisors, a row of shares, and that row spread."""
-    OW = geometry[GEO_OW]
-    return 2 * OW + (OW - 1) * geometry[GEO_STRIDE_W] + span(geometry[GEO_KW], geometry[GEO_DIL_W])
+    """Elements for the divisors, a row of shares, and that row spread: of whole vectors, the last filled up with shares of 0."""
+    return lines(geometry[GEO_OW]) * (2 + geometry[GEO_STRIDE_W]) + span(geometry[GEO_KW], geometry[GEO_DIL_W])
 
 
 @task
@@ -567,41 +577,47 @@ def avg_pool2d_backward_task(
     stride_h, stride_w, dil_h, dil_w = (
         geometry[GEO_STRIDE_H], geometry[GEO_STRIDE_W], geometry[GEO_DIL_H], geometry[GEO_DIL_W],
     )  # fmt: skip
-    pad_top, pad_left, size = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT], spread_size(geometry)
-    scratch = workspace[worker * size : (worker + 1) * size]
-    divisors, share, frame = scratch[:OW], scratch[OW : 2 * OW], scratch[2 * OW :]
-    spread = frame[pad_left : pad_left + IW]
+    pad_top, pad_left = geometry[GEO_PAD_TOP], geometry[GEO_PAD_LEFT]
+    dtype = grad_output.dtype
+    VL, size, width = lanes(dtype), itemsize(dtype), (OW - 1) * stride_w + span(KW, dil_w)
+    reach = min(width - pad_left, IW)
+    divisors = address(workspace) + worker * spread_size(geometry) * size
+    share = divisors + lines(OW) * size
+    frame = share + lines(OW) * size
+    spread = frame + pad_left * size
     beside, below = stride_w == KW and dil_w == 1, stride_h == KH and dil_h == 1
     met = min(OH * KH - pad_top, IH) if below else 0  # rows that are copied
     plane = task * planes_per_task(geometry)
     plane_last = min(plane + planes_per_task(geometry), geometry[GEO_N] * IC)
-    for ow in range(OW):
-        divisors[ow] = divisor_of_column(ow, geometry, scratch.dtype)
+    for ow in range(lines(OW)):
+        put(divisors, ow, divisor_of_column(min(ow, OW - 1), geometry, dtype))
     for plane in range(plane, plane_last):
-        image = grad_input[plane // IC, plane % IC]
-        for ih in range(met, IH):
-            image[ih] = 0
+        image = address(grad_input) + plane * IH * IW * size
+        clear(image + met * IW * size, (IH - met) * IW * size)
         for oh in range(OH):
-            grads = grad_output[plane // IC, plane % IC, oh]
-            rows = divisor_of_row(oh, geometry, scratch.dtype)
-            for ow in range(OW):
-                share[ow] = grads[ow] / (rows * divisors[ow])
+            grads = address(grad_output) + (plane * OH + oh) * OW * size
+            rows = broadcast(divisor_of_row(oh, geometry, dtype))
+            for ow in range(0, OW, VL):
+                if ow + VL <= OW:
+                    x = load(grads, ow, dtype)
+                else:
+                    x = load_inside(grads, ow, OW, dtype.type(0), dtype)
+                store(share, ow, divide(x, rows * load(divisors, ow, dtype)))
             if beside:
-                repeat_pass(share, frame, KW)
+                repeat_pass(share, frame, OW, KW, dtype)
             else:
-                frame[:] = 0
+                clear(frame, width * size)
                 for kw in range(KW):
-                    spread_pass(share, frame[kw * dil_w :], stride_w)
+                    spread_pass(share, frame + kw * dil_w * size, OW, stride_w, dtype)
             for kh in range(KH):
                 ih = oh * stride_h - pad_top + kh * dil_h
+                row = image + ih * IW * size
                 if 0 <= ih < met:
-                    row = image[ih]
-                    for iw in range(IW):
-                        row[iw] = spread[iw] if iw < spread.size else 0
+                    copy(row, spread, reach * size)
+                    if reach < IW:
+                        clear(row + reach * size, (IW - reach) * size)
                 elif 0 <= ih < IH:
-                    row = image[ih]
-                    for iw in range(spread.size):
-                        row[iw] += spread[iw]
+                    add_run(row, spread, reach, dtype)
 
 
 def avg_pool2d_backward_workspace(geometry, n_workers):

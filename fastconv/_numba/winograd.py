@@ -1198,12 +1198,15 @@ def transform_phases(
     memory = local(MOST_TAPS, dtype)
     own = address(memory)
     for phase in range(b.S * b.S):
-        for i in range(r * r):
-            kh, kw = i // r * b.S + phase // b.S, i % r * b.S + phase % b.S
-            if kh < K and kw < K:
-                store(own, i * VL, load(taps, (kh * K + kw) * VL, dtype))
-            else:
-                store(own, i * VL, zero)
+        if b.S == 1:
+            own = taps
+        else:
+            for i in range(r * r):
+                kh, kw = i // r * b.S + phase // b.S, i % r * b.S + phase % b.S
+                if kh < K and kw < K:
+                    store(own, i * VL, load(taps, (kh * K + kw) * VL, dtype))
+                else:
+                    store(own, i * VL, zero)
         if b.T == 4:
             transform_weight(own, u, step, dtype, 4, 3)
         elif b.T == 8:
