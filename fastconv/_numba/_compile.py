@@ -23,10 +23,10 @@ from numba.core.ir_utils import build_definitions
 from numba.extending import intrinsic
 
 from fastconv._numba import _store
+from fastconv._numba._parallel import DATA
 
-# C structures, on which NumPy's ABI and CPython's rest: what heads every object, then an array's `char *data; int nd;
-# npy_intp *dimensions;` or a float's `double ob_fval;`.
-_DATA = _VALUE = object.__basicsize__
+# Behind what heads every object: an array's `char *data; int nd; npy_intp *dimensions;` or a float's `double ob_fval;`.
+_DATA = _VALUE = DATA
 _DIMENSIONS = _DATA + 16
 
 _WORD = ir.IntType(64)

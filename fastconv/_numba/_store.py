@@ -1,10 +1,10 @@
 """Machine code of tasks in files, so that it is compiled once on a machine, and its loading, which needs no Numba.
 
 A file's name holds a digest of all that the code depends on: the kernel's source and that of the files it may use, the
-versions of Numba and llvmlite, the CPU and Numba's settings. Nothing else decides whether a file is right, so an
-upgrade never meets old code. A file starts with the digest of its contents: a damaged one is compiled again. Folders, in
-this order: NUMBA_CACHE_DIR alone if set; __pycache__ beside the kernels; FASTCONV_CACHE_DIR, or else ``fastconv`` in
-XDG_CACHE_HOME or ~/.cache. Where none can be written the code lives as long as the process.
+versions of Numba and llvmlite, how Python lays out its objects, the CPU and Numba's settings. Nothing else decides whether
+a file is right, so an upgrade never meets old code. A file starts with the digest of its contents: a damaged one is
+compiled again. Folders, in this order: NUMBA_CACHE_DIR alone if set; __pycache__ beside the kernels; FASTCONV_CACHE_DIR,
+or else ``fastconv`` in XDG_CACHE_HOME or ~/.cache. Where none can be written the code lives as long as the process.
 """
 
 from __future__ import annotations
@@ -65,14 +65,10 @@ def _common() -> bytes:
         f"{key}={value}" for key, value in os.environ.items() if key.startswith("NUMBA_") and key not in _NO_MATTER
     )
     features = binding.get_host_cpu_features().flatten()
+    layout = object.__basicsize__, tuple.__basicsize__  # of Python's objects, whose fields machine code reads
     host = (
-        numba_version(),
-        llvmlite_version,
-        binding.get_host_cpu_name(),
-        features,
-        VECTOR_BYTES,
-        setting("BOUNDSCHECK"),
-    )
+        numba_version(), llvmlite_version, binding.get_host_cpu_name(), features, VECTOR_BYTES, setting("BOUNDSCHECK"), layout,
+    )  # fmt: skip
     digest = hashlib.sha256(repr((host, settings)).encode())
     for path in [*sorted(_HERE.glob("_*.py")), _HERE.parent / "_problem.py"]:
         digest.update(path.read_bytes())
