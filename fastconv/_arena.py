@@ -1,4 +1,4 @@
-"""Workspaces: one growing buffer per Python thread, so that calls allocate nothing but their results."""
+"""Workspaces: one growing buffer per Python thread and dtype, so that calls allocate nothing but their results."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import numpy as np
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
-_local = threading.local()
-_generation = 0  # raised by clear_workspaces(); a thread drops its buffer when it sees a newer one
+_generation = 0  # raised by clear_workspaces(); a thread drops its buffers when it sees a newer one
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.generation = _generation
+        self.kept: dict[str, np.ndarray] = {}  # by dtype
+
+
+_local = _Local()
 
 
 def aligned_empty(n_bytes: int) -> np.ndarray:
@@ -20,18 +28,23 @@ def aligned_empty(n_bytes: int) -> np.ndarray:
 
 
 def workspace(elements: int, dtype: str) -> np.ndarray:
-    """1-D uninitialised array of at least ``elements``; valid until this thread's next call."""
-    # The whole buffer in this dtype is kept too: a view and a slice would cost a small call more than its arithmetic
-    whole = getattr(_local, dtype, None)
-    if whole is None or _local.generation != _generation or whole.size < elements:
-        n_bytes = -(-elements * np.dtype(dtype).itemsize // 8) * 8
-        if getattr(_local, "generation", -1) != _generation or _local.buffer.size < n_bytes:
-            _local.__dict__.clear()
-            _local.buffer = aligned_empty(n_bytes)
-            _local.generation = _generation
-        whole = _local.buffer.view(dtype)
-        setattr(_local, dtype, whole)
-    return whole
+    """1-D uninitialised array of at least ``elements``; nobody else's until `keep` gets it back.
+
+    A call may come in the midst of another one of this thread, from a signal's handler: it has a buffer of its own.
+    """
+    if _local.generation != _generation:
+        _local.kept.clear()
+        _local.generation = _generation
+    space = _local.kept.pop(dtype, None)
+    if space is None or space.size < elements:
+        space = aligned_empty(elements * np.dtype(dtype).itemsize).view(dtype)
+    return space
+
+
+def keep(space: np.ndarray, dtype: str) -> None:
+    """Keep a workspace for this thread's next call."""
+    if _local.generation == _generation:
+        _local.kept[dtype] = space
 
 
 def clear_workspaces() -> None:
@@ -46,4 +59,4 @@ def clear_workspaces() -> None:
     """
     global _generation
     _generation += 1
-    _local.__dict__.clear()
+    _local.kept.clear()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 
 from fastconv._arrays import ready
 from fastconv._plan import Plan
+from fastconv._threads import Lock
+
+_lock = Lock()  # around packing
 
 
 class PackedWeight:
@@ -39,7 +41,6 @@ class PackedWeight:
     def __init__(self, source: np.ndarray) -> None:
         self.source = source
         self._packs: dict[Any, np.ndarray] = {}
-        self._lock = threading.Lock()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,7 +66,7 @@ class PackedWeight:
         """The weight as ``plan`` reads it."""
         found = self._packs.get(plan.pack_key)
         if found is None:
-            with self._lock:
+            with _lock:
                 found = self._packs.get(plan.pack_key)
                 if found is None:
                     found = plan.pack(ready(self.source, plan.problem.weight_shape))

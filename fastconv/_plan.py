@@ -139,12 +139,16 @@ class Plan:
         elements = self._workspace_elements(n_workers)
         if workspace is None:
             space = _arena.workspace(elements, self._dtype_name)
-        else:
-            space = workspace.view(self._dtype)
-            if space.size < elements:
-                raise ValueError(
-                    f"Plan: workspace has {workspace.nbytes} bytes: it must have {elements * self._dtype.itemsize}"
-                )
+            try:
+                self._run(*operands, *outputs, space, n_workers)
+            finally:
+                _arena.keep(space, self._dtype_name)
+            return
+        space = workspace.view(self._dtype)
+        if space.size < elements:
+            raise ValueError(
+                f"Plan: workspace has {workspace.nbytes} bytes: it must have {elements * self._dtype.itemsize}"
+            )
         self._run(*operands, *outputs, space, n_workers)
 
     def pack(self, weight: np.ndarray) -> np.ndarray:

@@ -11,6 +11,26 @@ from pathlib import Path
 MOST_THREADS = 4096  # each has a workspace
 
 
+class Lock:
+    """A lock for the whole process, which its holder may take again, and which is open in a forked child: there the thread
+    that held it is missing.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
 class _Local(threading.local):
     count: int | None = None  # of ``config(num_threads=)``
 

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fastconv._threads import Lock
+
 FORMAT = 1
 LONGEST = 1e18  # nanoseconds, thirty years: no NaN, no infinity, no number too large for a float passes
-_lock = threading.Lock()
+_lock = Lock()
 _here: dict[str, dict[str, float]] = {}  # measured by this process
 _filed: dict[str, dict[str, float]] | None = None  # read from the file; None: not yet
 

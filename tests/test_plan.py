@@ -295,21 +295,28 @@ def test_workspaces_are_aligned_and_grow():
     fc.clear_workspaces()
     small = _arena.workspace(10, "float32")
     assert small.size >= 10 and small.dtype == np.float32 and small.ctypes.data % 64 == 0
-    large = _arena.workspace(1000, "float64")
-    assert large.size >= 1000 and large.dtype == np.float64 and large.ctypes.data % 64 == 0
+    _arena.keep(small, "float32")
+    large = _arena.workspace(1000, "float32")
+    assert large.size >= 1000 and large.ctypes.data % 64 == 0
+    other = _arena.workspace(1000, "float64")
+    assert other.size >= 1000 and other.dtype == np.float64 and not np.shares_memory(other, large)
+    _arena.keep(large, "float32")
     again = _arena.workspace(500, "float32")
     assert np.shares_memory(again, large), "a smaller request allocates again"
+    assert not np.shares_memory(again, _arena.workspace(500, "float32")), "two calls at once have one workspace"
 
 
 def test_clear_workspaces_drops_every_threads_buffer():
     fc.clear_workspaces()
     first = _arena.workspace(100, "float32")
+    _arena.keep(first, "float32")
     fc.clear_workspaces()
     assert not np.shares_memory(first, _arena.workspace(100, "float32"))
     asked, cleared, found = threading.Event(), threading.Event(), []
 
     def other():
         mine = _arena.workspace(100, "float32")
+        _arena.keep(mine, "float32")
         asked.set()
         cleared.wait(60)
         found.append(np.shares_memory(mine, _arena.workspace(100, "float32")))
@@ -325,6 +332,7 @@ def test_clear_workspaces_drops_every_threads_buffer():
 
 def test_threads_do_not_share_workspaces():
     mine, theirs = _arena.workspace(100, "float32"), []
+    _arena.keep(mine, "float32")
     thread = threading.Thread(target=lambda: theirs.append(_arena.workspace(100, "float32")))
     thread.start()
     thread.join()

@@ -280,6 +280,117 @@ def test_fork_after_use(name):
     assert run.stdout == "fine\n", run.stderr[-2000:]
 
 
+LOCKS = """
+import os, signal, sys, threading
+import numpy as np
+import fastconv as fc
+from fastconv import _packed, _tuned
+locks = [_packed._lock, _tuned._lock]
+if sys.argv[1] == "numba":
+    from fastconv._numba import _late
+    locks.append(_late.lock)
+held, free = threading.Event(), threading.Event()
+def hold():
+    for lock in locks: lock.__enter__()
+    held.set()
+    free.wait(600)
+    for lock in reversed(locks): lock.__exit__()
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait(600)
+child = os.fork()
+if child == 0:
+    signal.alarm(300)  # which ends a child that waits
+    w = fc.pack_conv2d_weight(np.ones((2, 3, 2, 2), "float32"))
+    with fc.config(backend=sys.argv[1], isa=sys.argv[2] or None):
+        out = fc.conv2d(np.ones((1, 3, 4, 4), "float32"), w, algorithm="im2col")
+    os._exit(0 if (out == 12).all() else 1)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+free.set()
+holder.join()
+print(code)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_forked_child_needs_no_lock_that_another_thread_held(name):
+    engine = engine_or_skip(name)
+    run = python(LOCKS, engine.backend, engine.isa or "")
+    assert run.stdout == "0\n", run.stderr[-2000:]
+
+
+WITHIN = """
+import signal, sys
+import numpy as np
+import fastconv as fc
+backend, isa, algorithm, mode = sys.argv[1:]
+rng = np.random.default_rng(0)
+x, w = (rng.integers(-3, 4, shape).astype("float32") for shape in ((1, 16, 24, 24), (16, 16, 3, 3)))
+other = 1000 * rng.standard_normal((1, 16, 20, 20)).astype("float32")
+def call(x):
+    return fc.conv2d(x, w, padding=1, padding_mode=mode, algorithm=algorithm)
+runs, wrong = 0, 0
+def handler(number, frame):
+    global runs
+    runs += 1
+    call(other)
+with fc.config(backend=backend, isa=isa or None, num_threads=1):
+    right = call(x)
+    call(other)
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 3e-4, 3e-4)
+    while runs < 1000:
+        wrong += not np.array_equal(call(x), right)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+print(wrong)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer")
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(("algorithm", "mode"), [("im2col", "reflect"), ("winograd", "zeros")])
+def test_a_call_within_a_call_has_memory_of_its_own(name, algorithm, mode):
+    """A signal's handler runs between two steps of a call, and calls as well."""
+    engine = engine_or_skip(name)
+    run = python(WITHIN, engine.backend, engine.isa or "", algorithm, mode)
+    assert run.stdout == "0\n", run.stderr[-2000:]
+
+
+INTERRUPTS = """
+import signal, sys, threading
+import numpy as np
+import fastconv as fc
+x, w = np.ones((2, 8, 24, 24), "float32"), np.ones((8, 8, 3, 3), "float32")
+rng, interrupts = np.random.default_rng(0), 0
+def handler(number, frame):
+    raise KeyboardInterrupt
+with fc.config(backend=sys.argv[1], isa=sys.argv[2] or None, num_threads=2):
+    right = fc.conv2d(x, w, padding=1)
+    signal.signal(signal.SIGALRM, handler)
+    while interrupts < 3000:
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 3e-4))
+                while True:
+                    fc.conv2d(x, w, padding=1)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            interrupts += 1
+    print(np.array_equal(fc.conv2d(x, w, padding=1), right), sum(t.name == "fastconv" for t in threading.enumerate()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer")
+@pytest.mark.parametrize("name", COMPILED)
+def test_interrupted_calls_leave_no_threads_behind(name):
+    engine = engine_or_skip(name)
+    run = python(INTERRUPTS, engine.backend, engine.isa or "")
+    helpers = 1 if engine.backend == "numba" else 0  # Cython's are none of Python's
+    assert run.stdout == f"True {helpers}\n", run.stderr[-2000:]
+
+
 POOL = """
 import os, sys
 import numpy as np

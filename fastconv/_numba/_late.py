@@ -7,10 +7,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from fastconv._threads import Lock
 
 
 def setting(name: str) -> str:
@@ -62,7 +63,7 @@ def helper(function: Any) -> Any:
 
 
 shared: list[Callable[..., Any]] = []  # functions that Numba is still to be told of
-lock = threading.RLock()  # around compilation
+lock = Lock()  # around compilation
 
 
 def make_all() -> None:

@@ -47,7 +47,10 @@ NUMBER, FAILED, SAVE, RESTORE, FALSE = 272, 280, 288, 296, 304  # C functions of
 HERE, THERE = 320, 336  # the time: of the caller, of the one who wakes another
 ALL, OTHERS = 384, 512  # sets of CPUs, of the one helper that moves
 SET_BYTES = 128
-_N_WORDS = 80
+METHOD = (
+    640  # what Python knows of `launch`; here, as its function reads it until the last and has the words as its self
+)
+_N_WORDS = 84
 
 # Pauses, of 10 to 140 cycles each by kind of CPU: as long as what lies between two layers of a network takes in NumPy
 _SPINS = 30000
@@ -352,10 +355,13 @@ _FUNCTIONS = {
 }  # fmt: skip
 
 
+_NAME = ctypes.c_char_p(b"launch")
+
+
 class _Method(ctypes.Structure):
     """C structure PyMethodDef."""
 
-    _fields_ = (("name", ctypes.c_char_p), ("code", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p))
+    _fields_ = (("name", ctypes.c_void_p), ("code", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_void_p))
     FASTCALL = 0x80
 
 
@@ -373,8 +379,13 @@ class Team:
         self._write(DONE, _new_lock())
         for place, function in _functions().items():
             self._write(place, function)
-        self._method = _Method(b"launch", machine_code(launch), _Method.FASTCALL, None)  # to which the function points
-        self.launch = _new_function(ctypes.addressof(self._method), words, None)
+        method = _Method.from_buffer(words, METHOD)
+        method.name, method.code, method.flags = (
+            ctypes.cast(_NAME, ctypes.c_void_p),
+            machine_code(launch),
+            _Method.FASTCALL,
+        )
+        self.launch = _new_function(ctypes.addressof(method), words, None)
         self._parts: list[np.ndarray] = []  # all that there were: an interrupted call may have left any of them in use
         self._room = 0
         self.size = 1  # the caller and the helpers
@@ -390,7 +401,7 @@ class Team:
             self._write(PARTS, start + -start % 64)
             self._room = n_workers
         life = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(machine_code(serve))  # here: helpers have no stack to compile on
-        with _stacks.lock, suppress(RuntimeError):  # the system gives no more threads, or Python ends
+        with _stacks.lock:
             _stacks.users = threading.stack_size(0)
             threading.stack_size(max(_stacks.users, _STACK) if _stacks.users else 0)
             try:
@@ -399,6 +410,9 @@ class Team:
                     helper.start()
                     self._helpers.append(helper)
                     self.size += 1
+            except RuntimeError as error:  # the system gives no more threads, or Python ends
+                if error.__context__ is not None:  # or it stands for an interrupt
+                    raise
             finally:
                 _stacks.restore()
 
@@ -438,7 +452,25 @@ def _new_lock() -> int:
     return int(lock)
 
 
+class _Lead:
+    """A team as long as its Python thread lives, from which no interrupt can take it; then it is another thread's."""
+
+    def __init__(self) -> None:
+        self.generation = _generation
+        self.team = _idle.pop() if _idle else Team()
+
+    def __del__(self) -> None:
+        if self.generation == _generation:
+            _idle.append(self.team)
+
+
+class _Local(threading.local):
+    lead: _Lead | None = None
+
+
+_local = _Local()
 _idle: list[Team] = []
+_generation = 0  # raised in a fork, where the teams of before have no helpers
 _FAULTS = {getattr(signal, f"SIG{name}", None) for name in ("SEGV", "BUS", "FPE", "ILL", "TRAP", "ABRT", "SYS")}
 
 
@@ -460,21 +492,18 @@ _stacks = _Stacks()
 
 def run(n_tasks: int, n_threads: int, entry: int, table: tuple[Any, ...]) -> None:
     """Run tasks 0 ... n_tasks - 1 of the entry at an address on up to ``n_threads`` threads."""
-    try:
-        team = _idle.pop()
-    except IndexError:
-        team = Team()
-    try:
-        n_workers = n_threads if n_threads < n_tasks else n_tasks
-        if team.size < n_workers:
-            team.grow(n_workers)
-        team.launch(n_tasks, n_workers, entry, table)
-    finally:
-        _idle.append(team)
+    lead = _local.lead
+    if lead is None:
+        lead = _local.lead = _Lead()
+    n_workers = n_threads if n_threads < n_tasks else n_tasks
+    if lead.team.size < n_workers:
+        lead.team.grow(n_workers)
+    lead.team.launch(n_tasks, n_workers, entry, table)
 
 
 def _end() -> None:
     """No helper may run where Python takes its memory away."""
+    _local.lead = None
     while _idle:
         _idle.pop().end()
 
@@ -483,7 +512,10 @@ atexit.register(_end)
 
 
 def _after_fork_in_child() -> None:
-    _idle.clear()  # their helpers are not here
+    global _generation
+    _generation += 1
+    _local.lead = None
+    _idle.clear()
     _stacks.lock = threading.Lock()
     _stacks.restore()
 
