@@ -43,7 +43,8 @@ cdef enum:
     THREAD_TASKS = 4           # strips of a fused pool for each thread, tasks of a flat problem
     CHUNK_FILTERS = 64         # the smallest chunk of filters: a pixel's columns are packed again for each
     IDLE = 8                   # filters are split into chunks where threads would wait 1/IDLE of the time or more,
-    EVEN = 32                  # flat planes into more blocks where they would 1/EVEN
+    EVEN = 32                  # flat planes into more blocks where they would 1/EVEN, or else into chunks where nothing is packed
+    SHARED_PIXELS = 96         # of a block at least, where threads share an image
     IN_PLACE_CELLS = 32 * BLOCK_PIXELS      # of a block that is read in place, or of its copied rows: a first-level cache
     SPARE = 16                 # tiles of whole rows may waste 1/SPARE of their lanes
     MOST_PLACES = 2048         # >= vectors of such a block
@@ -161,6 +162,8 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
             b.NB = min(ceil_div(ceil_div(b.P * images, THREAD_TASKS * n_threads), wide) * wide, BLOCK_PIXELS)
         elif not b.flat:  # more pixels where columns are short, as rows that neighbours share are copied twice
             b.NB = max(b.NB, min(_KC * BLOCK_PIXELS // b.kc, MOST_PIXELS))
+            if 2 * SHARED_PIXELS <= b.P and n_threads > 1:  # what threads copy of an image for themselves, they copy once
+                b.NB = min(b.NB, max(ceil_div(ceil_div(b.P * images, n_threads), wide) * wide, SHARED_PIXELS))
         if b.by_rows:  # of vectors for whole tiles
             rows = (IN_PLACE_CELLS // (b.ICG * b.row_width) - (KH - 1) * dil_h - 1) // b.row_step + 1
             b.NB = max(min(max(rows // LISTED_NV * LISTED_NV, LISTED_NV), MOST_PIXELS // b.OW, b.OH), 1) * b.OW
@@ -184,6 +187,8 @@ cdef Blocking blocking(const int64_t* geometry, Py_ssize_t n_threads) noexcept n
         b.unit, b.units = wide, ceil_div(b.P - lone, wide)
         while b.blocks < b.units and is_idle(images * b.blocks * b.chunks, n_threads, EVEN):
             b.blocks += 1
+        while b.in_place and b.chunks < b.OCG // CHUNK_FILTERS and is_idle(images * b.blocks * b.chunks, n_threads, EVEN):
+            b.chunks += 1
         b.NB, b.strips = ceil_div(b.units, max(b.blocks, 1)) * wide, b.blocks
     b.chunk_panels = ceil_div(b.panels, b.chunks)
     # The cells of a run stay in the first-level cache. Of a pool and of rows it is a block: RUN_CELLS says for which else

@@ -64,7 +64,8 @@ FEW_WEIGHTS = 16384  # that one thread packs before a second one is there
 THREAD_TASKS = 4  # strips of a fused pool for each thread, tasks of a flat problem
 CHUNK_FILTERS = 64  # the smallest chunk of filters: a pixel's columns are packed again for each
 IDLE = 8  # filters are split into chunks where threads would wait 1/IDLE of the time or more,
-EVEN = 32  # flat planes into more blocks where they would 1/EVEN
+EVEN = 32  # flat planes into more blocks where they would 1/EVEN, or else into chunks where nothing is packed
+SHARED_PIXELS = 96  # of a block at least, where threads share an image
 IN_PLACE_CELLS = 32 * BLOCK_PIXELS  # of a block that is read in place, or of its copied rows: a first-level cache
 SPARE = 16  # tiles of whole rows may waste 1/SPARE of their lanes
 MOST_PLACES = 2048  # >= vectors of such a block
@@ -208,6 +209,8 @@ def blocking(geometry, n_threads):
             NB = min(ceil_div(ceil_div(P * images, THREAD_TASKS * n_threads), wide) * wide, BLOCK_PIXELS)
         elif flat == 0:  # more pixels where columns are short, as rows that neighbours share are copied twice
             NB = max(NB, min(KC * BLOCK_PIXELS // kc, MOST_PIXELS))
+            if 2 * SHARED_PIXELS <= P and n_threads > 1:  # what threads copy of an image for themselves, they copy once
+                NB = min(NB, max(ceil_div(ceil_div(P * images, n_threads), wide) * wide, SHARED_PIXELS))
         if by_rows > 0:  # of vectors for whole tiles
             rows = (IN_PLACE_CELLS // (ICG * row_width) - (KH - 1) * dil_h - 1) // row_step + 1
             NB = max(min(max(rows // LISTED_NV * LISTED_NV, LISTED_NV), MOST_PIXELS // OW, OH), 1) * OW
@@ -233,6 +236,8 @@ def blocking(geometry, n_threads):
         unit, units = wide, ceil_div(P - lone, wide)
         while blocks < units and is_idle(images * blocks * chunks, n_threads, EVEN):
             blocks += 1
+        while in_place > 0 and chunks < OCG // CHUNK_FILTERS and is_idle(images * blocks * chunks, n_threads, EVEN):
+            chunks += 1
         NB, strips = ceil_div(units, max(blocks, 1)) * wide, blocks
     chunk_panels = ceil_div(panels, chunks)
     # The cells of a run stay in the first-level cache. Of a pool and of rows it is a block: RUN_CELLS says for which else
