@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fastconv._numba._direct_simd import first_lanes, zip_high, zip_low
 from fastconv._numba._jit import helper, shared
 from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT, get, itemsize, lanes, load, load_quad, put, store
 from fastconv._numba._straight import straight
@@ -61,6 +62,27 @@ def add_run(target, source, count, dtype):
         i += quad
     while i < count:
         put(target, i, get(target, i, dtype) + get(source, i, dtype))
+        i += 1
+
+
+@helper
+def spread_run(target, source, count, dtype):
+    """target[2 * i] += source[i] for i < count: what lies between is written again, but behind the last nothing is."""
+    VL, quad, i = lanes(dtype), 16 // itemsize(dtype), 0
+    while i + VL < count:
+        x = load(source, i, dtype)
+        zero = first_lanes(x, 0)
+        store(target, 2 * i, load(target, 2 * i, dtype) + zip_low(x, zero))
+        store(target, 2 * i + VL, load(target, 2 * i + VL, dtype) + zip_high(x, zero))
+        i += VL
+    while i + quad < count:
+        y = load_quad(source, i, dtype)
+        nothing = first_lanes(y, 0)
+        store(target, 2 * i, load_quad(target, 2 * i, dtype) + zip_low(y, nothing))
+        store(target, 2 * i + quad, load_quad(target, 2 * i + quad, dtype) + zip_high(y, nothing))
+        i += quad
+    while i < count:
+        put(target, 2 * i, get(target, 2 * i, dtype) + get(source, i, dtype))
         i += 1
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from fastconv._numba._common import (
     CACHE_LINE, DEPTHS, LISTED_DEPTHS, LISTED_MR, LISTED_NV, MR, NV, OUTER_MR, OUTER_NV, add_run, ceil_div, clamp, lines,
-    read_words,
+    read_words, spread_run,
 )  # fmt: skip
 from fastconv._numba._direct_simd import every_other, load_inside, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
@@ -1268,10 +1268,13 @@ def col2im_task(
                     target = plane + (ih * IW + left) * size
                     if stride_w == 1:
                         add_run(target + first * size, source + first * size, last - first, dtype)
+                    elif stride_w == 2:
+                        spread_run(target + 2 * first * size, source + first * size, last - first, dtype)
                     else:
+                        cell = target + first * stride_w * size
                         for ow in range(first, last):
-                            at = ow * stride_w
-                            put(target, at, get(target, at, dtype) + get(source, ow, dtype))
+                            put(cell, 0, get(cell, 0, dtype) + get(source, ow, dtype))
+                            cell += stride_w * size
                 source += OW * size
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import add_run, lines
+from fastconv._numba._common import add_run, lines, spread_run
 from fastconv._numba._direct_simd import zip_high, zip_low
 from fastconv._numba._jit import (
     VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, int64, real, shared, task,
@@ -526,15 +526,10 @@ def avg_pool2d(input, output, workspace, geometry, n_threads):
 @helper
 def spread_pass(share, frame, OW, stride_w, dtype):
     """One column of all windows: frame[ow * stride_w] += share[ow]."""
-    VL, zero = lanes(dtype), broadcast(dtype.type(0))
     if stride_w == 1:
-        for ow in range(0, OW, VL):
-            store(frame, ow, load(frame, ow, dtype) + load(share, ow, dtype))
-    elif stride_w == 2:
-        for ow in range(0, OW, VL):
-            x = load(share, ow, dtype)
-            store(frame, 2 * ow, load(frame, 2 * ow, dtype) + zip_low(x, zero))
-            store(frame, 2 * ow + VL, load(frame, 2 * ow + VL, dtype) + zip_high(x, zero))
+        add_run(frame, share, OW, dtype)
+    elif stride_w == 2 and OW >= lanes(dtype):  # in a shorter row the next pass would wait for each vector of this one
+        spread_run(frame, share, OW, dtype)
     else:
         for ow in range(OW):
             put(frame, ow * stride_w, get(frame, ow * stride_w, dtype) + get(share, ow, dtype))
