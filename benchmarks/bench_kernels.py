@@ -218,56 +218,26 @@ class MaxPool2d(_Kernel):
         self.call()
 
 
-class _Pooled(_Kernel):
-    """What reads or writes cells by the indices of a max-pool."""
+class ByIndices(_Kernel):
+    """What goes by the indices of a max-pool: its gradient, the way back through the switches of a deconvnet, and that one's."""
 
-    params = (_common.KERNELS, _common.POOLS, _common.THREADS)
-    param_names = ("backend", "shape", "threads")
+    functions = ("max_pool2d_backward", "max_unpool2d", "max_unpool2d_backward")
+    params = (_common.KERNELS, functions, _common.POOLS, _common.THREADS)
+    param_names = ("backend", "kernel", "shape", "threads")
 
-    def prepare_pooled(self, kernel, name, threads):
+    def setup(self, kernel, function, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
         self.geometry = _common.pool_problem(shape, self.dtype).geometry()
-        output, self.indices = (
-            np.empty(shape.output_shape, self.dtype),
-            self.kept(np.empty(shape.output_shape, "int64")),
-        )
-        self.bind("pool", "max_pool2d", self.data.input, output, self.indices)
+        maps, values = self.data.input, self.data.grad_output
+        indices = self.kept(np.empty(shape.output_shape, "int64"))
+        self.bind("pool", "max_pool2d", maps, np.empty_like(values), indices)
+        if function == "max_unpool2d_backward":
+            self.bind("pool", function, maps, indices, self.kept(np.empty_like(values)))
+        else:
+            self.bind("pool", function, values, indices, self.kept(np.empty_like(maps)), np.empty(1, "int64"))
 
-
-class MaxPool2dBackward(_Pooled):
-    """Gradient of the max-pool."""
-
-    def setup(self, kernel, name, threads):
-        self.prepare_pooled(kernel, name, threads)
-        grad_input, outside = self.kept(np.empty_like(self.data.input)), np.empty(1, "int64")
-        self.bind("pool", "max_pool2d_backward", self.data.grad_output, self.indices, grad_input, outside)
-
-    def time_max_pool2d_backward(self, kernel, name, threads):
-        self.call()
-
-
-class MaxUnpool2d(_Pooled):
-    """The way back through the switches of a deconvnet."""
-
-    def setup(self, kernel, name, threads):
-        self.prepare_pooled(kernel, name, threads)
-        output, outside = self.kept(np.empty_like(self.data.input)), np.empty(1, "int64")
-        self.bind("pool", "max_unpool2d", self.data.grad_output, self.indices, output, outside)
-
-    def time_max_unpool2d(self, kernel, name, threads):
-        self.call()
-
-
-class MaxUnpool2dBackward(_Pooled):
-    """Gradient of the unpooling."""
-
-    def setup(self, kernel, name, threads):
-        self.prepare_pooled(kernel, name, threads)
-        grad_input = self.kept(np.empty_like(self.data.grad_output))
-        self.bind("pool", "max_unpool2d_backward", self.data.input, self.indices, grad_input)
-
-    def time_max_unpool2d_backward(self, kernel, name, threads):
+    def time_by_indices(self, kernel, function, name, threads):
         self.call()
 
 

@@ -33,9 +33,7 @@ OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], str]] = {
         for mode in ("zeros", "reflect", "replicate", "circular")
     },
     "max_pool2d": (bench_kernels.MaxPool2d, (), "pool"),
-    "max_pool2d_backward": (bench_kernels.MaxPool2dBackward, (), "pool"),
-    "max_unpool2d": (bench_kernels.MaxUnpool2d, (), "pool"),
-    "max_unpool2d_backward": (bench_kernels.MaxUnpool2dBackward, (), "pool"),
+    **{name: (bench_kernels.ByIndices, (name,), "pool") for name in bench_kernels.ByIndices.functions},
     "avg_pool2d": (bench_kernels.AvgPool2d, (), "pool"),
     "avg_pool2d_backward": (bench_kernels.AvgPool2dBackward, (), "pool"),
     **{name: (bench_kernels.Elementwise, (name,), "pool") for name in bench_kernels.Elementwise.functions},

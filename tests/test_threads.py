@@ -497,7 +497,7 @@ print(failures, 1 + 59 <= len(os.listdir("/proc/self/task")) <= 1 + 3 * 59)
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not list a process's threads")
 @pytest.mark.parametrize("name", COMPILED)
 def test_teams_do_every_task_whatever_their_size(name):
-    """More threads than CPUs and than tasks, teams that grow, no more of them than callers at once, and a clean end."""
+    """More threads than CPUs and than tasks, teams that grow, no more of them than callers live, and a clean end."""
     engine = engine_or_skip(name)
     run = python(TEAMS, engine.backend, engine.isa or "", OPENBLAS_NUM_THREADS="1")
     assert (run.stdout, run.returncode) == ("[] True\n", 0), run.stderr[-2000:]

@@ -11,8 +11,9 @@ left shuts it and leaves.
 The caller waits for those inside, never for one that has not come: on a busy machine it does the work of those by itself.
 Who waits spins for a while, as the next job often follows at once, and then sleeps: a helper on the lock WAKE, the caller
 on DONE. Systems may wake a helper on the caller's own CPU and leave it there, however long the caller works. So the caller
-gives way, once it has worked for a while without a helper that it woke, and the helper moves to another CPU. Several Python
-threads lead a team each. A fork has no helpers, so it starts teams of its own.
+gives way, once it has worked for a while without a helper that it woke, and the helper moves to another CPU. Each Python
+thread that calls leads a team of its own, which another thread takes over when it ends: so no interrupt can lose one. A fork
+has no helpers, so it starts teams of its own.
 """
 
 from __future__ import annotations
@@ -366,7 +367,7 @@ class _Method(ctypes.Structure):
 
 
 class Team:
-    """Helpers for one Python thread at a time."""
+    """A Python thread's helpers."""
 
     def __init__(self) -> None:
         words = np.zeros(_N_WORDS + 8, np.int64)
