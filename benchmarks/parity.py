@@ -43,7 +43,9 @@ OPERATIONS: dict[str, tuple[type[Any], tuple[str, ...], str]] = {
 MOST_MACS = (
     250_000_000  # of a layer that the kernels made for small layers are timed on: direct, and columns turned back
 )
-UNUSUAL = 0.85  # a ratio that far from 1, in either direction, is measured again, five times as long
+# A ratio that far from 1, in either direction, is measured again, five times as long, when all others have been: virtual
+# machines have minutes in which whatever lies outside the first cache takes longer
+UNUSUAL = 0.85
 FOR_SMALL = (
     "im2col",
     "col2im",
@@ -101,28 +103,42 @@ def in_turns(first: Callable[[], Any], second: Callable[[], Any], threads: int, 
     return first_times, second_times
 
 
+def measured(
+    operation: str, shape: Shape, threads: int, seconds: float, options: argparse.Namespace
+) -> tuple[float, float] | None:
+    """Seconds of Cython and of Numba; None for what an algorithm refuses."""
+    benchmark, parameters, _ = OPERATIONS[operation]
+    pair = benchmark(), benchmark()
+    pair[1].twin = pair[0]
+    try:
+        for each, kernel in zip(pair, (f"cython-{options.isa or _backends.best_isa()}", "numba"), strict=True):
+            each.dtype = options.dtype
+            each.setup(kernel, *parameters, shape.name, threads)
+    except NotImplementedError:
+        return None
+    return in_turns(pair[0].call, pair[1].call, threads, seconds)
+
+
 def cells(
     chosen: Iterable[Shape], threads: int, options: argparse.Namespace
 ) -> Iterator[tuple[str, Shape, float, float]]:
     """(operation, layer, seconds of Cython, seconds of Numba); what an algorithm refuses is left out."""
-    cython = f"cython-{options.isa or _backends.best_isa()}"
+    unusual = []
     for shape in chosen:
         for operation in options.operation:
-            benchmark, parameters, made_for = OPERATIONS[operation]
-            if kind(shape) != made_for or (operation in FOR_SMALL and shape.macs > MOST_MACS):
+            if kind(shape) != OPERATIONS[operation][2] or (operation in FOR_SMALL and shape.macs > MOST_MACS):
                 continue
-            pair = benchmark(), benchmark()
-            pair[1].twin = pair[0]
-            try:
-                for each, kernel in zip(pair, (cython, "numba"), strict=True):
-                    each.dtype = options.dtype
-                    each.setup(kernel, *parameters, shape.name, threads)
-            except NotImplementedError:
+            times = measured(operation, shape, threads, options.seconds, options)
+            if times is None:
                 continue
-            times = in_turns(pair[0].call, pair[1].call, threads, options.seconds)
-            if not UNUSUAL < times[0] / times[1] < 1 / UNUSUAL:  # most often of the machine's making
-                times = in_turns(pair[0].call, pair[1].call, threads, options.seconds * 5)
-            yield operation, shape, *times
+            if UNUSUAL < times[0] / times[1] < 1 / UNUSUAL:
+                yield operation, shape, *times
+            else:
+                unusual.append((operation, shape))
+    for operation, shape in unusual:
+        times = measured(operation, shape, threads, 5 * options.seconds, options)
+        assert times is not None
+        yield operation, shape, *times
 
 
 def mean(ratios: list[float]) -> float:
