@@ -242,34 +242,21 @@ class ByIndices(_Kernel):
 
 
 class AvgPool2d(_Kernel):
-    """Average pool."""
+    """Average pool, and its gradient."""
 
-    params = (_common.KERNELS, _common.POOLS, _common.THREADS)
-    param_names = ("backend", "shape", "threads")
+    functions = ("avg_pool2d", "avg_pool2d_backward")
+    params = (_common.KERNELS, functions, _common.POOLS, _common.THREADS)
+    param_names = ("backend", "kernel", "shape", "threads")
 
-    def setup(self, kernel, name, threads):
+    def setup(self, kernel, function, name, threads):
         shape = _common.get(name)
         self.prepare(kernel, shape, threads)
         self.geometry = _common.pool_problem(shape, self.dtype).geometry()
-        self.bind("pool", "avg_pool2d", self.data.input, self.kept(np.empty(shape.output_shape, self.dtype)))
+        maps, values = self.data.input, self.data.grad_output
+        read, written = (maps, values) if function == "avg_pool2d" else (values, maps)
+        self.bind("pool", function, read, self.kept(np.empty_like(written)))
 
-    def time_avg_pool2d(self, kernel, name, threads):
-        self.call()
-
-
-class AvgPool2dBackward(_Kernel):
-    """Gradient of the average pool."""
-
-    params = (_common.KERNELS, _common.POOLS, _common.THREADS)
-    param_names = ("backend", "shape", "threads")
-
-    def setup(self, kernel, name, threads):
-        shape = _common.get(name)
-        self.prepare(kernel, shape, threads)
-        self.geometry = _common.pool_problem(shape, self.dtype).geometry()
-        self.bind("pool", "avg_pool2d_backward", self.data.grad_output, self.kept(np.empty_like(self.data.input)))
-
-    def time_avg_pool2d_backward(self, kernel, name, threads):
+    def time_avg_pool2d(self, kernel, function, name, threads):
         self.call()
 
 
