@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from test_pad import problem_of
 if _backends.refusal("numba"):
     pytest.skip(f"numba: {_backends.refusal('numba')}", allow_module_level=True)
 
-from fastconv._numba import _jit, _late, _parallel, _simd, _store, pad
+from fastconv._numba import _common, _jit, _late, _parallel, _simd, _store, pad
 from fastconv._numba import _warmup as kernels
 
 if _late.PLAIN_PYTHON:
@@ -194,6 +195,52 @@ def test_vectors_follow_the_cpu_that_numba_compiles_for(tmp_path):
     assert run.stdout == "4 True\n", run.stderr[-2000:]
 
 
+# ------------------------------------------------------------------------------------------------------ compiled helpers
+
+
+def compiled(function):
+    """``function`` of words, whose straight functions are globals of this module."""
+    _late.make_all()
+    words = [ctypes.c_void_p] * function.__code__.co_argcount
+    return ctypes.CFUNCTYPE(None, *words)(_late.compiler().compile_words(function, function.__name__, "", __file__))
+
+
+def test_division_rounds_down(folder, monkeypatch):
+    for name, value in {"get_late": _simd.get, "put_late": _simd.put}.items():
+        monkeypatch.setitem(globals(), name, _late.made(value))
+
+    def entry(values, count, by, out):
+        for i in range(count):
+            value = get_late(values, i, np.int64)  # noqa: F821
+            put_late(out, 4 * i, value // by)  # noqa: F821
+            put_late(out, 4 * i + 1, value % by)  # noqa: F821
+            put_late(out, 4 * i + 2, value // 16)  # noqa: F821
+            put_late(out, 4 * i + 3, value % 7)  # noqa: F821
+
+    divide = compiled(entry)
+    values = np.array([*range(-40, 41), 2**62, -(2**62), 2**63 - 1, -(2**63)])
+    for by in (1, 2, 3, 16, 41, 2**40):
+        out = np.zeros((values.size, 4), np.int64)
+        divide(values.ctypes.data, values.size, by, out.ctypes.data)
+        assert np.array_equal(out, np.stack([values // by, values % by, values // 16, values % 7], 1)), by
+
+
+Sides = namedtuple("Sides", "left right")
+
+
+def test_fields_are_read_where_they_stand(folder, monkeypatch):
+    for name, value in {"fields_at_late": _common.fields_at, "put_late": _simd.put}.items():
+        monkeypatch.setitem(globals(), name, _late.made(value))
+
+    def entry(words, out, first, unused):
+        sides = fields_at_late(words + 8 * first, Sides)  # noqa: F821
+        put_late(out, 0, sides.right - sides.left)  # noqa: F821
+
+    words, out = np.array([3, 10, 100]), np.zeros(1, np.int64)
+    compiled(entry)(words.ctypes.data, out.ctypes.data, 1, 0)
+    assert out[0] == 90
+
+
 # ---------------------------------------------------------------------------------------------------- straight functions
 
 load, store, broadcast, lanes = _simd.load, _simd.store, _simd.broadcast, _simd.lanes
@@ -219,13 +266,6 @@ def store_all(rows, target, dtype):
 
 def positive(value):
     return 1 if value else 0
-
-
-def compiled(function):
-    """``function`` of words, whose straight functions are globals of this module."""
-    _late.make_all()
-    words = [ctypes.c_void_p] * function.__code__.co_argcount
-    return ctypes.CFUNCTYPE(None, *words)(_late.compiler().compile_words(function, function.__name__, "", __file__))
 
 
 def test_straight_code_does_what_python_does(folder, monkeypatch):

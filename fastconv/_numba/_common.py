@@ -4,8 +4,13 @@ import numpy as np
 
 from fastconv._numba._direct_simd import first_lanes, zip_high, zip_low
 from fastconv._numba._jit import helper, shared
-from fastconv._numba._simd import VL_DOUBLE, VL_FLOAT, get, itemsize, lanes, load, load_quad, put, store
+from fastconv._numba._late import Module
+from fastconv._numba._simd import (
+    VL_DOUBLE, VL_FLOAT, _with_python, get, itemsize, lanes, load, load_quad, put, store,
+)  # fmt: skip
 from fastconv._numba._straight import straight
+
+_fields_type = Module("fastconv._numba._fields_type")
 
 # Of a matrix product, MR filters x NV vectors of pixels: MR * NV accumulators, NV vectors and one broadcast must fit into
 # the registers, 16 of them up to AVX2, 32 with AVX-512, whose products broadcast from memory by themselves; a single vector
@@ -37,9 +42,19 @@ def lines(elements):
     return ceil_div(elements, LINE) * LINE
 
 
+@_with_python(lambda address, kind: kind(*(int(get(address, i, np.int64)) for i in range(len(kind._fields)))))
+def fields_at(typingctx, address, kind):
+    """A plan, as tasks get it: the integers at an address as the attributes of a named tuple, read where they are used."""
+
+    def codegen(context, builder, signature, arguments):
+        return arguments[0]
+
+    return _fields_type.Fields(kind.instance_class)(address, kind), codegen
+
+
 @straight
 def read_words(words, first, count):
-    """``count`` of the integers at an address, from the ``first`` on: a plan, as tasks get it."""
+    """``count`` of the integers at an address, from the ``first`` on."""
     return [get(words, first + i, np.int64) for i in range(count)]
 
 

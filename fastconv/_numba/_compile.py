@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +21,10 @@ from numba.core import cgutils, codegen, compiler, registry, typed_passes, types
 from numba.core import ir as numba_ir
 from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
 from numba.core.ir_utils import build_definitions
-from numba.extending import intrinsic
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin
 
-from fastconv._numba import _store
+from fastconv._numba import _fields_type, _store, _vector_type  # of whose types Numba hears before it meets one
 from fastconv._numba._parallel import DATA
 
 # Behind what heads every object: an array's `char *data; int nd; npy_intp *dimensions;` or a float's `double ob_fval;`.
@@ -99,6 +101,56 @@ class _LiteralArguments(FunctionPass):
         return True
 
 
+def _quotient(value: int, by: int) -> int:
+    """value // by, rounded down, for by > 0."""
+    return value // by
+
+
+def _remainder(value: int, by: int) -> int:
+    return value % by
+
+
+class _Division(AbstractTemplate):
+    def generic(self, args, kws):
+        if all(isinstance(arg, types.Integer) for arg in args):
+            return signature(types.int64, types.int64, types.int64)
+
+
+@lower_builtin(_quotient, types.int64, types.int64)
+def _lower_quotient(context, builder, signature, arguments):
+    value, by = arguments
+    sign = builder.ashr(value, _WORD(63))  # all bits of a negative value are turned, and turned back: ~(~value // by)
+    return builder.xor(builder.udiv(builder.xor(value, sign), by), sign)
+
+
+@lower_builtin(_remainder, types.int64, types.int64)
+def _lower_remainder(context, builder, signature, arguments):
+    return builder.sub(arguments[0], builder.mul(_lower_quotient(context, builder, signature, arguments), arguments[1]))
+
+
+# Numba's own ask first whether the divisor is 0 or -1, and branch on the sign; here divisors are extents
+_DIVISION = {operator.floordiv: _quotient, operator.mod: _remainder}
+for function in _DIVISION.values():
+    infer_global(function)(type(function.__name__, (_Division,), {}))
+
+
+@register_pass(mutates_CFG=False, analysis_only=False)
+class _PlainDivision(FunctionPass):
+    """The operators // and % without cases that no kernel has."""
+
+    _name = "plain_division"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        for block in state.func_ir.blocks.values():
+            for expression in block.find_exprs():
+                if expression.op == "binop":
+                    expression.fn = _DIVISION.get(expression.fn, expression.fn)
+        return True
+
+
 class _Context(typing.Context):
     """Numba's own, which remembers what an operator or a function of `_simd` gives: else each + tries every overload again."""
 
@@ -122,7 +174,7 @@ class _Context(typing.Context):
 # Numba's passes, but those that look for closures, array expressions, `with` and other things that no kernel has
 _PASSES = (
     untyped_passes.TranslateByteCode, untyped_passes.FixupArgs, untyped_passes.IRProcessing, _LiteralArguments,
-    untyped_passes.DeadBranchPrune, untyped_passes.GenericRewrites, untyped_passes.InlineInlinables,
+    _PlainDivision, untyped_passes.DeadBranchPrune, untyped_passes.GenericRewrites, untyped_passes.InlineInlinables,
     untyped_passes.ReconstructSSA, untyped_passes.DeadBranchPrune, typed_passes.NopythonTypeInference,
     typed_passes.PreLowerStripPhis, typed_passes.IRLegalization, typed_passes.AnnotateTypes, typed_passes.NativeLowering,
     typed_passes.NoPythonBackend,
@@ -143,14 +195,17 @@ class _Compiler(compiler.CompilerBase):
         return [passes]
 
 
+# Contraction to FMA yes; NaN, Inf, signed zeros and the order of sums stay as written. Nothing here owns memory, so nothing
+# is counted; Python never calls these functions, so they need no wrappers.
+OPTIONS = {
+    "error_model": "numpy", "fastmath": {"contract"}, "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+    "pipeline_class": _Compiler,
+}  # fmt: skip
+
+
 def jit(function: Callable[..., Any], inline: str = "never") -> Any:
     """``function`` for other compiled functions to call."""
-    # Contraction to FMA yes; NaN, Inf, signed zeros and the order of sums stay as written. Nothing here owns memory, so
-    # nothing is counted; Python never calls these functions, so they need no wrappers.
-    return numba.njit(
-        error_model="numpy", fastmath={"contract"}, _nrt=False,
-        no_cpython_wrapper=True, no_cfunc_wrapper=True, inline=inline, pipeline_class=_Compiler,
-    )(function)  # fmt: skip
+    return numba.njit(inline=inline, **OPTIONS)(function)
 
 
 def _word_at(builder: ir.IRBuilder, address: ir.Value, offset: Any, llvm_type: ir.Type = _WORD) -> ir.Value:

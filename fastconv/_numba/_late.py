@@ -71,7 +71,7 @@ def make_all() -> None:
     from numba.extending import register_jitable
 
     while shared:
-        register_jitable(error_model="numpy")(shared.pop())
+        register_jitable(**compiler().OPTIONS)(shared.pop())
     package = __name__.rpartition(".")[0] + "."
     for module in [module for name, module in sys.modules.items() if name.startswith(package)]:
         for name, value in list(vars(module).items()):

@@ -23,8 +23,8 @@ from functools import lru_cache
 import numpy as np
 
 from fastconv._numba._common import (
-    CACHE_LINE, DEPTHS, LISTED_DEPTHS, LISTED_MR, LISTED_NV, MR, NV, OUTER_MR, OUTER_NV, add_run, ceil_div, clamp, lines,
-    read_words, spread_run,
+    CACHE_LINE, DEPTHS, LISTED_DEPTHS, LISTED_MR, LISTED_NV, MR, NV, OUTER_MR, OUTER_NV, add_run, ceil_div, clamp,
+    fields_at, lines, spread_run,
 )  # fmt: skip
 from fastconv._numba._direct_simd import every_other, load_inside, zip_high, zip_low
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
@@ -338,22 +338,22 @@ def words_of(plan, array):
     return plan.words[VL_FLOAT if array.itemsize == 4 else VL_DOUBLE]
 
 
-BLOCKING_WORDS, TRANSPOSED_WORDS, OUTER_WORDS = (len(each._fields) for each in (Blocking, Transposed, Outer))
+BLOCKING_BYTES, TRANSPOSED_BYTES = 8 * len(Blocking._fields), 8 * len(Transposed._fields)
 
 
 @helper
 def blocking_in(words):
-    return Blocking(*read_words(address(words), 0, BLOCKING_WORDS))
+    return fields_at(address(words), Blocking)
 
 
 @helper
 def transposed_in(words):
-    return Transposed(*read_words(address(words), BLOCKING_WORDS, TRANSPOSED_WORDS))
+    return fields_at(address(words) + BLOCKING_BYTES, Transposed)
 
 
 @helper
 def outer_in(words):
-    return Outer(*read_words(address(words), BLOCKING_WORDS + TRANSPOSED_WORDS, OUTER_WORDS))
+    return fields_at(address(words) + BLOCKING_BYTES + TRANSPOSED_BYTES, Outer)
 
 
 @helper

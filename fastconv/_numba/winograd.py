@@ -38,7 +38,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastconv._numba._common import CACHE_LINE, DEPTHS, LINE, ceil_div, clamp, lines, read_words
+from fastconv._numba._common import CACHE_LINE, DEPTHS, LINE, ceil_div, clamp, fields_at, lines
 from fastconv._numba._common import WINOGRAD_MR as MR
 from fastconv._numba._common import WINOGRAD_NV as NV
 from fastconv._numba._fused_pool import max_pool_rows, pool_ring_size
@@ -383,17 +383,17 @@ def plan_of(geometry, itemsize=4):
     return _planned(geometry.tobytes(), VL_FLOAT if itemsize == 4 else VL_DOUBLE)
 
 
-BLOCKING_WORDS, OUTER_WORDS = len(Blocking._fields), len(Outer._fields)
+BLOCKING_BYTES = 8 * len(Blocking._fields)
 
 
 @helper
 def blocking_in(words):
-    return Blocking(*read_words(address(words), 0, BLOCKING_WORDS))
+    return fields_at(address(words), Blocking)
 
 
 @helper
 def outer_in(words):
-    return Outer(*read_words(address(words), BLOCKING_WORDS, OUTER_WORDS))
+    return fields_at(address(words) + BLOCKING_BYTES, Outer)
 
 
 # ------------------------------------------------------------------------------------------------- input transform
