@@ -36,5 +36,6 @@ class _FieldsTemplate(AttributeTemplate):
 def _lower_field(context: Any, builder: ir.IRBuilder, fields: Fields, value: ir.Value, name: str) -> ir.Value:
     word = ir.IntType(64)
     loaded = builder.load(builder.gep(builder.inttoptr(value, word.as_pointer()), [word(fields.names.index(name))]))
-    loaded.set_metadata("invariant.load", builder.module.add_metadata([]))  # once is enough, whatever is stored meanwhile
+    # Once is enough, whatever is stored meanwhile
+    loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
     return loaded
