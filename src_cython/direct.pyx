@@ -17,8 +17,8 @@ from libc.string cimport memmove, memset
 from common cimport (
     GEO_ACCUMULATE, GEO_DIL_H, GEO_DIL_W, GEO_G, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N, GEO_OC, GEO_OH,
     GEO_OW, GEO_PAD_LEFT, GEO_PAD_TOP, GEO_POOL_KH, GEO_POOL_OH, GEO_POOL_OW, GEO_POOL_PAD_TOP, GEO_POOL_STRIDE_H,
-    GEO_STRIDE_H, GEO_STRIDE_W, Operands, ceil_div, clamp, each_task, fill, int64_t, operands, prefetch, prefetch_second,
-    real, start, start_of_row, team_join, vd, vec, vf, vmax, vmin,
+    GEO_STRIDE_H, GEO_STRIDE_W, Operands, ceil_div, clamp, each_task, fill, int64_t, lines, operands, prefetch,
+    prefetch_second, real, start, start_of_row, team_join, vd, vec, vf, vmax, vmin,
 )
 from common cimport CACHE_LINE, VL_DOUBLE as _VL_DOUBLE
 from common cimport VL_FLOAT as _VL_FLOAT
@@ -1506,7 +1506,7 @@ cdef void conv2d_entry(const void* job, Py_ssize_t task, int worker) noexcept no
     cdef:
         const Forward* f = <const Forward*> job
         const Operands* o = f.operands
-        Py_ssize_t rows = f.conv.IW + worker * f.slice
+        Py_ssize_t rows = lines(f.conv.IW) + worker * f.slice
     if o.itemsize == sizeof(float):
         conv_task(
             task, &f.conv, <const float*> o.input, <const float*> o.workspace, <const float*> o.weight, <const float*> o.bias,
@@ -1521,14 +1521,15 @@ cdef void conv2d_entry(const void* job, Py_ssize_t task, int worker) noexcept no
         )
 
 
-cdef Py_ssize_t rows_of_worker(const Conv* conv) noexcept nogil:
-    return min(conv.together, conv.F) * conv.buffered * conv.OW
+cdef Py_ssize_t rows_of_worker(const Conv* conv, const int64_t* geometry) noexcept nogil:
+    """Elements for rows of maps, and the ring of their pool."""
+    return lines(min(conv.together, conv.F) * conv.buffered * conv.OW + pool_ring_size(geometry))
 
 
 def conv2d_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):
     """Elements of workspace: a row of zeros; for each worker rows for a fused pool."""
     cdef Conv conv = forward(&geometry[0])
-    return conv.IW + n_workers * (rows_of_worker(&conv) + pool_ring_size(&geometry[0]))
+    return lines(conv.IW) + n_workers * rows_of_worker(&conv, &geometry[0])
 
 
 def conv2d(
@@ -1538,7 +1539,7 @@ def conv2d(
     cdef:
         Operands o = operands(input, weight, bias, output, pooled, indices, workspace, geometry)
         Conv conv = forward(o.geometry)
-        Forward job = Forward(&o, rows_of_worker(&conv) + pool_ring_size(o.geometry), act_min, act_max, conv)
+        Forward job = Forward(&o, rows_of_worker(&conv, o.geometry), act_min, act_max, conv)
     if conv.n_tasks == 0:
         return
     with nogil:

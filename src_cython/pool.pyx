@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 from common cimport (
     GEO_COUNT_INCLUDE_PAD, GEO_DIL_H, GEO_DIL_W, GEO_DIVISOR, GEO_IC, GEO_IH, GEO_IW, GEO_KH, GEO_KW, GEO_N,
     GEO_OH, GEO_OW, GEO_PAD_BOTTOM, GEO_PAD_LEFT, GEO_PAD_RIGHT, GEO_PAD_TOP, GEO_STRIDE_H, GEO_STRIDE_W,
-    GEO_TURNED, address_in, address_out, ceil_div, cells_of, each_task, int64_t, real, real_itemsize, start_of_row,
+    GEO_TURNED, address_in, address_out, ceil_div, cells_of, each_task, int64_t, lines, real, real_itemsize, start_of_row,
     team_join, vd, vec, vf,
 )
 from common cimport VL_DOUBLE as _VL_DOUBLE
@@ -767,8 +767,8 @@ cdef void avg_pool2d_backward_task(
         bint beside = stride_w == KW and dil_w == 1, below = stride_h == KH and dil_h == 1
         Py_ssize_t met = min(OH * KH - pad_top, IH) if below else 0      # rows that are copied
         real* divisors = scratch
-        real* share = divisors + OW
-        real* frame = share + OW
+        real* share = divisors + lines(OW)
+        real* frame = share + lines(OW)
         real rows
         const real* grads
         real* image
@@ -805,9 +805,8 @@ cdef void avg_pool2d_backward_task(
 
 
 cdef inline Py_ssize_t spread_size(const int64_t* geometry) noexcept nogil:
-    """Elements for the divisors, a row of shares, and that row spread."""
-    cdef Py_ssize_t OW = geometry[GEO_OW]
-    return 2 * OW + (OW - 1) * geometry[GEO_STRIDE_W] + span(geometry[GEO_KW], geometry[GEO_DIL_W])
+    """Elements for the divisors, a row of shares, and that row spread; workers write no line of each other's."""
+    return lines(geometry[GEO_OW]) * (2 + geometry[GEO_STRIDE_W]) + lines(span(geometry[GEO_KW], geometry[GEO_DIL_W]))
 
 
 def avg_pool2d_backward_workspace(const int64_t[::1] geometry, Py_ssize_t n_workers):

@@ -5,7 +5,7 @@ Formulas and shapes: fastconv/_reference/elementwise.py.
 
 import numpy as np
 
-from fastconv._numba._common import clamp
+from fastconv._numba._common import clamp, scaled_sum
 from fastconv._numba._jit import const_real, helper, index, real, task
 from fastconv._numba._pool_simd import sum_of_lanes
 from fastconv._numba._simd import (
@@ -154,26 +154,6 @@ def adam(
         -(-gradient.size // CHUNK), n_threads, gradient, step, mean_share, kept, square_share, scale, eps, shrink,
         weight_decay, parameter, mean, square,
     )  # fmt: skip
-
-
-@helper
-def scaled_sum(cells, n, factor, dtype):
-    """The sum of factor * cell, by four vectors side by side, as each addition waits for the one before."""
-    VL, each = lanes(dtype), broadcast(factor)
-    sum0 = sum1 = sum2 = sum3 = broadcast(dtype.type(0))
-    total = dtype.type(0)
-    i = 0
-    while i + 4 * VL <= n:
-        sum0, sum1 = fma(each, load(cells, i, dtype), sum0), fma(each, load(cells, i + VL, dtype), sum1)
-        sum2, sum3 = fma(each, load(cells, i + 2 * VL, dtype), sum2), fma(each, load(cells, i + 3 * VL, dtype), sum3)
-        i += 4 * VL
-    while i + VL <= n:
-        sum0 = fma(each, load(cells, i, dtype), sum0)
-        i += VL
-    while i < n:
-        total = total + factor * get(cells, i, dtype)
-        i += 1
-    return total + sum_of_lanes((sum0 + sum1) + (sum2 + sum3))
 
 
 @task

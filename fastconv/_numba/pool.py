@@ -553,7 +553,7 @@ def repeat_pass(share, frame, OW, KW, dtype):
 @shared
 def spread_size(geometry):
     """Elements for the divisors, a row of shares, and that row spread: of whole vectors, the last filled up with shares of 0."""
-    return lines(geometry[GEO_OW]) * (2 + geometry[GEO_STRIDE_W]) + span(geometry[GEO_KW], geometry[GEO_DIL_W])
+    return lines(geometry[GEO_OW]) * (2 + geometry[GEO_STRIDE_W]) + lines(span(geometry[GEO_KW], geometry[GEO_DIL_W]))
 
 
 @task
