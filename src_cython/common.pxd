@@ -42,6 +42,7 @@ cdef extern from "simd.h" nogil:
     vf vfma_at_f(vf acc, const float* factor, vf b)
     vd vfma_at_d(vd acc, const double* factor, vd b)
     void* opaque(void* p)
+    void rolled "SIMD_ROLLED"()
     void prefetch "SIMD_PREFETCH"(const void* p)
     void prefetch_second "SIMD_PREFETCH_SECOND"(const void* p)
 

@@ -4,7 +4,7 @@ from libc.string cimport memcpy, memset
 
 from common cimport (
     GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_MODE, GEO_PAD_TOP,
-    Copy, PAD_CIRCULAR, PAD_REFLECT, PAD_REPLICATE, cells_of, each_task, int64_t, real, team_join,
+    Copy, PAD_CIRCULAR, PAD_REFLECT, PAD_REPLICATE, cells_of, each_task, int64_t, real, rolled, team_join,
 )
 
 team_join()
@@ -23,6 +23,22 @@ cdef inline Py_ssize_t source(Py_ssize_t position, Py_ssize_t extent, int64_t mo
     return -1
 
 
+cdef inline Py_ssize_t step_of(int64_t mode) noexcept nogil:
+    """Input columns from one column of a border to the next."""
+    return 1 if mode == PAD_CIRCULAR else -1 if mode == PAD_REFLECT else 0
+
+
+cdef inline void copy_border(
+    real* target, const real* row, Py_ssize_t from_column, Py_ssize_t to_column, Py_ssize_t iw, Py_ssize_t step,
+) noexcept nogil:
+    """Columns of the border, the first of which copies column iw of the input."""
+    cdef Py_ssize_t ow
+    for ow in range(from_column, to_column):
+        rolled()
+        target[ow] = row[iw] if iw >= 0 else 0
+        iw += step
+
+
 cdef void pad2d_task(
     Py_ssize_t task,
     const real* input,        # IN
@@ -34,9 +50,10 @@ cdef void pad2d_task(
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
         int64_t mode = geometry[GEO_PAD_MODE]
-        Py_ssize_t oh, ow, ih, iw
+        Py_ssize_t oh, ih, step = step_of(mode)
         # Output columns [first, last) copy a run of input columns
         Py_ssize_t first = min(max(pad_left, 0), OW), last = max(min(pad_left + IW, OW), first)
+        Py_ssize_t left = source(-pad_left, IW, mode), right = source(last - pad_left, IW, mode)
         const real* row
         real* target
 
@@ -49,12 +66,8 @@ cdef void pad2d_task(
         row = input + (task * IH + ih) * IW
         if last > first:
             memcpy(target + first, row + first - pad_left, (last - first) * sizeof(real))
-        for ow in range(first):
-            iw = source(ow - pad_left, IW, mode)
-            target[ow] = row[iw] if iw >= 0 else 0
-        for ow in range(last, OW):
-            iw = source(ow - pad_left, IW, mode)
-            target[ow] = row[iw] if iw >= 0 else 0
+        copy_border(target, row, 0, first, left, step)
+        copy_border(target, row, last, OW, right, step)
 
 
 cdef void pad2d_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:
@@ -84,15 +97,15 @@ def pad2d(
 
 
 cdef inline void add_border(
-    real* row, const real* grads, Py_ssize_t from_column, Py_ssize_t to_column, Py_ssize_t IW, Py_ssize_t pad_left,
-    int64_t mode,
+    real* row, const real* grads, Py_ssize_t from_column, Py_ssize_t to_column, Py_ssize_t iw, Py_ssize_t step,
 ) noexcept nogil:
-    """What columns of the border add to a row."""
-    cdef Py_ssize_t ow, iw
+    """What columns of the border add to a row, the first of them to its column iw."""
+    cdef Py_ssize_t ow
     for ow in range(from_column, to_column):
-        iw = source(ow - pad_left, IW, mode)
+        rolled()
         if iw >= 0:
             row[iw] += grads[ow]
+        iw += step
 
 
 cdef void pad2d_adjoint_task(
@@ -107,8 +120,9 @@ cdef void pad2d_adjoint_task(
         Py_ssize_t IH = geometry[GEO_IH], IW = geometry[GEO_IW], OH = geometry[GEO_OH], OW = geometry[GEO_OW]
         Py_ssize_t pad_top = geometry[GEO_PAD_TOP], pad_left = geometry[GEO_PAD_LEFT]
         int64_t mode = geometry[GEO_PAD_MODE]
-        Py_ssize_t oh, ow, ih
+        Py_ssize_t oh, ow, ih, step = step_of(mode)
         Py_ssize_t first = min(max(pad_left, 0), OW), last = max(min(pad_left + IW, OW), first)
+        Py_ssize_t left = source(-pad_left, IW, mode), right = source(last - pad_left, IW, mode)
         const real* grads
         real* row
         real* plane = grad_input + task * IH * IW
@@ -121,8 +135,8 @@ cdef void pad2d_adjoint_task(
         row, grads = plane + ih * IW, grad_output + (task * OH + oh) * OW
         for ow in range(first, last):
             row[ow - pad_left] += grads[ow]
-        add_border(row, grads, 0, first, IW, pad_left, mode)
-        add_border(row, grads, last, OW, IW, pad_left, mode)
+        add_border(row, grads, 0, first, left, step)
+        add_border(row, grads, last, OW, right, step)
 
 
 cdef void pad2d_adjoint_entry(const void* job, Py_ssize_t task, int worker) noexcept nogil:

@@ -139,6 +139,13 @@ typedef long long simd_id __attribute__((vector_size(FASTCONV_VL * 4)));
 /* Into the second-level cache, which can have more lines on the way than the first. */
 #define SIMD_PREFETCH_SECOND(p) __builtin_prefetch((const void *)(p), 0, 2)
 
+/* Keeps the loop that calls it as it is, for a few turns: neither unrolled nor made of vectors. */
+#if defined(__GNUC__)
+#define SIMD_ROLLED() __asm__ volatile("")
+#else
+#define SIMD_ROLLED()
+#endif
+
 /* p, of which the compiler knows no more than that: of the rows of a tile it would else keep an address each from one tile
    to the next, for which there are no registers. */
 static inline __attribute__((always_inline)) void *opaque(void *p)

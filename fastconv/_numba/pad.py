@@ -2,7 +2,7 @@
 
 from fastconv._numba._common import add_run
 from fastconv._numba._jit import VL_DOUBLE, VL_FLOAT, const_int64, const_real, helper, index, real, task
-from fastconv._numba._simd import address, clear, copy, get, itemsize, put
+from fastconv._numba._simd import address, clear, copy, get, itemsize, put, rolled
 from fastconv._problem import (
     GEO_IC, GEO_IH, GEO_IW, GEO_N, GEO_OH, GEO_OW, GEO_PAD_LEFT, GEO_PAD_MODE, GEO_PAD_TOP, PAD_CIRCULAR, PAD_REFLECT,
     PAD_REPLICATE,
@@ -23,6 +23,21 @@ def source(position, extent, mode):
     return -1
 
 
+@helper
+def step_of(mode):
+    """Input columns from one column of a border to the next."""
+    return 1 if mode == PAD_CIRCULAR else -1 if mode == PAD_REFLECT else 0
+
+
+@helper
+def copy_border(target, row, from_column, to_column, iw, step, dtype):
+    """Columns of the border, the first of which copies column iw of the input."""
+    for ow in range(from_column, to_column):
+        rolled()
+        put(target, ow, get(row, iw, dtype) if iw >= 0 else dtype.type(0))
+        iw += step
+
+
 @task
 def pad2d_task(
     task: index,
@@ -38,6 +53,7 @@ def pad2d_task(
     # Output columns [first, last) copy a run of input columns
     first = min(max(pad_left, 0), OW)
     last = max(min(pad_left + IW, OW), first)
+    left, right, step = source(-pad_left, IW, mode), source(last - pad_left, IW, mode), step_of(mode)
 
     for oh in range(OH):
         ih = source(oh - pad_top, IH, mode)
@@ -47,12 +63,8 @@ def pad2d_task(
             continue
         row = address(input) + (task * IH + ih) * IW * size
         copy(target + first * size, row + (first - pad_left) * size, (last - first) * size)
-        for ow in range(first):
-            iw = source(ow - pad_left, IW, mode)
-            put(target, ow, get(row, iw, dtype) if iw >= 0 else dtype.type(0))
-        for ow in range(last, OW):
-            iw = source(ow - pad_left, IW, mode)
-            put(target, ow, get(row, iw, dtype) if iw >= 0 else dtype.type(0))
+        copy_border(target, row, 0, first, left, step, dtype)
+        copy_border(target, row, last, OW, right, step, dtype)
 
 
 def pad2d(input, output, workspace, geometry, n_threads):
@@ -61,12 +73,13 @@ def pad2d(input, output, workspace, geometry, n_threads):
 
 
 @helper
-def add_border(row, grads, from_column, to_column, IW, pad_left, mode, dtype):
-    """What columns of the border add to a row."""
+def add_border(row, grads, from_column, to_column, iw, step, dtype):
+    """What columns of the border add to a row, the first of them to its column iw."""
     for ow in range(from_column, to_column):
-        iw = source(ow - pad_left, IW, mode)
+        rolled()
         if iw >= 0:
             put(row, iw, get(row, iw, dtype) + get(grads, ow, dtype))
+        iw += step
 
 
 @task
@@ -85,6 +98,7 @@ def pad2d_adjoint_task(
     plane = address(grad_input) + task * IH * IW * size
     first = min(max(pad_left, 0), OW)
     last = max(min(pad_left + IW, OW), first)
+    left, right, step = source(-pad_left, IW, mode), source(last - pad_left, IW, mode), step_of(mode)
 
     clear(plane, IH * IW * size)
     for oh in range(OH):
@@ -93,8 +107,8 @@ def pad2d_adjoint_task(
             continue
         row, grads = plane + ih * IW * size, address(grad_output) + (task * OH + oh) * OW * size
         add_run(row + (first - pad_left) * size, grads + first * size, last - first, dtype)
-        add_border(row, grads, 0, first, IW, pad_left, mode, dtype)
-        add_border(row, grads, last, OW, IW, pad_left, mode, dtype)
+        add_border(row, grads, 0, first, left, step, dtype)
+        add_border(row, grads, last, OW, right, step, dtype)
 
 
 def pad2d_adjoint(grad_output, grad_input, workspace, geometry, n_threads):
