@@ -136,7 +136,7 @@ for function in _DIVISION.values():
 
 @register_pass(mutates_CFG=False, analysis_only=False)
 class _PlainDivision(FunctionPass):
-    """The operators // and % without cases that no kernel has."""
+    """The operators // and % of helpers without cases that no kernel has; a task's own are inlined later, and stay Numba's."""
 
     _name = "plain_division"
 
